@@ -1,0 +1,1 @@
+//! The lab of the end-to-end tests: namespaces, links, real servers and clients.

@@ -1,0 +1,1 @@
+//! Sessions: listener, drivers of the FTP and SMTP machines.

@@ -1,0 +1,1 @@
+//! Kernel state: BPF programs and maps, the nftables table, rules and routes.

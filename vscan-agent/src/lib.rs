@@ -1,0 +1,13 @@
+//! The program `vscan`: supervisor, gateway and command line.
+
+pub mod cli;
+pub mod config;
+pub mod gateway;
+pub mod kernel;
+pub mod net;
+pub mod observe;
+pub mod policy;
+pub mod quarantine;
+pub mod scanner;
+pub mod spool;
+pub mod supervisor;

@@ -1,0 +1,2 @@
+//! The program `vscan`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Transparent sockets and splice.

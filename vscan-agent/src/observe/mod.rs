@@ -1,0 +1,1 @@
+//! Metrics, events, the flow table and the control socket.

@@ -1,0 +1,1 @@
+//! Where blocked objects are kept.

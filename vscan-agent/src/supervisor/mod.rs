@@ -1,0 +1,1 @@
+//! Starts and watches gateway and scanner.

@@ -1,0 +1,1 @@
+//! Bounded line splitting, shared by FTP and SMTP.

@@ -1,0 +1,2 @@
+//! The scanner process: zygote and workers.
+fn main() {}
