@@ -1,0 +1,60 @@
+//! How legs end: by a reset, unless the end is meant.
+//!
+//! Every leg carries `SO_LINGER {1, 0}` for the session's life, so that the kernel resets it when the
+//! process dies at any moment; only [`close_gracefully`] takes that away.
+
+use socket2::SockRef;
+use std::{io, time::Duration};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+/// How long a closing leg waits for the peer's own end of stream before it is reset.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes read at a time, and thrown away, while waiting for the peer's end of stream.
+const DISCARD_BUFFER: usize = 4096;
+
+/// Prepares a connected leg: no Nagle delay, and a reset when it is dropped or its process dies.
+///
+/// # Errors
+/// What setsockopt(2) returns; the connection is then unusable.
+pub fn prepare_leg(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_zero_linger()
+}
+
+/// Ends a leg with a reset: the peer sees ECONNRESET, never an end of file.
+pub fn abort(stream: TcpStream) {
+    // Setting the option again cannot fail on a live socket; on a dead one there is nothing to reset.
+    let _ = stream.set_zero_linger();
+    drop(stream);
+}
+
+/// Ends a leg cleanly: sends FIN behind what was written, waits for the peer's FIN, then closes.
+///
+/// Without the wait, unread bytes of the peer would turn the close into a reset that overtakes our
+/// last bytes (RFC 1122 4.2.2.13).
+///
+/// # Errors
+/// The peer reset the connection, or did not close within [`CLOSE_TIMEOUT`] (the leg is then reset).
+pub async fn close_gracefully(mut stream: TcpStream) -> io::Result<()> {
+    stream.shutdown().await?;
+    let drained = tokio::time::timeout(CLOSE_TIMEOUT, drain(&stream)).await;
+    match drained {
+        Ok(Ok(())) => SockRef::from(&stream).set_linger(None),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "peer does not close")),
+    }
+}
+
+async fn drain(stream: &TcpStream) -> io::Result<()> {
+    loop {
+        stream.readable().await?;
+        let mut buffer = [0; DISCARD_BUFFER];
+        match stream.try_read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
