@@ -1,1 +1,145 @@
 //! The configuration file, parsed into types that cannot be wrong.
+//!
+//! One TOML file. Every section but `[gateway]` may be left out, unknown keys are refused, and all errors are
+//! reported at once, each with its place. Nothing here opens any other file or looks at the system: whether an
+//! interface exists or rules compile is asked by those who need them.
+
+mod error;
+mod glob;
+mod read;
+mod sections;
+mod terms;
+mod types;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{ConfigErrors, Problem};
+pub use glob::Glob;
+pub use terms::{
+    Attach, BareNewline, Delivery, Direction, FtpTls, LogFormat, OnAgentDown, Permission, Protocol,
+    REASONS, Resume, StartTls, Steering, Treatment, reason_str, verdict_str,
+};
+pub use types::{
+    Access, Config, Ftp, Gateway, Interface, Limits, Log, Marks, Metrics, Paths, Published,
+    Quarantine, RateLimit, Scan, Smtp, Spool, TableNumber, Treat, extension,
+};
+
+use read::{Reader, Table, Wrong};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use toml::de::DeTable;
+
+/// The configuration file unless another is named.
+pub const DEFAULT_PATH: &str = "/etc/vscan/vscan.toml";
+
+/// A larger configuration file is refused: it is none, in bytes.
+const FILE_MAX: u64 = 16 << 20;
+
+impl Config {
+    /// Reads and parses the file.
+    ///
+    /// # Errors
+    /// [`ConfigErrors::Unreadable`] or all that is wrong with it.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let unreadable =
+            |reason: String| ConfigErrors::Unreadable { path: path.to_owned(), reason };
+        let length = std::fs::metadata(path).map(|m| m.len());
+        if length.is_ok_and(|n| n > FILE_MAX) {
+            return Err(unreadable(
+                "is larger than 16 MiB: this is no configuration file".to_owned(),
+            ));
+        }
+        let bytes = std::fs::read(path).map_err(|e| {
+            unreadable(match e.kind() {
+                std::io::ErrorKind::NotFound => {
+                    "no such file; name the configuration with --config".to_owned()
+                }
+                std::io::ErrorKind::PermissionDenied => "permission denied; run as root".to_owned(),
+                _ => e.to_string(),
+            })
+        })?;
+        let text = String::from_utf8(bytes).map_err(|e| {
+            unreadable(format!("is not UTF-8 at byte {}", e.utf8_error().valid_up_to()))
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Parses the text of a configuration; `file` is its name in messages.
+    ///
+    /// # Errors
+    /// [`ConfigErrors::Invalid`] with all that is wrong.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigErrors> {
+        let invalid = |problems| ConfigErrors::Invalid { file: PathBuf::from(file), problems };
+        let mut reader = Reader::new(text);
+        let (document, syntax) = DeTable::parse_recoverable(text);
+        if !syntax.is_empty() {
+            // after a syntax error the tables are a guess: what follows from them would mislead
+            for error in syntax {
+                reader.report(
+                    error.span().unwrap_or(0..0),
+                    Wrong::new(error.message().trim().to_owned()),
+                );
+            }
+            return Err(invalid(reader.finish()));
+        }
+        let root = Table::new("", Some(document.get_ref()), 0..0);
+        let config = sections::document(&mut reader, root);
+        let problems = reader.finish();
+        if problems.is_empty() { Ok(config) } else { Err(invalid(problems)) }
+    }
+
+    /// Whether the address belongs to the networks that the gateway protects.
+    #[must_use]
+    pub fn is_inside(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.gateway.inside.iter().any(|net| net.contains(&address))
+    }
+
+    /// The direction of bytes that go from one address to another.
+    #[must_use]
+    pub fn direction(&self, sender: IpAddr, receiver: IpAddr) -> Direction {
+        match (self.is_inside(sender), self.is_inside(receiver)) {
+            (false, true) => Direction::Inbound,
+            (true, false) => Direction::Outbound,
+            (true, true) => Direction::Internal,
+            (false, false) => Direction::Transit,
+        }
+    }
+
+    /// The protocol that is spoken on a server's port, if it is one of ours.
+    #[must_use]
+    pub fn protocol(&self, port: u16) -> Option<Protocol> {
+        let has = |ports: &[std::num::NonZeroU16]| ports.iter().any(|p| p.get() == port);
+        if has(&self.ftp.ports) {
+            Some(Protocol::Ftp)
+        } else if has(&self.smtp.ports) {
+            Some(Protocol::Smtp)
+        } else {
+            None
+        }
+    }
+
+    /// What `[[access]]` says about a client, a server as dialled, and a protocol.
+    ///
+    /// The first rule that matches decides; with rules but no match the answer is deny. Without any rule, clients
+    /// inside may use the gateway for everything.
+    #[must_use]
+    pub fn permits(&self, client: IpAddr, server: IpAddr, protocol: Protocol) -> Permission {
+        if self.access.is_empty() {
+            return if self.is_inside(client) { Permission::Allow } else { Permission::Deny };
+        }
+        let within = |nets: &[ipnet::IpNet], address: IpAddr| {
+            nets.is_empty() || nets.iter().any(|n| n.contains(&address.to_canonical()))
+        };
+        self.access
+            .iter()
+            .find(|a| {
+                within(&a.from, client)
+                    && within(&a.to, server)
+                    && (a.protocol.is_empty() || a.protocol.contains(&protocol))
+            })
+            .map_or(Permission::Deny, |a| a.action)
+    }
+}

@@ -1,0 +1,403 @@
+//! What the keys of each section mean, and what must hold between them.
+
+use super::glob::Glob;
+use super::read::{Reader, Scalar, Table, Wrong};
+use super::terms::{Permission, Treatment};
+use super::types::{
+    Access, Config, Ftp, Gateway, Limits, Log, Marks, Metrics, Paths, Quarantine, RateLimit, Scan,
+    Smtp, Spool, Treat,
+};
+use super::value::{Extension, OrNone, Size};
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::time::Duration;
+use vscan_scan::report::Verdict;
+
+/// Reads the whole document. What it returns is right only if `r` has no problems afterwards.
+pub(super) fn document(r: &mut Reader<'_>, mut root: Table<'_, '_>) -> Config {
+    let config = Config {
+        gateway: gateway(r, &mut root),
+        paths: paths(r, &mut root),
+        access: root.tables(r, "access").into_iter().map(|t| access(r, t)).collect(),
+        ftp: ftp(r, &mut root),
+        smtp: smtp(r, &mut root),
+        scan: scan(r, &mut root),
+        treat: root.tables(r, "treat").into_iter().filter_map(|t| treat(r, t)).collect(),
+        quarantine: quarantine(r, &mut root),
+        spool: spool(r, &mut root),
+        metrics: metrics(r, &mut root),
+        log: log(r, &mut root),
+    };
+    between(r, &mut root, &config);
+    root.finish(r);
+    config
+}
+
+fn gateway(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Gateway {
+    let there = root.has("gateway");
+    let mut t = root.table(r, "gateway");
+    let d = Gateway::default();
+    for (key, example) in
+        [("interfaces", "[\"lan0\", \"wan0\"]"), ("inside", "[\"192.168.0.0/16\"]")]
+    {
+        if !t.has(key) {
+            let help = format!("write {key} = {example} below [gateway]");
+            if there {
+                r.report(t.span(), Wrong::new(format!("`gateway.{key}` is missing")).help(help));
+            } else {
+                r.report_document(format!("`gateway.{key}` is missing"), help);
+            }
+        }
+    }
+    let mut marks = t.table(r, "marks");
+    let gateway = Gateway {
+        interfaces: distinct(r, &mut t, "interfaces"),
+        inside: filled(r, &mut t, "inside"),
+        exempt: t.list(r, "exempt", d.exempt),
+        deny: t.list(r, "deny", d.deny),
+        on_agent_down: t.get(r, "on_agent_down", d.on_agent_down),
+        steering: t.get(r, "steering", d.steering),
+        attach: t.get(r, "attach", d.attach),
+        publish: t.list(r, "publish", d.publish),
+        intercept_own: t.get(r, "intercept_own", d.intercept_own),
+        rate_limit: rate_limit(r, &mut t),
+        marks: read_marks(r, &mut marks, d.marks),
+        table: t.get(r, "table", d.table),
+        tproxy_port: t.get(r, "tproxy_port", d.tproxy_port),
+        max_sessions: t.get(r, "max_sessions", d.max_sessions),
+        workers: t.get(r, "workers", d.workers),
+        drain: t.get(r, "drain", d.drain),
+        connect_timeout: positive(r, &mut t, "connect_timeout", d.connect_timeout),
+        idle_timeout: positive(r, &mut t, "idle_timeout", d.idle_timeout),
+    };
+    marks.finish(r);
+    t.finish(r);
+    gateway
+}
+
+/// A list that must not be empty.
+fn filled<T: Scalar>(r: &mut Reader<'_>, t: &mut Table<'_, '_>, key: &'static str) -> Vec<T> {
+    let empty =
+        t.raw(key).is_some_and(|raw| raw.get_ref().as_array().is_some_and(|a| a.is_empty()));
+    if empty {
+        r.report(t.span_of(key), Wrong::new(format!("`{}` must not be empty", t.name(key))));
+    }
+    t.list(r, key, Vec::new())
+}
+
+/// A list that must not be empty nor name a thing twice.
+fn distinct<T: Scalar + PartialEq + std::fmt::Display>(
+    r: &mut Reader<'_>,
+    t: &mut Table<'_, '_>,
+    key: &'static str,
+) -> Vec<T> {
+    let list: Vec<T> = filled(r, t, key);
+    for (n, value) in list.iter().enumerate() {
+        if list[..n].contains(value) {
+            let wrong = Wrong::new(format!("`{}` names {value} twice", t.name(key)));
+            r.report(t.span_of(key), wrong);
+        }
+    }
+    list
+}
+
+fn positive(
+    r: &mut Reader<'_>,
+    t: &mut Table<'_, '_>,
+    key: &'static str,
+    default: Duration,
+) -> Duration {
+    let value = t.get(r, key, default);
+    if value.is_zero() {
+        r.report(t.span_of(key), Wrong::new(format!("`{}` must be more than 0", t.name(key))));
+    }
+    value
+}
+
+fn size(r: &mut Reader<'_>, t: &mut Table<'_, '_>, key: &'static str, default: u64) -> u64 {
+    let Size(value) = t.get(r, key, Size(default));
+    if value == 0 {
+        r.report(t.span_of(key), Wrong::new(format!("`{}` must be more than 0", t.name(key))));
+    }
+    value
+}
+
+fn number(r: &mut Reader<'_>, t: &mut Table<'_, '_>, key: &'static str, default: u32) -> u32 {
+    let value = t.get(r, key, default);
+    if value == 0 {
+        r.report(t.span_of(key), Wrong::new(format!("`{}` must be more than 0", t.name(key))));
+    }
+    value
+}
+
+fn rate_limit(r: &mut Reader<'_>, t: &mut Table<'_, '_>) -> Option<RateLimit> {
+    if !t.has("rate_limit") {
+        t.raw("rate_limit");
+        return None;
+    }
+    let mut t = t.table(r, "rate_limit");
+    let per_second = t.opt(r, "per_second");
+    let burst = t.opt(r, "burst").or(per_second);
+    if per_second.is_none() && !t.has("per_second") {
+        let wrong = Wrong::new("`gateway.rate_limit.per_second` is missing")
+            .help("write rate_limit = { per_second = 50, burst = 100 }");
+        r.report(t.span(), wrong);
+    }
+    t.finish(r);
+    Some(RateLimit { per_second: per_second?, burst: burst? })
+}
+
+fn read_marks(r: &mut Reader<'_>, t: &mut Table<'_, '_>, d: Marks) -> Marks {
+    let mask = number(r, t, "mask", d.mask);
+    let keys = ["client", "upstream", "bypass", "related"];
+    let defaults = [d.client, d.upstream, d.bypass, d.related];
+    let mut values = [0; 4];
+    for n in 0..keys.len() {
+        values[n] = number(r, t, keys[n], defaults[n]);
+        if values[n] & !mask != 0 {
+            let wrong = Wrong::new(format!(
+                "`{}` = {:#x} has bits outside of the mask {mask:#x}",
+                t.name(keys[n]),
+                values[n]
+            ))
+            .help("set mask and all four marks together");
+            r.report(t.span_of(keys[n]), wrong);
+        }
+        if let Some(same) = values[..n].iter().position(|v| *v == values[n]) {
+            let wrong =
+                Wrong::new(format!("`{}` equals `{}`", t.name(keys[n]), t.name(keys[same])));
+            r.report(t.span_of(keys[n]), wrong);
+        }
+    }
+    let [client, upstream, bypass, related] = values;
+    Marks { client, upstream, bypass, related, mask }
+}
+
+fn paths(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Paths {
+    let mut t = root.table(r, "paths");
+    let d = Paths::default();
+    let run_dir = t.get(r, "run_dir", d.run_dir);
+    let state_dir = t.get(r, "state_dir", d.state_dir);
+    let d = Paths::below(&run_dir, &state_dir);
+    let paths = Paths {
+        control: t.get(r, "control", d.control),
+        bpffs: t.get(r, "bpffs", d.bpffs),
+        spool: t.get(r, "spool", d.spool),
+        quarantine: t.get(r, "quarantine", d.quarantine),
+        events: t.get(r, "events", d.events),
+        scanner: t.opt(r, "scanner"),
+        run_dir,
+        state_dir,
+    };
+    // sockaddr_un.sun_path holds 108 bytes with the final NUL (unix(7))
+    if paths.control.as_os_str().len() > 107 {
+        let wrong = Wrong::new(
+            "`paths.control` is longer than 107 bytes, the most that a socket's path can have",
+        );
+        r.report(t.span_of("control"), wrong);
+    }
+    t.finish(r);
+    paths
+}
+
+fn access(r: &mut Reader<'_>, mut t: Table<'_, '_>) -> Access {
+    let access = Access {
+        action: t.get(r, "action", Permission::Allow),
+        from: t.one_or_more(r, "from"),
+        to: t.one_or_more(r, "to"),
+        protocol: t.one_or_more(r, "protocol"),
+    };
+    t.finish(r);
+    access
+}
+
+fn ftp(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Ftp {
+    let mut t = root.table(r, "ftp");
+    let d = Ftp::default();
+    let ftp = Ftp {
+        ports: t.list(r, "ports", d.ports),
+        delivery: t.get(r, "delivery", d.delivery),
+        tls: t.get(r, "tls", d.tls),
+        resume: t.get(r, "resume", d.resume),
+        noop_interval: positive(r, &mut t, "noop_interval", d.noop_interval),
+    };
+    t.finish(r);
+    ftp
+}
+
+fn smtp(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Smtp {
+    let mut t = root.table(r, "smtp");
+    let d = Smtp::default();
+    let smtp = Smtp {
+        ports: t.list(r, "ports", d.ports),
+        delivery: t.get(r, "delivery", d.delivery),
+        starttls: t.get(r, "starttls", d.starttls),
+        bare_newline: t.get(r, "bare_newline", d.bare_newline),
+        noop_interval: positive(r, &mut t, "noop_interval", d.noop_interval),
+    };
+    t.finish(r);
+    smtp
+}
+
+fn scan(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Scan {
+    let mut t = root.table(r, "scan");
+    let d = Scan::default();
+    let rules: Vec<PathBuf> =
+        if t.has("rules") { filled(r, &mut t, "rules") } else { t.list(r, "rules", d.rules) };
+    let mut limits = t.table(r, "limits");
+    let scan = Scan {
+        rules,
+        skip_extensions: t
+            .list::<Extension>(r, "skip_extensions", Vec::new())
+            .into_iter()
+            .map(|Extension(e)| e)
+            .collect(),
+        limits: Limits {
+            object_size: size(r, &mut limits, "object_size", d.limits.object_size),
+            unpacked_size: size(r, &mut limits, "unpacked_size", d.limits.unpacked_size),
+            ratio: number(r, &mut limits, "ratio", d.limits.ratio),
+            depth: number(r, &mut limits, "depth", d.limits.depth),
+            members: number(r, &mut limits, "members", d.limits.members),
+            headers: size(r, &mut limits, "headers", d.limits.headers),
+            memory: size(r, &mut limits, "memory", d.limits.memory),
+        },
+        deadline: positive(r, &mut t, "deadline", d.deadline),
+        workers: t.get(r, "workers", d.workers),
+    };
+    limits.finish(r);
+    t.finish(r);
+    scan
+}
+
+fn treat(r: &mut Reader<'_>, mut t: Table<'_, '_>) -> Option<Treat> {
+    let action = t.opt::<Treatment>(r, "action");
+    if action.is_none() && !t.has("action") {
+        let wrong = Wrong::new(format!("`{}` is missing", t.name("action")))
+            .help("write action = \"pass\", \"block\" or \"quarantine\"");
+        r.report(t.span(), wrong);
+    }
+    let treat = Treat {
+        protocol: t.one_or_more(r, "protocol"),
+        direction: t.one_or_more(r, "direction"),
+        verdict: t.one_or_more(r, "verdict"),
+        reason: t.one_or_more(r, "reason"),
+        detection: t.one_or_more::<Glob>(r, "detection"),
+        extension: t
+            .one_or_more::<Extension>(r, "extension")
+            .into_iter()
+            .map(|Extension(e)| e)
+            .collect(),
+        from: t.one_or_more(r, "from"),
+        to: t.one_or_more(r, "to"),
+        action: action.unwrap_or(Treatment::Block),
+    };
+    for (key, verdict, used) in [
+        ("reason", Verdict::Unscannable, !treat.reason.is_empty()),
+        ("detection", Verdict::Infected, !treat.detection.is_empty()),
+    ] {
+        if used && !treat.verdict.is_empty() && !treat.verdict.contains(&verdict) {
+            let wrong = Wrong::new(format!(
+                "`{}` only matches verdict \"{}\", which this rule excludes",
+                t.name(key),
+                super::terms::verdict_str(verdict)
+            ))
+            .help("leave out `verdict`, or add that one to it");
+            r.report(t.span_of(key), wrong);
+        }
+    }
+    t.finish(r);
+    action.map(|_| treat)
+}
+
+fn quarantine(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Quarantine {
+    let mut t = root.table(r, "quarantine");
+    let d = Quarantine::default();
+    let max_age = t.opt::<OrNone<Duration>>(r, "max_age");
+    let max_size = t.opt::<OrNone<Size>>(r, "max_size");
+    let quarantine = Quarantine {
+        max_age: max_age.map_or(d.max_age, OrNone::into_option),
+        max_size: max_size.map_or(d.max_size, |v| v.into_option().map(|Size(n)| n)),
+        min_free: t.get(r, "min_free", Size(d.min_free)).0,
+    };
+    t.finish(r);
+    quarantine
+}
+
+fn spool(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Spool {
+    let mut t = root.table(r, "spool");
+    let d = Spool::default();
+    let spool = Spool {
+        memory: size(r, &mut t, "memory", d.memory),
+        memory_object: size(r, &mut t, "memory_object", d.memory_object),
+        disk: size(r, &mut t, "disk", d.disk),
+        hold_max: size(r, &mut t, "hold_max", d.hold_max),
+    };
+    if spool.hold_max > spool.disk {
+        let wrong = Wrong::new(format!(
+            "`spool.hold_max` ({} bytes) is more than `spool.disk` ({} bytes): such an object could never be held",
+            spool.hold_max, spool.disk
+        ));
+        r.report(t.span_of("hold_max"), wrong);
+    }
+    if spool.memory_object > spool.memory {
+        let wrong = Wrong::new(format!(
+            "`spool.memory_object` ({} bytes) is more than `spool.memory` ({} bytes)",
+            spool.memory_object, spool.memory
+        ));
+        r.report(t.span_of("memory_object"), wrong);
+    }
+    t.finish(r);
+    spool
+}
+
+fn metrics(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Metrics {
+    let mut t = root.table(r, "metrics");
+    let listen = t.opt::<OrNone<std::net::SocketAddr>>(r, "listen");
+    let metrics = Metrics { listen: listen.map_or(Metrics::default().listen, OrNone::into_option) };
+    t.finish(r);
+    metrics
+}
+
+fn log(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Log {
+    let mut t = root.table(r, "log");
+    let d = Log::default();
+    let log = Log { level: t.get(r, "level", d.level), format: t.get(r, "format", d.format) };
+    if let Err(e) = tracing_subscriber::EnvFilter::try_new(&log.level) {
+        let wrong =
+            Wrong::new(format!("`log.level`: {e}")).help("write error, warn, info, debug or trace");
+        r.report(t.span_of("level"), wrong);
+    }
+    t.finish(r);
+    log
+}
+
+/// What must hold between sections.
+fn between(r: &mut Reader<'_>, root: &mut Table<'_, '_>, c: &Config) {
+    let taken = |ports: &[NonZeroU16]| ports.contains(&c.gateway.tproxy_port);
+    for (section, ports) in [("ftp", &c.ftp.ports), ("smtp", &c.smtp.ports)] {
+        let at = root.table_span(section, "ports");
+        for (n, port) in ports.iter().enumerate() {
+            if ports[..n].contains(port) {
+                r.report(at.clone(), Wrong::new(format!("`{section}.ports` names {port} twice")));
+            }
+        }
+        if taken(ports) {
+            let wrong = Wrong::new(format!(
+                "`{section}.ports` contains {}, the port of `gateway.tproxy_port`",
+                c.gateway.tproxy_port
+            ));
+            r.report(at, wrong);
+        }
+    }
+    if let Some(port) = c.smtp.ports.iter().find(|p| c.ftp.ports.contains(p)) {
+        let wrong = Wrong::new(format!("port {port} is in both `ftp.ports` and `smtp.ports`"))
+            .help("the protocol is known by the port: write it into one of them");
+        r.report(root.table_span("smtp", "ports"), wrong);
+    }
+    if c.ftp.ports.is_empty() && c.smtp.ports.is_empty() {
+        r.report(
+            root.table_span("ftp", "ports"),
+            Wrong::new("`ftp.ports` and `smtp.ports` are both empty: nothing to do"),
+        );
+    }
+}

@@ -1,0 +1,288 @@
+//! The words of configuration, policy and events: small enums, each written as one lower-case word.
+
+use super::read::{Scalar, Wrong, kind, nearest};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use toml::de::DeValue;
+use vscan_scan::report::{Reason, Verdict};
+
+/// Declares an enum whose values are words, and words that are known but not available here.
+macro_rules! words {
+    (
+        $(#[$meta:meta])*
+        $name:ident { $($(#[$vmeta:meta])* $variant:ident = $word:literal),+ $(,)? }
+        $(unavailable { $($other:literal => $why:literal),+ $(,)? })?
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vmeta])* #[serde(rename = $word)] $variant),+ }
+
+        impl $name {
+            /// All values.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The word that stands for it in configuration, events and metrics.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl Scalar for $name {
+            fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+                let pairs = &[$(($word, Self::$variant)),+];
+                word(value, pairs, &[$($(($other, $why)),+)?])
+            }
+        }
+    };
+}
+
+/// Finds the word in the list, or says what is possible.
+pub(super) fn word<T: Copy>(
+    value: &DeValue<'_>,
+    pairs: &[(&'static str, T)],
+    unavailable: &[(&str, &str)],
+) -> Result<T, Wrong> {
+    let known: Vec<&str> = pairs.iter().map(|(w, _)| *w).collect();
+    let list = known.iter().map(|w| format!("\"{w}\"")).collect::<Vec<_>>().join(", ");
+    let Some(word) = value.as_str() else {
+        return Err(Wrong::new(format!("must be one of {list}, this is {}", kind(value))));
+    };
+    if let Some((_, found)) = pairs.iter().find(|(w, _)| *w == word) {
+        return Ok(*found);
+    }
+    if let Some((_, why)) = unavailable.iter().find(|(w, _)| *w == word) {
+        return Err(Wrong::new(format!("this version does not have \"{word}\": {why}"))
+            .help(format!("choose one of {list}")));
+    }
+    let help = match nearest(word, &known) {
+        Some(near) => format!("did you mean \"{near}\"?"),
+        None => format!("choose one of {list}"),
+    };
+    Err(Wrong::new(format!("{word:?} is not known here")).help(help))
+}
+
+words! {
+    /// The protocol of a session.
+    Protocol {
+        /// File Transfer Protocol, RFC 959.
+        Ftp = "ftp",
+        /// Simple Mail Transfer Protocol, RFC 5321.
+        Smtp = "smtp",
+    }
+}
+
+words! {
+    /// Where bytes go, by sender and receiver.
+    Direction {
+        /// From outside to inside.
+        Inbound = "inbound",
+        /// From inside to outside.
+        Outbound = "outbound",
+        /// Between two inside addresses.
+        Internal = "internal",
+        /// Between two outside addresses.
+        Transit = "transit",
+    }
+}
+
+words! {
+    /// What the kernel does with new connections while the agent is dead or hangs.
+    OnAgentDown {
+        /// They pass uninspected, and are counted.
+        Open = "open",
+        /// They are refused.
+        Closed = "closed",
+    }
+}
+
+words! {
+    /// How connections are steered to the gateway.
+    Steering {
+        /// BPF and nftables where BPF can be loaded, else nftables alone.
+        Auto = "auto",
+        /// BPF and nftables, or no start.
+        Bpf = "bpf",
+        /// nftables alone.
+        Nft = "nft",
+    }
+}
+
+words! {
+    /// How the BPF program is attached to an interface.
+    Attach {
+        /// tcx from Linux 6.6 on, clsact before.
+        Auto = "auto",
+        /// tcx links.
+        Tcx = "tcx",
+        /// A clsact qdisc and a filter.
+        Clsact = "clsact",
+    }
+}
+
+words! {
+    /// What an access rule says.
+    Permission {
+        /// The connection is intercepted and relayed.
+        Allow = "allow",
+        /// The connection is left to the firewall.
+        Deny = "deny",
+    }
+}
+
+words! {
+    /// How an object is delivered.
+    Delivery {
+        /// Nothing of it before its verdict.
+        Hold = "hold",
+    }
+    unavailable { "stream" => "objects are always held until their verdict" }
+}
+
+words! {
+    /// What happens when an FTP client asks for TLS (`AUTH`).
+    FtpTls {
+        /// The session goes on uninspected, counted and shown as such.
+        Pass = "pass",
+        /// `AUTH` is refused; clients that insist on TLS cannot connect.
+        Refuse = "refuse",
+    }
+    unavailable { "terminate" => "TLS is passed or refused, not opened" }
+}
+
+words! {
+    /// What happens when an FTP client resumes a transfer (`REST`, `APPE`).
+    Resume {
+        /// Refused with 502; the client starts again from the first byte.
+        Refuse = "refuse",
+    }
+    unavailable { "whole" => "a resumed transfer cannot be completed from the server" }
+}
+
+words! {
+    /// What happens with `STARTTLS`.
+    StartTls {
+        /// The session goes on uninspected, counted and shown as such.
+        Pass = "pass",
+        /// Offered, but refused when it is used.
+        Refuse = "refuse",
+        /// Taken out of the server's offer, and refused.
+        Strip = "strip",
+    }
+    unavailable { "terminate" => "TLS is passed, refused or stripped, not opened" }
+}
+
+words! {
+    /// Which messages with a bare CR or LF are refused (550 5.6.0).
+    BareNewline {
+        /// Those in which it could be taken for the end of the message.
+        Lookalikes = "lookalikes",
+        /// All.
+        Refuse = "refuse",
+        /// None. Servers behind the gateway must be safe against SMTP smuggling themselves.
+        Pass = "pass",
+    }
+}
+
+words! {
+    /// What is done with an object, from the mildest to the strictest.
+    Treatment {
+        /// It is delivered as it came.
+        Pass = "pass",
+        /// It is refused.
+        Block = "block",
+        /// It is refused, and a copy is kept.
+        Quarantine = "quarantine",
+    }
+    unavailable {
+        "strip" => "infected parts cannot be taken out of a message",
+        "replace" => "infected parts cannot be replaced by a notice",
+        "clean" => "infected objects cannot be cleaned",
+    }
+}
+
+words! {
+    /// Where the log goes and how it looks.
+    LogFormat {
+        /// Journal priorities under systemd, text elsewhere.
+        Auto = "auto",
+        /// Text on standard error.
+        Text = "text",
+        /// JSON lines on standard error.
+        Json = "json",
+        /// Text on standard error, each line begun with its syslog priority (`<6>`).
+        Journal = "journal",
+    }
+}
+
+impl Scalar for Verdict {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        word(
+            value,
+            &[
+                ("infected", Verdict::Infected),
+                ("unscannable", Verdict::Unscannable),
+                ("error", Verdict::Error),
+            ],
+            &[("clean", "a clean object always passes")],
+        )
+    }
+}
+
+impl Scalar for Reason {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        let pairs: Vec<(&'static str, Reason)> =
+            REASONS.iter().map(|r| (reason_str(*r), *r)).collect();
+        word(value, &pairs, &[])
+    }
+}
+
+/// All reasons why something is not read.
+pub const REASONS: &[Reason] = &[
+    Reason::Size,
+    Reason::Unpacked,
+    Reason::Ratio,
+    Reason::Depth,
+    Reason::Members,
+    Reason::Headers,
+    Reason::Time,
+    Reason::Memory,
+    Reason::Encrypted,
+    Reason::Malformed,
+    Reason::Unsupported,
+];
+
+/// The word that stands for a reason in configuration, events and metrics.
+#[must_use]
+pub fn reason_str(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Size => "size",
+        Reason::Unpacked => "unpacked",
+        Reason::Ratio => "ratio",
+        Reason::Depth => "depth",
+        Reason::Members => "members",
+        Reason::Headers => "headers",
+        Reason::Time => "time",
+        Reason::Memory => "memory",
+        Reason::Encrypted => "encrypted",
+        Reason::Malformed => "malformed",
+        Reason::Unsupported => "unsupported",
+    }
+}
+
+/// The word that stands for a verdict in configuration, events and metrics.
+#[must_use]
+pub fn verdict_str(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Clean => "clean",
+        Verdict::Error => "error",
+        Verdict::Unscannable => "unscannable",
+        Verdict::Infected => "infected",
+    }
+}

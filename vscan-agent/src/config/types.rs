@@ -1,0 +1,500 @@
+//! The sections of the configuration and their defaults.
+
+use super::glob::Glob;
+use super::terms::{
+    Attach, BareNewline, Delivery, Direction, FtpTls, LogFormat, OnAgentDown, Permission, Protocol,
+    Resume, StartTls, Steering, Treatment,
+};
+use ipnet::IpNet;
+use serde::Serialize;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use vscan_scan::report::{Reason, Verdict};
+
+/// The configuration: proven, immutable, shared by `Arc`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `[gateway]`
+    pub gateway: Gateway,
+    /// `[paths]`
+    pub paths: Paths,
+    /// `[[access]]`, first match wins; empty: see [`Config::permits`]
+    pub access: Vec<Access>,
+    /// `[ftp]`
+    pub ftp: Ftp,
+    /// `[smtp]`
+    pub smtp: Smtp,
+    /// `[scan]`
+    pub scan: Scan,
+    /// `[[treat]]`, first match wins
+    pub treat: Vec<Treat>,
+    /// `[quarantine]`
+    pub quarantine: Quarantine,
+    /// `[spool]`
+    pub spool: Spool,
+    /// `[metrics]`
+    pub metrics: Metrics,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// `[gateway]`: where the gateway stands and how it is reached.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gateway {
+    /// The guarded interfaces. Never empty.
+    pub interfaces: Vec<Interface>,
+    /// The networks that the gateway protects. Never empty.
+    pub inside: Vec<IpNet>,
+    /// Networks whose connections pass uninspected, as client or as server.
+    pub exempt: Vec<IpNet>,
+    /// Networks whose connections to our ports are dropped, by client.
+    pub deny: Vec<IpNet>,
+    /// What happens to new connections while the agent is dead or hangs.
+    pub on_agent_down: OnAgentDown,
+    /// How connections are steered.
+    pub steering: Steering,
+    /// How BPF programs are attached.
+    pub attach: Attach,
+    /// Services inside that are public without DNAT.
+    pub publish: Vec<Published>,
+    /// Whether the gateway's own outgoing connections are intercepted too.
+    pub intercept_own: bool,
+    /// New connections per client address and second; none: unlimited. BPF steering only.
+    pub rate_limit: Option<RateLimit>,
+    /// Packet marks.
+    pub marks: Marks,
+    /// The routing table for intercepted packets.
+    pub table: TableNumber,
+    /// The port that tproxy hands connections to, on 127.0.0.1 and ::1.
+    pub tproxy_port: NonZeroU16,
+    /// Sessions at one time; more are refused with 421.
+    pub max_sessions: NonZeroUsize,
+    /// Threads that move bytes.
+    pub workers: NonZeroUsize,
+    /// How long sessions may go on after a stop was asked for.
+    pub drain: Duration,
+    /// How long connecting to a server may take.
+    pub connect_timeout: Duration,
+    /// How long a session may be silent on both legs.
+    pub idle_timeout: Duration,
+}
+
+/// `[gateway.marks]`: the packet marks that vscan uses, all within `mask`, all different, none 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// Packets of client legs, and of replies on upstream legs, that are delivered to the gateway.
+    pub client: u32,
+    /// Packets that the gateway sends on upstream legs.
+    pub upstream: u32,
+    /// Connections that pass uninspected.
+    pub bypass: u32,
+    /// Connections that a conntrack helper relates to ours.
+    pub related: u32,
+    /// The bits that belong to vscan.
+    pub mask: u32,
+}
+
+/// New connections that one client address may open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Sustained rate, per second.
+    pub per_second: NonZeroU32,
+    /// How many may come at once.
+    pub burst: NonZeroU32,
+}
+
+/// A service that is public: an address or network, and perhaps one port of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Where the server is.
+    pub net: IpNet,
+    /// Its port; none: every port of the protocols.
+    pub port: Option<NonZeroU16>,
+}
+
+/// A name that a network interface can have: 1 to 15 bytes (`IFNAMSIZ` - 1), no slash, colon or white space.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Interface(String);
+
+impl Interface {
+    /// None when the kernel would refuse the name (`dev_valid_name`).
+    #[must_use]
+    pub fn new(name: &str) -> Option<Self> {
+        let fits = (1..=15).contains(&name.len()) && name != "." && name != "..";
+        let clean =
+            !name.bytes().any(|b| b == b'/' || b == b':' || b == b'"' || b <= b' ' || b == 0x7f);
+        (fits && clean).then(|| Self(name.to_owned()))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Interface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// The number of a routing table that may belong to vscan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableNumber(NonZeroU32);
+
+impl TableNumber {
+    /// None for the tables that the system uses: 0, 253, 254, 255.
+    #[must_use]
+    pub fn new(number: u32) -> Option<Self> {
+        NonZeroU32::new(number).filter(|n| !(253..=255).contains(&n.get())).map(Self)
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> u32 {
+        self.0.get()
+    }
+}
+
+/// `[paths]`: every place that vscan writes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Base of what lives as long as the agent.
+    pub run_dir: PathBuf,
+    /// Base of what survives it.
+    pub state_dir: PathBuf,
+    /// The control socket.
+    pub control: PathBuf,
+    /// Directory for pinned maps and links, on a bpffs.
+    pub bpffs: PathBuf,
+    /// Directory for objects too large for memory; its files have no names.
+    pub spool: PathBuf,
+    /// Directory of the quarantine.
+    pub quarantine: PathBuf,
+    /// The event log.
+    pub events: PathBuf,
+    /// The scanner's program; none: `vscan-scanner` beside `vscan`.
+    pub scanner: Option<PathBuf>,
+}
+
+impl Paths {
+    /// The paths below the two base directories.
+    #[must_use]
+    pub fn below(run_dir: &Path, state_dir: &Path) -> Self {
+        Self {
+            control: run_dir.join("control.sock"),
+            bpffs: PathBuf::from("/sys/fs/bpf/vscan"),
+            spool: state_dir.join("spool"),
+            quarantine: state_dir.join("quarantine"),
+            events: PathBuf::from("/var/log/vscan/events.json"),
+            scanner: None,
+            run_dir: run_dir.to_owned(),
+            state_dir: state_dir.to_owned(),
+        }
+    }
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self::below(Path::new("/run/vscan"), Path::new("/var/lib/vscan"))
+    }
+}
+
+/// `[[access]]`: who may use the gateway for what. An empty list matches everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// What the rule says.
+    pub action: Permission,
+    /// Clients.
+    pub from: Vec<IpNet>,
+    /// Servers, as dialled.
+    pub to: Vec<IpNet>,
+    /// Protocols.
+    pub protocol: Vec<Protocol>,
+}
+
+/// `[ftp]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ftp {
+    /// Server ports; empty: FTP is not intercepted.
+    pub ports: Vec<NonZeroU16>,
+    /// How files are delivered.
+    pub delivery: Delivery,
+    /// What happens on `AUTH`.
+    pub tls: FtpTls,
+    /// What happens on `REST` and `APPE`.
+    pub resume: Resume,
+    /// How often the server is kept awake while an upload is held.
+    pub noop_interval: Duration,
+}
+
+/// `[smtp]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Smtp {
+    /// Server ports; empty: SMTP is not intercepted.
+    pub ports: Vec<NonZeroU16>,
+    /// How messages are delivered.
+    pub delivery: Delivery,
+    /// What happens on `STARTTLS`.
+    pub starttls: StartTls,
+    /// Which bare newlines are refused.
+    pub bare_newline: BareNewline,
+    /// How often the server is kept awake while a message is held.
+    pub noop_interval: Duration,
+}
+
+/// `[scan]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scan {
+    /// Files and directories of rules. Never empty.
+    pub rules: Vec<PathBuf>,
+    /// Extensions (lower case, without the dot) of files that are not scanned.
+    pub skip_extensions: Vec<String>,
+    /// What an object may be.
+    pub limits: Limits,
+    /// Wall-clock time that one attempt at an object may take; after it the worker is ended.
+    pub deadline: Duration,
+    /// Scanner processes.
+    pub workers: NonZeroUsize,
+}
+
+impl Scan {
+    /// Whether a file of this name (as the peer gave it) is excluded from scanning.
+    #[must_use]
+    pub fn skips(&self, name: &[u8]) -> bool {
+        if self.skip_extensions.is_empty() {
+            return false;
+        }
+        extension(name).is_some_and(|e| self.skip_extensions.iter().any(|s| s.as_bytes() == e))
+    }
+}
+
+/// The extension of a name from the wire, in lower case (ASCII), without the dot.
+#[must_use]
+pub fn extension(name: &[u8]) -> Option<Vec<u8>> {
+    let base = name.rsplit(|b| *b == b'/' || *b == b'\\').next()?;
+    let dot = base.iter().rposition(|b| *b == b'.')?;
+    let extension = &base[dot + 1..];
+    (!extension.is_empty()).then(|| extension.to_ascii_lowercase())
+}
+
+/// `[scan.limits]`: past them an object is `unscannable`, with the limit's name as its reason.
+///
+/// Serialised for the scanner process under these field names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    /// Bytes of the object itself and of each decoded part.
+    pub object_size: u64,
+    /// Decoded bytes in all.
+    pub unpacked_size: u64,
+    /// Decoded bytes for one encoded byte.
+    pub ratio: u32,
+    /// Nesting of parts.
+    pub depth: u32,
+    /// Parts and archive members in all.
+    pub members: u32,
+    /// Bytes of message headers.
+    pub headers: u64,
+    /// Bytes of memory that one scanner worker may take beyond the rules.
+    pub memory: u64,
+}
+
+/// `[[treat]]`: what is done with an object that is not clean. An empty list matches everything.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Treat {
+    /// Protocols.
+    pub protocol: Vec<Protocol>,
+    /// Directions of the transfer.
+    pub direction: Vec<Direction>,
+    /// Verdicts.
+    pub verdict: Vec<Verdict>,
+    /// Reasons for not having read something.
+    pub reason: Vec<Reason>,
+    /// Names of detections.
+    pub detection: Vec<Glob>,
+    /// Extensions of the object's name.
+    pub extension: Vec<String>,
+    /// Clients.
+    pub from: Vec<IpNet>,
+    /// Servers.
+    pub to: Vec<IpNet>,
+    /// What is done.
+    pub action: Treatment,
+}
+
+/// `[quarantine]`: how much is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantine {
+    /// Older objects are removed; none: never.
+    pub max_age: Option<Duration>,
+    /// The oldest objects are removed when all together are larger, in bytes; none: never.
+    pub max_size: Option<u64>,
+    /// Bytes that stay free on the file system; an object that would take them is not kept.
+    pub min_free: u64,
+}
+
+/// `[spool]`: where held objects wait for their verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spool {
+    /// Bytes of memory for all held objects together.
+    pub memory: u64,
+    /// An object larger than this goes to an unlinked file, in bytes.
+    pub memory_object: u64,
+    /// Bytes of disk for all held objects together.
+    pub disk: u64,
+    /// A larger object is `unscannable: size`, in bytes.
+    pub hold_max: u64,
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// Address of `/metrics` and `/healthz`; none: not served.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// What is logged, as `error`, `warn`, `info`, `debug`, `trace` or a filter such as `info,vscan_agent::net=debug`.
+    pub level: String,
+    /// How it looks.
+    pub format: LogFormat,
+}
+
+/// Threads or processes by default: one per core.
+fn cores() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+const MIB: u64 = 1 << 20;
+
+const fn port(port: u16) -> NonZeroU16 {
+    match NonZeroU16::new(port) {
+        Some(port) => port,
+        None => panic!("a default port is 0"),
+    }
+}
+
+const fn count(n: usize) -> NonZeroUsize {
+    match NonZeroUsize::new(n) {
+        Some(n) => n,
+        None => panic!("a default number is 0"),
+    }
+}
+
+impl Default for Gateway {
+    /// Everything but interfaces and inside networks, which have no default.
+    fn default() -> Self {
+        Self {
+            interfaces: Vec::new(),
+            inside: Vec::new(),
+            exempt: Vec::new(),
+            deny: Vec::new(),
+            on_agent_down: OnAgentDown::Closed,
+            steering: Steering::Auto,
+            attach: Attach::Auto,
+            publish: Vec::new(),
+            intercept_own: false,
+            rate_limit: None,
+            marks: Marks::default(),
+            table: TableNumber(NonZeroU32::MIN.saturating_add(180)),
+            tproxy_port: port(12321),
+            max_sessions: count(8192),
+            workers: cores(),
+            drain: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(20),
+            // longer than the five minutes that RFC 5321 4.5.3.2.7 asks of servers and the usual 15 of FTP servers
+            idle_timeout: Duration::from_secs(30 * 60),
+        }
+    }
+}
+
+impl Default for Marks {
+    fn default() -> Self {
+        Self { client: 0x81, upstream: 0x82, bypass: 0x88, related: 0x84, mask: 0xff }
+    }
+}
+
+impl Default for Ftp {
+    fn default() -> Self {
+        Self {
+            ports: vec![port(21)],
+            delivery: Delivery::Hold,
+            tls: FtpTls::Pass,
+            resume: Resume::Refuse,
+            noop_interval: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for Smtp {
+    fn default() -> Self {
+        Self {
+            ports: vec![port(25)],
+            delivery: Delivery::Hold,
+            starttls: StartTls::Pass,
+            bare_newline: BareNewline::Lookalikes,
+            noop_interval: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self {
+            rules: vec![PathBuf::from("/etc/vscan/rules.d")],
+            skip_extensions: Vec::new(),
+            limits: Limits::default(),
+            // two attempts fit into the 45 s that FTP clients wait for the 150 of a download
+            deadline: Duration::from_secs(20),
+            workers: cores(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            object_size: 512 * MIB,
+            unpacked_size: 1024 * MIB,
+            ratio: 1000,
+            depth: 16,
+            members: 10_000,
+            headers: MIB,
+            memory: 1024 * MIB,
+        }
+    }
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self {
+            max_age: Some(Duration::from_secs(30 * 86_400)),
+            max_size: Some(1024 * MIB),
+            min_free: 256 * MIB,
+        }
+    }
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self { memory: 256 * MIB, memory_object: MIB, disk: 4096 * MIB, hold_max: 512 * MIB }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { listen: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9321)) }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Auto }
+    }
+}
