@@ -19,7 +19,7 @@ pub use error::{ConfigErrors, Problem};
 pub use glob::Glob;
 pub use terms::{
     Attach, BareNewline, Delivery, Direction, FtpTls, LogFormat, OnAgentDown, Permission, Protocol,
-    REASONS, Resume, StartTls, Steering, Treatment, reason_str, verdict_str,
+    REASONS, Resume, StartTls, Steering, Treatment, verdict_str,
 };
 pub use types::{
     Access, Config, Ftp, Gateway, Interface, Limits, Log, Marks, Metrics, Paths, Published,

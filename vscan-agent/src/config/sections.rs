@@ -328,7 +328,6 @@ fn spool(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Spool {
     let d = Spool::default();
     let spool = Spool {
         memory: size(r, &mut t, "memory", d.memory),
-        memory_object: size(r, &mut t, "memory_object", d.memory_object),
         disk: size(r, &mut t, "disk", d.disk),
         hold_max: size(r, &mut t, "hold_max", d.hold_max),
     };
@@ -338,13 +337,6 @@ fn spool(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Spool {
             spool.hold_max, spool.disk
         ));
         r.report(t.span_of("hold_max"), wrong);
-    }
-    if spool.memory_object > spool.memory {
-        let wrong = Wrong::new(format!(
-            "`spool.memory_object` ({} bytes) is more than `spool.memory` ({} bytes)",
-            spool.memory_object, spool.memory
-        ));
-        r.report(t.span_of("memory_object"), wrong);
     }
     t.finish(r);
     spool

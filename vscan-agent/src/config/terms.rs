@@ -237,8 +237,7 @@ impl Scalar for Verdict {
 
 impl Scalar for Reason {
     fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
-        let pairs: Vec<(&'static str, Reason)> =
-            REASONS.iter().map(|r| (reason_str(*r), *r)).collect();
+        let pairs: Vec<(&'static str, Reason)> = REASONS.iter().map(|r| (r.as_str(), *r)).collect();
         word(value, &pairs, &[])
     }
 }
@@ -254,27 +253,10 @@ pub const REASONS: &[Reason] = &[
     Reason::Time,
     Reason::Memory,
     Reason::Encrypted,
+    Reason::EncryptedMail,
     Reason::Malformed,
     Reason::Unsupported,
 ];
-
-/// The word that stands for a reason in configuration, events and metrics.
-#[must_use]
-pub fn reason_str(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Size => "size",
-        Reason::Unpacked => "unpacked",
-        Reason::Ratio => "ratio",
-        Reason::Depth => "depth",
-        Reason::Members => "members",
-        Reason::Headers => "headers",
-        Reason::Time => "time",
-        Reason::Memory => "memory",
-        Reason::Encrypted => "encrypted",
-        Reason::Malformed => "malformed",
-        Reason::Unsupported => "unsupported",
-    }
-}
 
 /// The word that stands for a verdict in configuration, events and metrics.
 #[must_use]

@@ -342,8 +342,6 @@ pub struct Quarantine {
 pub struct Spool {
     /// Bytes of memory for all held objects together.
     pub memory: u64,
-    /// An object larger than this goes to an unlinked file, in bytes.
-    pub memory_object: u64,
     /// Bytes of disk for all held objects together.
     pub disk: u64,
     /// A larger object is `unscannable: size`, in bytes.
@@ -483,7 +481,7 @@ impl Default for Quarantine {
 
 impl Default for Spool {
     fn default() -> Self {
-        Self { memory: 256 * MIB, memory_object: MIB, disk: 4096 * MIB, hold_max: 512 * MIB }
+        Self { memory: 256 * MIB, disk: 4096 * MIB, hold_max: 512 * MIB }
     }
 }
 
