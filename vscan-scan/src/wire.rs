@@ -67,7 +67,7 @@ pub enum ObjectKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
     /// In this request.
-    Inline(Vec<u8>),
+    Inline(#[serde(with = "serde_bytes")] Vec<u8>),
     /// In the attached descriptor (sealed memfd or read-only file): this many bytes from offset 0.
     Descriptor {
         /// Length in bytes.

@@ -1,1 +1,178 @@
-//! The client of the scanner process.
+//! The client of the scanner process: gives objects to its workers and waits for their reports.
+//!
+//! The scanner process itself is the crate `vscan-scan`; the messages are in [`vscan_scan::wire`].
+//! What lives here: which worker takes which object, deadlines, the one retry, the change to a new
+//! set of rules. What a report leads to is decided elsewhere ([`crate::policy`]).
+
+mod generation;
+pub mod process;
+
+use crate::spool::Object;
+use generation::{Failure, Generation};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{sync::watch, time::Instant};
+use vscan_scan::{
+    report::Report,
+    wire::{Content, ObjectKind, Request},
+};
+
+/// How often an object is tried: a worker may die of a neighbour's doing, but not twice.
+const ATTEMPTS: u32 = 2;
+
+/// The worker is told to stop by itself this much before it would be killed, so that what it found
+/// until then still reaches us (`Reason::Time`).
+const GRACE: Duration = Duration::from_millis(500);
+
+/// What is to be scanned.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// File or message.
+    pub kind: ObjectKind,
+    /// Its name as the peer gave it.
+    pub name: Option<String>,
+    /// Its bytes.
+    pub object: Object,
+}
+
+/// How the scanner fares.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Status {
+    /// Identity of engine and rules; empty while there is no scanner.
+    pub rules: String,
+    /// Number of rules.
+    pub rule_count: u64,
+    /// Workers that are alive.
+    pub workers: u64,
+    /// Workers that are scanning.
+    pub busy: u64,
+    /// Workers that ended without being asked to, since the gateway started.
+    pub crashes: u64,
+    /// Workers that were killed at their deadline or because nobody waited any more.
+    pub kills: u64,
+}
+
+/// Hands objects to whichever worker is free. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Scanner {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    current: watch::Sender<Option<Arc<Generation>>>,
+    next_id: AtomicU64,
+    counts: Arc<Counts>,
+}
+
+/// Events since the gateway started.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    crashes: AtomicU64,
+    kills: AtomicU64,
+}
+
+impl Default for Scanner {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Scanner {
+    /// A client without a scanner yet: objects wait for one until their deadline.
+    pub fn new() -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                current: watch::Sender::new(None),
+                next_id: AtomicU64::new(1),
+                counts: Arc::default(),
+            }),
+        }
+    }
+
+    /// From now on new objects go to the scanner process behind `control`; those under way stay
+    /// where they are, and the former process ends when the last of them is done.
+    ///
+    /// # Errors
+    /// The descriptor is not a socket that can be polled.
+    pub fn attach(&self, control: OwnedFd, rules: String, rule_count: u64) -> io::Result<()> {
+        let counts = Arc::clone(&self.shared.counts);
+        let generation = Generation::start(control, rules, rule_count, counts)?;
+        self.shared.current.send_replace(Some(generation));
+        Ok(())
+    }
+
+    /// Scans one object, with at most `deadline` for each of two attempts.
+    ///
+    /// Never fails: what goes wrong is a report with `Verdict::Error`. When the caller goes away in
+    /// mid-scan, the worker is replaced.
+    pub async fn scan(&self, job: Job, deadline: Duration) -> Report {
+        let mut last = String::new();
+        for _ in 0..ATTEMPTS {
+            let until = Instant::now() + deadline;
+            match self.attempt(&job, until).await {
+                Ok(report) => return report,
+                Err(Failure::NoWorker) => {
+                    return Report::error("no scanner was free before the deadline");
+                }
+                Err(Failure::Deadline) => last = "scan exceeded its deadline".to_owned(),
+                Err(Failure::Crashed(cause)) => last = format!("scanner worker ended: {cause}"),
+                Err(Failure::Io(error)) => last = format!("scanner: {error}"),
+            }
+            tracing::warn!(object = %job.object.hash().to_hex(), len = job.object.len(), "{last}");
+        }
+        Report::error(last)
+    }
+
+    /// Workers, rules and failures, as of now.
+    pub fn status(&self) -> Status {
+        let mut status =
+            self.shared.current.borrow().as_ref().map_or_else(Status::default, |g| g.status());
+        status.crashes = self.shared.counts.crashes.load(Ordering::Relaxed);
+        status.kills = self.shared.counts.kills.load(Ordering::Relaxed);
+        status
+    }
+
+    async fn attempt(&self, job: &Job, until: Instant) -> Result<Report, Failure> {
+        let mut current = self.shared.current.subscribe();
+        let (generation, worker) = loop {
+            let generation = current.borrow_and_update().clone();
+            let taking = async {
+                if let Some(generation) = generation
+                    && let Some(worker) = generation.take().await
+                {
+                    return Some((generation, worker));
+                }
+                // No scanner, or its process has ended: wait for the next one.
+                let _ = current.changed().await;
+                None
+            };
+            match tokio::time::timeout_at(until, taking).await {
+                Ok(Some(taken)) => break taken,
+                Ok(None) => {}
+                Err(_) => return Err(Failure::NoWorker),
+            }
+        };
+        let content = match job.object.inline() {
+            Some(bytes) => Content::Inline(bytes.to_vec()),
+            None => Content::Descriptor { len: job.object.len() },
+        };
+        let time_limit = until.saturating_duration_since(Instant::now()).saturating_sub(GRACE);
+        let request = Request {
+            id: self.shared.next_id.fetch_add(1, Ordering::Relaxed),
+            kind: job.kind,
+            name: job.name.clone(),
+            time_limit_ms: u64::try_from(time_limit.as_millis()).unwrap_or(u64::MAX).max(1),
+            content,
+        };
+        let descriptor = job.object.descriptor().map_err(Failure::Io)?;
+        generation.scan(worker, &request, descriptor, until).await
+    }
+}

@@ -1,1 +1,3 @@
 //! Starts and watches gateway and scanner.
+
+pub mod privileges;

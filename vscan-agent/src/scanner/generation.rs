@@ -1,0 +1,251 @@
+//! The workers of one scanner process, from its first announcement to its last object.
+
+use super::{Counts, Status};
+use crate::net::Seqpacket;
+use std::{
+    io::{self, IoSlice},
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+use vscan_scan::{
+    report::Report,
+    wire::{DATAGRAM_MAX, Request, Response, ToGateway, ToZygote},
+};
+
+/// Why an attempt gave no report.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// All workers were busy, or there was none, until the deadline.
+    NoWorker,
+    /// The worker did not answer in time; it has been killed.
+    Deadline,
+    /// The worker ended.
+    Crashed(String),
+    /// The socket failed.
+    Io(io::Error),
+}
+
+/// A worker that waits for an object.
+#[derive(Debug)]
+pub(super) struct Worker {
+    slot: u32,
+    pid: i32,
+    socket: Seqpacket,
+    buffer: Vec<u8>,
+}
+
+/// One scanner process.
+#[derive(Debug)]
+pub(super) struct Generation {
+    rules: String,
+    rule_count: u64,
+    control: Arc<Seqpacket>,
+    /// Waiting workers; `free` counts them and queues who wants one.
+    waiting: Mutex<Vec<Worker>>,
+    free: Semaphore,
+    alive: AtomicU64,
+    /// Workers that were killed on purpose and have not been announced as ended yet.
+    killed: Mutex<Vec<i32>>,
+    counts: Arc<Counts>,
+    reader: Mutex<Option<tokio::task::AbortHandle>>,
+}
+
+impl Generation {
+    pub(super) fn start(
+        control: OwnedFd,
+        rules: String,
+        rule_count: u64,
+        counts: Arc<Counts>,
+    ) -> io::Result<Arc<Self>> {
+        let generation = Arc::new(Self {
+            rules,
+            rule_count,
+            control: Arc::new(Seqpacket::new(control)?),
+            waiting: Mutex::default(),
+            free: Semaphore::new(0),
+            alive: AtomicU64::new(0),
+            killed: Mutex::default(),
+            counts,
+            reader: Mutex::default(),
+        });
+        // The reader must not keep the generation alive: it ends with its last user.
+        let control = Arc::clone(&generation.control);
+        let weak = Arc::downgrade(&generation);
+        let reader = tokio::spawn(async move {
+            let mut buffer = vec![0; DATAGRAM_MAX];
+            loop {
+                let received = control.receive(&mut buffer).await;
+                let Some(generation) = weak.upgrade() else { return };
+                match received {
+                    Ok(received) if received.len > 0 => {
+                        generation.handle(&buffer[..received.len], received.descriptors);
+                    }
+                    Ok(_) => {
+                        tracing::error!("the scanner process has ended");
+                        return generation.free.close();
+                    }
+                    Err(error) => {
+                        tracing::error!("scanner control socket: {error}");
+                        return generation.free.close();
+                    }
+                }
+            }
+        });
+        *lock(&generation.reader) = Some(reader.abort_handle());
+        Ok(generation)
+    }
+
+    /// Waits for a free worker; `None` when the scanner process has ended.
+    pub(super) async fn take(&self) -> Option<Worker> {
+        loop {
+            self.free.acquire().await.ok()?.forget();
+            if let Some(worker) = lock(&self.waiting).pop() {
+                return Some(worker);
+            }
+        }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let alive = self.alive.load(Ordering::Relaxed);
+        Status {
+            rules: self.rules.clone(),
+            rule_count: self.rule_count,
+            workers: alive,
+            busy: alive.saturating_sub(lock(&self.waiting).len() as u64),
+            ..Status::default()
+        }
+    }
+
+    pub(super) async fn scan(
+        self: Arc<Self>,
+        worker: Worker,
+        request: &Request,
+        descriptor: Option<OwnedFd>,
+        until: Instant,
+    ) -> Result<Report, Failure> {
+        let message =
+            postcard::to_stdvec(request).map_err(|error| Failure::Io(io::Error::other(error)))?;
+        let mut busy = Busy { generation: self, worker: Some(worker) };
+        let Some(worker) = &mut busy.worker else { return Err(Failure::NoWorker) };
+        let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
+        let answer = timeout_at(until, async {
+            worker.socket.send(&[IoSlice::new(&message)], &descriptors).await?;
+            worker.buffer.resize(DATAGRAM_MAX, 0);
+            worker.socket.receive(&mut worker.buffer).await
+        });
+        let received = match answer.await {
+            Ok(Ok(received)) => received.len,
+            Ok(Err(error)) if is_gone(&error) => 0,
+            // The worker is in an unknown state: `busy` has it killed.
+            Ok(Err(error)) => return Err(Failure::Io(error)),
+            Err(_) => return Err(Failure::Deadline),
+        };
+        if received == 0 {
+            // Ended by itself: nobody to kill. The cause is in the zygote's announcement, and the log.
+            busy.worker = None;
+            return Err(Failure::Crashed("it closed its socket".to_owned()));
+        }
+        let response: Response =
+            postcard::from_bytes(&worker.buffer[..received]).map_err(|error| {
+                Failure::Io(io::Error::other(format!("answer not understood: {error}")))
+            })?;
+        if response.id != request.id {
+            return Err(Failure::Io(io::Error::other("answer to another request")));
+        }
+        busy.finish();
+        Ok(response.report)
+    }
+
+    fn handle(&self, message: &[u8], mut descriptors: Vec<OwnedFd>) {
+        match (postcard::from_bytes(message), descriptors.pop()) {
+            (Ok(ToGateway::Worker { slot, pid }), Some(descriptor)) => {
+                match Seqpacket::new(descriptor) {
+                    Ok(socket) => {
+                        self.alive.fetch_add(1, Ordering::Relaxed);
+                        self.put(Worker { slot, pid, socket, buffer: Vec::new() });
+                    }
+                    Err(error) => tracing::error!("scanner worker {pid}: {error}"),
+                }
+            }
+            (Ok(ToGateway::Worker { pid, .. }), None) => {
+                tracing::error!("scanner worker {pid} was announced without its socket");
+            }
+            (Ok(ToGateway::Exited { slot, pid, cause }), _) => {
+                self.alive.fetch_sub(1, Ordering::Relaxed);
+                let mut waiting = lock(&self.waiting);
+                let before = waiting.len();
+                waiting.retain(|worker| worker.pid != pid);
+                if waiting.len() < before {
+                    self.free.forget_permits(before - waiting.len());
+                }
+                drop(waiting);
+                let mut killed = lock(&self.killed);
+                if let Some(index) = killed.iter().position(|victim| *victim == pid) {
+                    killed.swap_remove(index);
+                    return;
+                }
+                self.counts.crashes.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(slot, pid, "scanner worker ended: {cause}");
+            }
+            (Err(error), _) => tracing::error!("scanner control message not understood: {error}"),
+        }
+    }
+
+    fn put(&self, worker: Worker) {
+        lock(&self.waiting).push(worker);
+        self.free.add_permits(1);
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        // The reader holds the control socket: without it the process sees the end and exits.
+        if let Some(reader) = lock(&self.reader).take() {
+            reader.abort();
+        }
+    }
+}
+
+/// A worker at work. Dropped before [`Busy::finish`] it is killed: it is over its deadline, or the
+/// caller does not wait any more, and what it would answer must not be taken for another's report.
+struct Busy {
+    generation: Arc<Generation>,
+    worker: Option<Worker>,
+}
+
+impl Busy {
+    fn finish(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            self.generation.put(worker);
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let Some(worker) = self.worker.take() else { return };
+        self.generation.counts.kills.fetch_add(1, Ordering::Relaxed);
+        lock(&self.generation.killed).push(worker.pid);
+        let kill = ToZygote::Kill { slot: worker.slot, pid: worker.pid };
+        let Ok(message) = postcard::to_stdvec(&kill) else { return };
+        if let Err(error) = self.generation.control.try_send(&[IoSlice::new(&message)], &[]) {
+            // Closing its socket ends it too, once it is done with the object.
+            tracing::error!(pid = worker.pid, "scanner worker cannot be killed: {error}");
+        }
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
