@@ -1,1 +1,20 @@
-//! The lab of the end-to-end tests: namespaces, links, real servers and clients.
+//! The lab: what the end-to-end tests, the demonstration and the benchmarks stand on.
+//!
+//! A [`lab::Lab`] is a client, a gateway and a server, each in namespaces of its own, joined by virtual
+//! cables. [`peers`] starts real servers in it with private configuration, [`agent::Vscan`] starts the
+//! program under test on the gateway, and [`ftp`], [`smtp`] and [`raw`] are small peers of our own for what
+//! real ones cannot show: exact bytes, resets, load without a bottleneck.
+//!
+//! Nothing here touches the machine outside of these namespaces and one directory per lab under `/tmp`;
+//! when the process that made a lab goes away, however it goes, the lab goes too.
+
+pub mod fixtures;
+
+pub mod host;
+pub mod lab;
+pub mod peers;
+pub mod raw;
+
+pub mod wait;
+
+pub use anyhow::Result;

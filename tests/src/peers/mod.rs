@@ -1,0 +1,149 @@
+//! Real servers and clients, as private copies with private configuration.
+//!
+//! [`install`] takes Debian packages apart under `target/peers/root`; every [`crate::host::Host`] lays that
+//! over its `/usr` and `/etc`. Nothing is installed on the machine, and no service of it is started,
+//! stopped or configured.
+
+mod postfix;
+mod pyftpd;
+mod vsftpd;
+
+pub use postfix::Postfix;
+pub use pyftpd::PyFtpd;
+pub use vsftpd::Vsftpd;
+
+use crate::host::{Output, output};
+use anyhow::{Context, Result, ensure};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+/// What the peers come from. Their dependencies are fetched too, as far as the machine lacks them.
+pub const PACKAGES: &[&str] =
+    &["curl", "lftp", "postfix", "python3", "python3-pyftpdlib", "swaks", "vsftpd"];
+
+/// Fetching packages takes at most this long.
+const FETCH_LIMIT: Duration = Duration::from_secs(600);
+
+/// Users that the servers run as, where the machine does not have them: name and number.
+const USERS: &[(&str, u32)] =
+    &[("alice", ALICE), ("bob", BOB), ("postfix", 30_103), ("postdrop", 30_104)];
+
+/// The FTP user.
+pub(crate) const ALICE: u32 = 30_101;
+
+/// The owner of mailboxes.
+pub(crate) const BOB: u32 = 30_102;
+
+/// The directory that cargo builds into (the one with `release/`), found from the running program.
+pub fn target_dir() -> PathBuf {
+    static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
+        let exe = std::env::current_exe().unwrap_or_default();
+        exe.ancestors()
+            .find(|dir| dir.file_name().is_some_and(|name| name == "release" || name == "debug"))
+            .and_then(Path::parent)
+            .map_or_else(|| PathBuf::from("target"), Path::to_path_buf)
+    });
+    DIR.clone()
+}
+
+/// Where the private copies are.
+pub fn root() -> PathBuf {
+    target_dir().join("peers/root")
+}
+
+/// Fetches and unpacks what is missing, once per process and silently: what a lab needs.
+pub(crate) fn ready() -> Result<()> {
+    static READY: LazyLock<Result<(), String>> =
+        LazyLock::new(|| install(&mut |_| ()).map_err(|error| format!("{error:#}")));
+    READY.clone().map_err(anyhow::Error::msg)
+}
+
+/// Fetches and unpacks what is missing; `say` hears what is done. Nothing to do is the usual case.
+pub fn install(say: &mut dyn FnMut(&str)) -> Result<()> {
+    let root = root();
+    let stamp = root.join(".packages");
+    let wanted = PACKAGES.join(" ");
+    if fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
+        return Ok(());
+    }
+    ensure!(
+        Path::new("/usr/bin/apt-get").exists(),
+        "the tests' servers and clients come from Debian packages, and there is no apt-get here: \
+         on Debian or Ubuntu they are fetched by themselves ({wanted})"
+    );
+    let debs = target_dir().join("peers/debs");
+    for dir in [&root, &debs] {
+        if dir.exists() {
+            fs::remove_dir_all(dir)?;
+        }
+    }
+    fs::create_dir_all(debs.join("partial"))?;
+    say(&format!("fetching private copies of {wanted} into {}", root.display()));
+    let fetch = || {
+        let mut command = Command::new("apt-get");
+        command
+            .args(["--yes", "--no-install-recommends", "--download-only", "-o"])
+            .arg(format!("Dir::Cache::archives={}", debs.display()))
+            .arg("install")
+            .args(PACKAGES)
+            .env("DEBIAN_FRONTEND", "noninteractive");
+        output(command, None, FETCH_LIMIT)
+    };
+    let mut fetched = fetch()?;
+    if !fetched.success() {
+        say("apt-get update");
+        let mut update = Command::new("apt-get");
+        update.arg("update");
+        output(update, None, FETCH_LIMIT)?;
+        fetched = fetch()?;
+    }
+    ensure!(fetched.success(), "apt-get: {}", fetched.err);
+
+    // The layout of a merged-/usr system, so that /lib of an old package lands in /usr/lib.
+    for dir in ["bin", "lib", "lib64", "sbin"] {
+        fs::create_dir_all(root.join("usr").join(dir))?;
+        std::os::unix::fs::symlink(format!("usr/{dir}"), root.join(dir))?;
+    }
+    fs::create_dir_all(root.join("etc/pam.d"))?;
+    for entry in fs::read_dir(&debs)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            // `dpkg -x` would replace the links by directories.
+            let script =
+                "dpkg-deb --fsys-tarfile \"$1\" | tar -x --keep-directory-symlink -C \"$2\"";
+            let mut unpack = Command::new("sh");
+            unpack.args(["-e", "-c", script, "unpack"]).arg(&path).arg(&root);
+            let Output { status, err, .. } = output(unpack, None, FETCH_LIMIT)?;
+            ensure!(status.success(), "cannot unpack {}: {err}", path.display());
+        }
+    }
+    fs::write(
+        root.join("etc/pam.d/vscan-lab"),
+        "auth required pam_permit.so\naccount required pam_permit.so\nsession required pam_permit.so\n",
+    )?;
+    fs::write(stamp, wanted)?;
+    Ok(())
+}
+
+/// Writes `passwd` and `group` for a host: the machine's, and the peers' users.
+pub(crate) fn users(etc: &Path) -> Result<()> {
+    let mut passwd = fs::read_to_string("/etc/passwd").context("/etc/passwd")?;
+    let mut group = fs::read_to_string("/etc/group").context("/etc/group")?;
+    let known =
+        |table: &str, name: &str| table.lines().any(|line| line.starts_with(&format!("{name}:")));
+    for (name, id) in USERS {
+        if !known(&passwd, name) {
+            writeln!(passwd, "{name}:x:{id}:{id}::/:/bin/sh")?;
+        }
+        if !known(&group, name) {
+            writeln!(group, "{name}:x:{id}:")?;
+        }
+    }
+    fs::write(etc.join("passwd"), passwd)?;
+    fs::write(etc.join("group"), group)?;
+    Ok(())
+}
