@@ -1,0 +1,431 @@
+//! Counters and gauges, in base units, without addresses or names from the wire as labels.
+
+use crate::config::{Direction, Protocol, Treatment, verdict_str};
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+use std::sync::Mutex;
+use std::time::Instant;
+use vscan_scan::report::{Reason, Verdict};
+
+/// Everything that `/metrics` shows. The methods say what happened; the names stand in the fields' creation.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    sessions: IntGaugeVec,
+    sessions_total: IntCounterVec,
+    sessions_refused: IntCounterVec,
+    bytes: IntCounterVec,
+    objects: IntCounterVec,
+    object_bytes: IntCounterVec,
+    unread: IntCounterVec,
+    scan_seconds: Histogram,
+    scan_cpu_seconds: prometheus::Counter,
+    scanner_workers: IntGaugeVec,
+    scanner_restarts: IntCounterVec,
+    scanner_rules: IntGauge,
+    anomalies: IntCounterVec,
+    uninspected: IntGaugeVec,
+    uninspected_total: IntCounterVec,
+    kernel: IntGaugeVec,
+    events_written: IntCounter,
+    events_lost: IntCounter,
+    spool_bytes: IntGaugeVec,
+    spool_refused: IntCounter,
+    quarantine_objects: IntGauge,
+    quarantine_bytes: IntGauge,
+    quarantine_failures: IntCounter,
+    mail_doubled: IntCounter,
+    reloads: IntCounterVec,
+    heartbeat_age: Gauge,
+    resident: IntGauge,
+    open_files: IntGauge,
+    last_beat: Mutex<Option<Instant>>,
+}
+
+/// Seconds; a 2 KiB message takes less than the first bound, the last is past the default deadline.
+const SCAN_BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Registers metrics; the names and labels are literals of this file, so a failure is a mistake in it.
+struct Maker(Registry);
+
+impl Maker {
+    #[expect(clippy::expect_used, reason = "names are literals of this file, tested below")]
+    fn add<C: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        made: Result<C, prometheus::Error>,
+    ) -> C {
+        let made = made.expect("a valid metric");
+        self.0.register(Box::new(made.clone())).expect("a metric of its own name");
+        made
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(name, help))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::new(name, help))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All metrics at zero, in a registry of their own.
+    #[must_use]
+    pub fn new() -> Self {
+        let m = Maker(Registry::new());
+        let build = m.gauges("vscan_build_info", "The version that runs; always 1.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let metrics = Self {
+            sessions: m.gauges("vscan_sessions", "Sessions that are open now.", &["protocol"]),
+            sessions_total: m.counters(
+                "vscan_sessions_total",
+                "Sessions that were accepted.",
+                &["protocol"],
+            ),
+            sessions_refused: m.counters(
+                "vscan_sessions_refused_total",
+                "Sessions that were refused, by reason.",
+                &["protocol", "reason"],
+            ),
+            bytes: m.counters(
+                "vscan_bytes_total",
+                "Bytes that sessions and their data channels received, by sender.",
+                &["protocol", "sender"],
+            ),
+            objects: m.counters(
+                "vscan_objects_total",
+                "Files and messages that were judged.",
+                &["protocol", "direction", "verdict", "action"],
+            ),
+            object_bytes: m.counters(
+                "vscan_object_bytes_total",
+                "Bytes of the files and messages that were judged.",
+                &["protocol", "direction"],
+            ),
+            unread: m.counters(
+                "vscan_unscannable_total",
+                "Files and messages that could not be read whole, by reason.",
+                &["reason"],
+            ),
+            scan_seconds: m.add(Histogram::with_opts(
+                HistogramOpts::new(
+                    "vscan_scan_seconds",
+                    "Time from an object's completion to its verdict.",
+                )
+                .buckets(SCAN_BUCKETS.to_vec()),
+            )),
+            scan_cpu_seconds: m.add(prometheus::Counter::new(
+                "vscan_scan_cpu_seconds_total",
+                "CPU time that scanner workers spent on objects.",
+            )),
+            scanner_workers: m.gauges(
+                "vscan_scanner_workers",
+                "Scanner workers, by state.",
+                &["state"],
+            ),
+            scanner_restarts: m.counters(
+                "vscan_scanner_restarts_total",
+                "Scanner workers that were replaced, by cause.",
+                &["cause"],
+            ),
+            scanner_rules: m.gauge("vscan_scanner_rules", "Rules that are loaded."),
+            anomalies: m.counters(
+                "vscan_anomalies_total",
+                "Oddities of peers, by name.",
+                &["protocol", "name"],
+            ),
+            uninspected: m.gauges(
+                "vscan_flows_uninspected",
+                "Flows that pass uninspected now, by reason.",
+                &["reason"],
+            ),
+            uninspected_total: m.counters(
+                "vscan_flows_uninspected_total",
+                "Flows that passed uninspected, by reason.",
+                &["reason"],
+            ),
+            kernel: m.gauges(
+                "vscan_kernel_count",
+                "Counters of the BPF programs since they were loaded, by name.",
+                &["name"],
+            ),
+            events_written: m.counter("vscan_events_total", "Events that were written."),
+            events_lost: m.counter(
+                "vscan_events_lost_total",
+                "Events that were lost to a slow or failing event log.",
+            ),
+            spool_bytes: m.gauges("vscan_spool_bytes", "Bytes of held objects.", &["where"]),
+            spool_refused: m.counter(
+                "vscan_spool_refused_total",
+                "Objects that found no room in the spool.",
+            ),
+            quarantine_objects: m.gauge("vscan_quarantine_objects", "Objects in the quarantine."),
+            quarantine_bytes: m
+                .gauge("vscan_quarantine_bytes", "Bytes of the objects in the quarantine."),
+            quarantine_failures: m.counter(
+                "vscan_quarantine_failures_total",
+                "Blocked objects of which no copy could be kept.",
+            ),
+            mail_doubled: m.counter(
+                "vscan_mail_doubled_total",
+                "Messages that a server accepted while their client was gone, and that may come twice.",
+            ),
+            reloads: m.counters("vscan_reloads_total", "Reloads, by result.", &["result"]),
+            heartbeat_age: m.add(Gauge::new(
+                "vscan_heartbeat_age_seconds",
+                "Time since the gateway last told the kernel that it lives.",
+            )),
+            resident: m.gauge(
+                "process_resident_memory_bytes",
+                "Resident memory of the gateway process.",
+            ),
+            open_files: m.gauge("process_open_fds", "Open descriptors of the gateway process."),
+            last_beat: Mutex::new(None),
+            registry: m.0,
+        };
+        metrics.start_at_zero();
+        metrics
+    }
+
+    /// A series that appears with its first count hides that count from `rate()`: the known ones begin at 0.
+    fn start_at_zero(&self) {
+        for protocol in Protocol::ALL {
+            let p = protocol.as_str();
+            self.sessions.with_label_values(&[p]);
+            self.sessions_total.with_label_values(&[p]);
+            for sender in ["client", "server"] {
+                self.bytes.with_label_values(&[p, sender]);
+            }
+            for direction in Direction::ALL {
+                let d = direction.as_str();
+                self.object_bytes.with_label_values(&[p, d]);
+                self.objects.with_label_values(&[p, d, "clean", "pass"]);
+                self.objects.with_label_values(&[p, d, "infected", "block"]);
+            }
+        }
+        for state in ["ready", "busy"] {
+            self.scanner_workers.with_label_values(&[state]);
+        }
+        for place in ["memory", "disk"] {
+            self.spool_bytes.with_label_values(&[place]);
+        }
+        for result in ["done", "refused"] {
+            self.reloads.with_label_values(&[result]);
+        }
+        self.uninspected_total.with_label_values(&["tls"]);
+        self.uninspected.with_label_values(&["tls"]);
+    }
+
+    pub(super) fn session_opened(&self, protocol: Protocol) {
+        self.sessions.with_label_values(&[protocol.as_str()]).inc();
+        self.sessions_total.with_label_values(&[protocol.as_str()]).inc();
+    }
+
+    pub(super) fn session_closed(&self, protocol: Protocol) {
+        self.sessions.with_label_values(&[protocol.as_str()]).dec();
+    }
+
+    /// Sessions that are open now.
+    #[must_use]
+    pub fn sessions(&self) -> u64 {
+        let open = |p: &Protocol| self.sessions.with_label_values(&[p.as_str()]).get().max(0);
+        Protocol::ALL.iter().map(open).sum::<i64>().unsigned_abs()
+    }
+
+    /// A connection was answered with 421 or reset: `limit`, `unreachable`, `memory`, `draining`, ...
+    pub fn session_refused(&self, protocol: Protocol, reason: &'static str) {
+        self.sessions_refused.with_label_values(&[protocol.as_str(), reason]).inc();
+    }
+
+    pub(super) fn bytes(&self, protocol: Protocol, from_client: u64, from_server: u64) {
+        let p = protocol.as_str();
+        if from_client > 0 {
+            self.bytes.with_label_values(&[p, "client"]).inc_by(from_client);
+        }
+        if from_server > 0 {
+            self.bytes.with_label_values(&[p, "server"]).inc_by(from_server);
+        }
+    }
+
+    pub(super) fn object(
+        &self,
+        protocol: Protocol,
+        direction: Direction,
+        verdict: Verdict,
+        action: Treatment,
+        bytes: u64,
+        reasons: impl Iterator<Item = Reason>,
+    ) {
+        let (p, d) = (protocol.as_str(), direction.as_str());
+        let labels = [p, d, verdict_str(verdict), action.as_str()];
+        self.objects.with_label_values(&labels).inc();
+        self.object_bytes.with_label_values(&[p, d]).inc_by(bytes);
+        let mut seen = Vec::new();
+        for reason in reasons {
+            if !seen.contains(&reason) {
+                seen.push(reason);
+                self.unread.with_label_values(&[reason.as_str()]).inc();
+            }
+        }
+    }
+
+    /// A scan ended: wall-clock seconds from the request to the verdict, and the worker's CPU time.
+    pub fn scanned(&self, seconds: f64, cpu_micros: u64) {
+        self.scan_seconds.observe(seconds);
+        #[expect(clippy::cast_precision_loss, reason = "microseconds below 2^53")]
+        self.scan_cpu_seconds.inc_by(cpu_micros as f64 / 1e6);
+    }
+
+    /// How many scanner workers there are and how many of them have an object.
+    pub fn set_workers(&self, ready: usize, busy: usize) {
+        let set = |state, n: usize| {
+            self.scanner_workers.with_label_values(&[state]).set(n.try_into().unwrap_or(i64::MAX));
+        };
+        set("ready", ready);
+        set("busy", busy);
+    }
+
+    /// A scanner worker was replaced: `crashed`, `deadline`, `memory`, ...
+    pub fn worker_restarted(&self, cause: &'static str) {
+        self.scanner_restarts.with_label_values(&[cause]).inc();
+    }
+
+    /// How many rules the scanner has loaded.
+    pub fn set_rules(&self, rules: u64) {
+        self.scanner_rules.set(rules.try_into().unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn anomaly(&self, protocol: Protocol, name: &'static str) {
+        self.anomalies.with_label_values(&[protocol.as_str(), name]).inc();
+    }
+
+    /// An oddity outside of any flow's session.
+    pub fn anomaly_without_flow(&self, name: &'static str) {
+        self.anomalies.with_label_values(&["none", name]).inc();
+    }
+
+    pub(super) fn tls_passed(&self) {
+        self.uninspected_total.with_label_values(&["tls"]).inc();
+        self.uninspected.with_label_values(&["tls"]).inc();
+    }
+
+    pub(super) fn tls_ended(&self) {
+        self.uninspected.with_label_values(&["tls"]).dec();
+    }
+
+    /// A flow passed uninspected that never reached the gateway: `exempt`, `agent_down`, ...
+    pub fn uninspected(&self, reason: &'static str, flows: u64) {
+        self.uninspected_total.with_label_values(&[reason]).inc_by(flows);
+    }
+
+    /// How many flows pass uninspected now, beside those of [`FlowHandle::set_tls_passed`](super::Flow::set_tls_passed).
+    pub fn set_uninspected_now(&self, reason: &'static str, flows: u64) {
+        self.uninspected.with_label_values(&[reason]).set(flows.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// The value of a kernel counter.
+    pub fn set_kernel(&self, name: &'static str, value: u64) {
+        self.kernel.with_label_values(&[name]).set(value.try_into().unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn event_written(&self, n: u64) {
+        self.events_written.inc_by(n);
+    }
+
+    pub(super) fn event_lost(&self, n: u64) {
+        self.events_lost.inc_by(n);
+    }
+
+    /// Events that were lost so far.
+    #[must_use]
+    pub fn events_lost(&self) -> u64 {
+        self.events_lost.get()
+    }
+
+    /// Bytes of held objects.
+    pub fn set_spool(&self, memory: u64, disk: u64) {
+        let set = |place, n: u64| {
+            self.spool_bytes.with_label_values(&[place]).set(n.try_into().unwrap_or(i64::MAX));
+        };
+        set("memory", memory);
+        set("disk", disk);
+    }
+
+    /// An object found no room in the spool.
+    pub fn spool_refused(&self) {
+        self.spool_refused.inc();
+    }
+
+    /// What the quarantine holds.
+    pub fn set_quarantine(&self, objects: u64, bytes: u64) {
+        self.quarantine_objects.set(objects.try_into().unwrap_or(i64::MAX));
+        self.quarantine_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// A blocked object of which no copy could be kept.
+    pub fn quarantine_failed(&self) {
+        self.quarantine_failures.inc();
+    }
+
+    /// A server accepted a message whose client was gone (RFC 1047).
+    pub fn mail_doubled(&self) {
+        self.mail_doubled.inc();
+    }
+
+    /// A reload was done, or refused because what is new is wrong.
+    pub fn reloaded(&self, done: bool) {
+        self.reloads.with_label_values(&[if done { "done" } else { "refused" }]).inc();
+    }
+
+    /// The gateway told the kernel (by way of the supervisor) that it lives.
+    pub fn beat(&self) {
+        let mut last = self.last_beat.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *last = Some(Instant::now());
+    }
+
+    /// Seconds since the last [`beat`](Self::beat); none before the first.
+    #[must_use]
+    pub fn heartbeat_age(&self) -> Option<f64> {
+        let last = *self.last_beat.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        last.map(|at| at.elapsed().as_secs_f64())
+    }
+
+    /// The text exposition of everything.
+    #[must_use]
+    pub fn render(&self) -> Vec<u8> {
+        self.heartbeat_age.set(self.heartbeat_age().unwrap_or(f64::NAN));
+        self.resident.set(resident_bytes().unwrap_or(0));
+        let fds = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        // one of them is the directory itself
+        self.open_files.set(i64::try_from(fds).unwrap_or(i64::MAX) - 1);
+        let mut out = Vec::with_capacity(16 << 10);
+        if let Err(e) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+            tracing::error!("metrics cannot be encoded: {e}");
+        }
+        out
+    }
+}
+
+/// Resident memory of this process in bytes: proc_pid_statm(5), second field, in pages.
+fn resident_bytes() -> Option<i64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: i64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * i64::try_from(rustix::param::page_size()).ok()?)
+}
