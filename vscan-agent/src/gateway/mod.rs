@@ -1,1 +1,188 @@
-//! Sessions: listener, drivers of the FTP and SMTP machines.
+//! The gateway: one task per session, from the accepted connection to its end.
+//!
+//! [`process`] is the process around it, [`inspect`] what happens to an object, `ftp` and `smtp` drive
+//! the session machines of `vscan-proto`. Nothing here parses mail or archives.
+
+pub mod inspect;
+pub mod process;
+
+use crate::{
+    config::{Config, Protocol},
+    kernel,
+    net::{self, close},
+    observe::{FlowHandle, FlowOpen, Observer},
+    quarantine,
+    scanner::Scanner,
+    spool::Spool,
+};
+use inspect::ErrorLedger;
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    sync::{Semaphore, watch},
+};
+
+pub use inspect::{About, Inspection, Outcome};
+
+/// What all sessions share.
+#[derive(Debug)]
+pub struct Gateway {
+    config: RwLock<Arc<Config>>,
+    /// Metrics, events, flow table.
+    pub observer: Observer,
+    /// Held objects.
+    pub spool: Spool,
+    /// The scanner process.
+    pub scanner: Scanner,
+    /// Where blocked objects are kept.
+    pub quarantine: quarantine::Store,
+    sessions: Arc<Semaphore>,
+    draining: watch::Sender<bool>,
+    ledger: Mutex<ErrorLedger>,
+    kernel: RwLock<Kernel>,
+}
+
+/// What the gateway knows of the kernel part.
+#[derive(Debug, Default)]
+struct Kernel {
+    view: Option<Arc<kernel::View>>,
+    steering: String,
+}
+
+/// An intercepted connection with its three addresses.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The client leg, prepared (no delay, resets when dropped).
+    pub client: TcpStream,
+    /// The client's address.
+    pub client_addr: SocketAddr,
+    /// What the client dialled (`SO_ORIGINAL_DST`): the address that it knows the server by.
+    pub dialled: SocketAddr,
+    /// The server's own address, behind any port forward: where the upstream leg goes.
+    pub server: SocketAddr,
+}
+
+impl Gateway {
+    /// A gateway without a scanner or kernel state yet.
+    pub fn new(config: Config, observer: Observer, spool: Spool, quarantine: quarantine::Store) -> Self {
+        Self {
+            sessions: Arc::new(Semaphore::new(config.gateway.max_sessions.get())),
+            config: RwLock::new(Arc::new(config)),
+            observer,
+            spool,
+            scanner: Scanner::new(),
+            quarantine,
+            draining: watch::Sender::new(false),
+            ledger: Mutex::default(),
+            kernel: RwLock::default(),
+        }
+    }
+
+    /// The configuration, as of now. A session keeps the one that it began with.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// New sessions get this configuration.
+    pub fn set_config(&self, config: Config) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// Kernel state is installed.
+    pub fn set_kernel(&self, view: Option<kernel::View>, steering: String) {
+        let kernel = Kernel { view: view.map(Arc::new), steering };
+        *self.kernel.write().unwrap_or_else(PoisonError::into_inner) = kernel;
+    }
+
+    /// The BPF maps, where there are any.
+    pub fn kernel_view(&self) -> Option<Arc<kernel::View>> {
+        self.kernel.read().unwrap_or_else(PoisonError::into_inner).view.clone()
+    }
+
+    /// How connections are steered, in words; empty before kernel state is installed.
+    pub fn steering(&self) -> String {
+        self.kernel.read().unwrap_or_else(PoisonError::into_inner).steering.clone()
+    }
+
+    /// Becomes true when sessions are to end at their next safe point: between two transfers or
+    /// messages, with 421.
+    pub fn draining(&self) -> watch::Receiver<bool> {
+        self.draining.subscribe()
+    }
+
+    /// From now on sessions end at their next safe point.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    /// Serves one accepted connection to its end.
+    pub(crate) async fn serve(self: Arc<Self>, client: TcpStream, client_addr: SocketAddr) {
+        let Ok(accepted) = identify(client, client_addr) else {
+            // Gone before it began.
+            return;
+        };
+        let config = self.config();
+        let Some(protocol) = config.protocol(accepted.server.port()) else {
+            // Nobody was steered here: somebody dialled the listener itself.
+            self.observer.metrics.anomaly_without_flow("listener_dialled");
+            tracing::warn!(client = %client_addr, "connection to the redirect listener itself was reset");
+            return net::abort(accepted.client);
+        };
+        let Ok(_permit) = Arc::clone(&self.sessions).try_acquire_owned() else {
+            self.observer.metrics.session_refused(protocol, "max_sessions");
+            return refuse(accepted.client, protocol, "too many sessions, try again later").await;
+        };
+        let flow = self.observer.flows.open(FlowOpen {
+            protocol,
+            client: accepted.client_addr,
+            server: accepted.dialled,
+            real_server: accepted.server,
+            direction: config.direction(accepted.client_addr.ip(), accepted.server.ip()),
+        });
+        match protocol {
+            Protocol::Ftp => ftp::run(&self, accepted, flow).await,
+            Protocol::Smtp => smtp::run(&self, accepted, flow).await,
+        }
+    }
+
+    /// Dials the server as the client: the upstream leg of a session.
+    ///
+    /// # Errors
+    /// As [`net::connect_upstream`].
+    pub async fn connect_upstream(&self, accepted: &Accepted) -> io::Result<TcpStream> {
+        let config = self.config();
+        net::connect_upstream(
+            accepted.client_addr,
+            accepted.server,
+            config.gateway.marks.upstream,
+            config.gateway.connect_timeout,
+        )
+        .await
+    }
+}
+
+/// Finds the three addresses of a connection.
+fn identify(client: TcpStream, client_addr: SocketAddr) -> io::Result<Accepted> {
+    close::prepare_leg(&client)?;
+    let server = client.local_addr()?;
+    // Without conntrack there is no NAT either, and both are the same.
+    let dialled = net::original_destination(&client).unwrap_or(server);
+    Ok(Accepted { client, client_addr, dialled, server })
+}
+
+/// Turns a client away with 421 (RFC 959 5.4, RFC 5321 3.8), and closes.
+pub async fn refuse(mut client: TcpStream, protocol: Protocol, why: &str) {
+    let line = match protocol {
+        Protocol::Ftp => format!("421 {why}\r\n"),
+        Protocol::Smtp => format!("421 4.3.2 {why}\r\n"),
+    };
+    if client.write_all(line.as_bytes()).await.is_ok() {
+        // The client may be gone already; there is nothing left to tell it.
+        let _ = net::close_gracefully(client).await;
+    }
+}

@@ -38,8 +38,8 @@ pub struct Spec {
 pub struct Process {
     /// The zygote.
     pub child: Child,
-    /// Our end of the control socket.
-    pub control: OwnedFd,
+    /// Our end of the control socket. The process ends when every copy of it is closed and it is idle.
+    pub control: Option<OwnedFd>,
     /// Identity of engine and rules.
     pub version: String,
     /// Number of rules.
@@ -126,7 +126,7 @@ impl Starting {
             Ok(Ok(0)) => StartError::NotReady("it ended at once; the log says why".to_owned()),
             Ok(Ok(_)) => match serde_json::from_str(&line) {
                 Ok(Status::Ready { rules, version, warnings, millis }) => {
-                    let (child, control) = (self.child, self.control);
+                    let (child, control) = (self.child, Some(self.control));
                     return Ok(Process { child, control, version, rules, warnings, millis });
                 }
                 Ok(Status::Failed { error }) => StartError::Refused(error),

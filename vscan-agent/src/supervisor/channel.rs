@@ -1,0 +1,176 @@
+//! The messages between supervisor and gateway, over an inherited socket pair.
+
+use crate::net::{Seqpacket, seqpacket};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{
+    fs::File,
+    io::{self, IoSlice, Read, Seek, Write},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+};
+
+/// Environment variable that tells the gateway its descriptor number.
+pub const DESCRIPTOR_VARIABLE: &str = "VSCAN_CHANNEL_FD";
+
+/// Upper bound of a message, in bytes. Long texts travel as descriptors.
+const MESSAGE_MAX: usize = 32 * 1024;
+
+/// Supervisor to gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToGateway {
+    /// The first message. Attached: the text of the configuration.
+    Start {
+        /// The file it came from, for messages.
+        file: PathBuf,
+    },
+    /// A scanner process is ready. Attached: its control socket.
+    Scanner {
+        /// Identity of engine and rules.
+        version: String,
+        /// Number of rules.
+        rules: u64,
+    },
+    /// Kernel state is installed. Attached: the map descriptors.
+    Kernel {
+        /// What each descriptor is.
+        names: Vec<String>,
+        /// How connections are steered, in words, e.g. `bpf (tcx)`.
+        steering: String,
+    },
+    /// A configuration that the supervisor has checked. Attached: its text.
+    Reload {
+        /// The file it came from.
+        file: PathBuf,
+    },
+    /// What became of a [`ToSupervisor::Reload`].
+    Reloaded {
+        /// What was wrong; the former configuration and rules go on.
+        error: Option<String>,
+    },
+    /// Take no more connections, let sessions come to an end, then exit.
+    Drain,
+}
+
+/// Gateway to supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToSupervisor {
+    /// Connections are accepted.
+    Listening,
+    /// The gateway cannot start, and exits.
+    Failed {
+        /// An exit code of sysexits.h.
+        code: u8,
+        /// What, where, and what to do.
+        error: String,
+    },
+    /// Session workers make progress.
+    Beat,
+    /// An operator asks for a reload; answered by [`ToGateway::Reloaded`].
+    Reload,
+}
+
+/// One end of the channel.
+#[derive(Debug)]
+pub struct Channel {
+    socket: Seqpacket,
+}
+
+impl Channel {
+    /// Makes a channel: this process's end, and the descriptor for the other process.
+    ///
+    /// # Errors
+    /// What socketpair(2) returns.
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = seqpacket::pair(MESSAGE_MAX)?;
+        Ok((Self::new(ours)?, theirs))
+    }
+
+    /// Takes over an inherited end.
+    ///
+    /// # Errors
+    /// It is not a socket that can be polled.
+    pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        Ok(Self { socket: Seqpacket::new(descriptor)? })
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// The other process is gone.
+    pub async fn send<T: Serialize>(
+        &self,
+        message: &T,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let bytes = postcard::to_stdvec(message).map_err(io::Error::other)?;
+        self.socket.send(&[IoSlice::new(&bytes)], descriptors).await
+    }
+
+    /// Receives a message; `None` when the other process is gone.
+    ///
+    /// # Errors
+    /// Not a message of this build.
+    pub async fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        let mut buffer = vec![0; MESSAGE_MAX];
+        let received = match self.socket.receive(&mut buffer).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            received => received?,
+        };
+        if received.len == 0 {
+            return Ok(None);
+        }
+        let message = postcard::from_bytes(&buffer[..received.len]).map_err(io::Error::other)?;
+        Ok(Some((message, received.descriptors)))
+    }
+}
+
+/// Puts a text into a sealed memfd, to be attached to a message.
+///
+/// # Errors
+/// No memory or descriptors left.
+pub fn text_to_descriptor(text: &str) -> io::Result<OwnedFd> {
+    let memfd = memfd_create("vscan-text", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = File::from(memfd);
+    file.write_all(text.as_bytes())?;
+    fcntl_add_seals(
+        file.as_fd(),
+        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+    )?;
+    Ok(file.into())
+}
+
+/// Reads what [`text_to_descriptor`] wrote.
+///
+/// # Errors
+/// Not UTF-8, or not readable.
+pub fn descriptor_to_text(descriptor: OwnedFd) -> io::Result<String> {
+    let mut file = File::from(descriptor);
+    file.rewind()?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn messages_and_texts_cross_the_channel() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let theirs = Channel::new(theirs).unwrap();
+        let text = "key = 1\n".repeat(50_000);
+        let descriptor = text_to_descriptor(&text).unwrap();
+        let start = ToGateway::Start { file: "/etc/vscan/vscan.toml".into() };
+        ours.send(&start, &[descriptor.as_fd()]).await.unwrap();
+        let (message, mut descriptors) = theirs.receive::<ToGateway>().await.unwrap().unwrap();
+        assert_eq!(message, start);
+        assert!(descriptor_to_text(descriptors.remove(0)).unwrap() == text);
+        theirs.send(&ToSupervisor::Beat, &[]).await.unwrap();
+        let (beat, _) = ours.receive::<ToSupervisor>().await.unwrap().unwrap();
+        assert_eq!(beat, ToSupervisor::Beat);
+        drop(theirs);
+        assert!(ours.receive::<ToSupervisor>().await.unwrap().is_none());
+    }
+}
