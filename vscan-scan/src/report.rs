@@ -143,6 +143,16 @@ impl Report {
         }
     }
 
+    /// The words for the verdict: the first detection, the first reason, or the error.
+    pub fn explanation(&self) -> Option<&str> {
+        match self.verdict {
+            Verdict::Clean => None,
+            Verdict::Infected => self.findings.first().map(|finding| finding.name.as_str()),
+            Verdict::Unscannable => self.unread.first().map(|unread| unread.reason.as_str()),
+            Verdict::Error => Some(self.error.as_deref().unwrap_or("error")),
+        }
+    }
+
     /// Adds a detection, shortened and bounded; duplicates are dropped.
     pub fn add_finding(&mut self, name: &str, engine: &str, path: &[String]) {
         self.raise(Verdict::Infected);

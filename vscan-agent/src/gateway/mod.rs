@@ -3,15 +3,14 @@
 //! [`process`] is the process around it, [`inspect`] what happens to an object, `ftp` and `smtp` drive
 //! the session machines of `vscan-proto`. Nothing here parses mail or archives.
 
+pub mod ftp;
 pub mod inspect;
-pub mod process;
+pub mod smtp;
 
 use crate::{
     config::{Config, Protocol},
-    kernel,
     net::{self, close},
-    observe::{FlowHandle, FlowOpen, Observer},
-    quarantine,
+    observe::{FlowOpen, Observer},
     scanner::Scanner,
     spool::Spool,
 };
@@ -39,19 +38,10 @@ pub struct Gateway {
     pub spool: Spool,
     /// The scanner process.
     pub scanner: Scanner,
-    /// Where blocked objects are kept.
-    pub quarantine: quarantine::Store,
     sessions: Arc<Semaphore>,
     draining: watch::Sender<bool>,
     ledger: Mutex<ErrorLedger>,
-    kernel: RwLock<Kernel>,
-}
-
-/// What the gateway knows of the kernel part.
-#[derive(Debug, Default)]
-struct Kernel {
-    view: Option<Arc<kernel::View>>,
-    steering: String,
+    steering: RwLock<String>,
 }
 
 /// An intercepted connection with its three addresses.
@@ -69,17 +59,16 @@ pub struct Accepted {
 
 impl Gateway {
     /// A gateway without a scanner or kernel state yet.
-    pub fn new(config: Config, observer: Observer, spool: Spool, quarantine: quarantine::Store) -> Self {
+    pub fn new(config: Config, observer: Observer, spool: Spool) -> Self {
         Self {
             sessions: Arc::new(Semaphore::new(config.gateway.max_sessions.get())),
             config: RwLock::new(Arc::new(config)),
             observer,
             spool,
             scanner: Scanner::new(),
-            quarantine,
             draining: watch::Sender::new(false),
             ledger: Mutex::default(),
-            kernel: RwLock::default(),
+            steering: RwLock::default(),
         }
     }
 
@@ -93,20 +82,14 @@ impl Gateway {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 
-    /// Kernel state is installed.
-    pub fn set_kernel(&self, view: Option<kernel::View>, steering: String) {
-        let kernel = Kernel { view: view.map(Arc::new), steering };
-        *self.kernel.write().unwrap_or_else(PoisonError::into_inner) = kernel;
-    }
-
-    /// The BPF maps, where there are any.
-    pub fn kernel_view(&self) -> Option<Arc<kernel::View>> {
-        self.kernel.read().unwrap_or_else(PoisonError::into_inner).view.clone()
+    /// Kernel state is installed; connections are steered like this.
+    pub fn set_steering(&self, steering: String) {
+        *self.steering.write().unwrap_or_else(PoisonError::into_inner) = steering;
     }
 
     /// How connections are steered, in words; empty before kernel state is installed.
     pub fn steering(&self) -> String {
-        self.kernel.read().unwrap_or_else(PoisonError::into_inner).steering.clone()
+        self.steering.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Becomes true when sessions are to end at their next safe point: between two transfers or
@@ -121,7 +104,7 @@ impl Gateway {
     }
 
     /// Serves one accepted connection to its end.
-    pub(crate) async fn serve(self: Arc<Self>, client: TcpStream, client_addr: SocketAddr) {
+    pub async fn serve(self: Arc<Self>, client: TcpStream, client_addr: SocketAddr) {
         let Ok(accepted) = identify(client, client_addr) else {
             // Gone before it began.
             return;

@@ -408,7 +408,7 @@ impl Flow {
         if lock(&self.detail).object.is_none() && !judged.name.is_empty() {
             self.set_object(judged.name);
         }
-        let detection = explanation(report);
+        let detection = report.explanation();
         self.judge(report.verdict, detection);
         self.shared.metrics.object(
             self.open.protocol,
@@ -493,16 +493,6 @@ impl Flow {
             closed.pop_front();
         }
         closed.push_back(record);
-    }
-}
-
-/// The words for a verdict: the first detection, the first reason, or the error.
-fn explanation(report: &Report) -> Option<&str> {
-    match report.verdict {
-        Verdict::Clean => None,
-        Verdict::Infected => report.findings.first().map(|f| f.name.as_str()),
-        Verdict::Unscannable => report.unread.first().map(|u| u.reason.as_str()),
-        Verdict::Error => Some(report.error.as_deref().unwrap_or("error")),
     }
 }
 

@@ -79,14 +79,16 @@ impl Gateway {
                     }
                     Some((ToSupervisor::Beat | ToSupervisor::Reload, _)) => {}
                     None => {
-                        return Err(GatewayError::Io(io::Error::other("it ended at once; see the log")));
+                        return Err(GatewayError::Io(io::Error::other(
+                            "it ended at once; see the log",
+                        )));
                     }
                 }
             }
         };
-        let outcome = tokio::time::timeout(START_TIMEOUT, listening)
-            .await
-            .unwrap_or_else(|_| Err(GatewayError::Io(io::Error::other("it does not become ready"))));
+        let outcome = tokio::time::timeout(START_TIMEOUT, listening).await.unwrap_or_else(|_| {
+            Err(GatewayError::Io(io::Error::other("it does not become ready")))
+        });
         match outcome {
             Ok(()) => {
                 gateway.last_beat = Instant::now();
