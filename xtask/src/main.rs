@@ -42,6 +42,9 @@ enum Command {
         /// Build without the BPF programs: steering by nftables alone.
         #[arg(long)]
         no_bpf: bool,
+        /// Build the BPF programs and nothing else.
+        #[arg(long, conflicts_with = "no_bpf")]
+        only_bpf: bool,
     },
     /// Put the BPF programs and the nftables table in place, without an agent, for a look.
     Load {
@@ -90,7 +93,8 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Setup => setup::run(),
-        Command::Build { no_bpf } => build::run(no_bpf),
+        Command::Build { only_bpf: true, .. } => build::bpf(),
+        Command::Build { no_bpf, .. } => build::run(no_bpf),
         Command::Load { config, interfaces } => load::load(config.as_deref(), &interfaces),
         Command::Unload { config } => load::unload(config.as_deref()),
         Command::Demo { output } => demo::run(output),
