@@ -26,8 +26,7 @@ pub mod names {
     /// Per-CPU array of `u64`, indexed by [`Counter`](super::Counter).
     pub const COUNTERS: &str = "COUNTERS";
     /// The maps that are pinned and that both sides use.
-    pub const PINNED: [&str; 8] =
-        [SETTINGS, HEARTBEAT, NETS, FLOWS, KILL, RATE, EVENTS, COUNTERS];
+    pub const PINNED: [&str; 8] = [SETTINGS, HEARTBEAT, NETS, FLOWS, KILL, RATE, EVENTS, COUNTERS];
     /// The program for devices whose packets begin with an Ethernet header.
     pub const PROGRAM_L2: &str = "vscan_l2";
     /// The program for devices whose packets begin with the IP header.

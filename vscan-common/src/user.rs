@@ -22,7 +22,8 @@ impl From<IpAddr> for Address {
             IpAddr::V6(v6) => v6,
         }
         .octets();
-        let word = |i: usize| u32::from_ne_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
+        let word =
+            |i: usize| u32::from_ne_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
         Self([word(0), word(4), word(8), word(12)])
     }
 }
@@ -68,7 +69,10 @@ mod tests {
             let key = FlowKey::new(address, address);
             assert_eq!((key.from(), key.to()), (address, address));
         }
-        assert_eq!(Address::from(IpAddr::from([1, 2, 3, 4])), Address::v4(u32::from_ne_bytes([1, 2, 3, 4])));
+        assert_eq!(
+            Address::from(IpAddr::from([1, 2, 3, 4])),
+            Address::v4(u32::from_ne_bytes([1, 2, 3, 4]))
+        );
     }
 
     #[test]

@@ -155,14 +155,22 @@ fn ours(ctx: &TcContext, settings: &Settings, segment: &Segment, to_ours: bool) 
             Action::Steer => event::OPEN,
             Action::Deny => {
                 if count(Counter::Denied, 1) == 0 {
-                    warn!(ctx, "first connection from a denied network on this CPU, to port {}", segment.key.dport);
+                    warn!(
+                        ctx,
+                        "first connection from a denied network on this CPU, to port {}",
+                        segment.key.dport
+                    );
                 }
                 report(event::DENIED, segment, packets, bytes, now);
                 return DROP;
             }
             Action::Limit => {
                 if count(Counter::Limited, 1) == 0 {
-                    warn!(ctx, "first connection over the rate limit on this CPU, to port {}", segment.key.dport);
+                    warn!(
+                        ctx,
+                        "first connection over the rate limit on this CPU, to port {}",
+                        segment.key.dport
+                    );
                 }
                 report(event::LIMITED, segment, packets, bytes, now);
                 return DROP;
@@ -175,7 +183,11 @@ fn ours(ctx: &TcContext, settings: &Settings, segment: &Segment, to_ours: bool) 
             }
             Action::Down => {
                 if count(Counter::Down, 1) == 0 {
-                    warn!(ctx, "first connection without an agent on this CPU, to port {}", segment.key.dport);
+                    warn!(
+                        ctx,
+                        "first connection without an agent on this CPU, to port {}",
+                        segment.key.dport
+                    );
                 }
                 add_mark(ctx, settings, settings.down);
                 added = flow::DOWN;

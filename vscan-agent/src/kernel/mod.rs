@@ -1,1 +1,3 @@
 //! Kernel state: BPF programs and maps, the nftables table, rules and routes.
+
+pub mod marks;

@@ -92,13 +92,8 @@ fn one_and_two_tags_are_walked_three_are_not() {
     assert_eq!(read(&one, Start::Ethernet).key, key4(2, 21));
     let two = joined(&[eth(ETH_P_8021AD), tag(ETH_P_8021Q), tag(ETH_P_IP), rest.clone()]);
     assert_eq!(read(&two, Start::Ethernet).key, key4(2, 21));
-    let three = joined(&[
-        eth(ETH_P_8021AD),
-        tag(ETH_P_8021Q),
-        tag(ETH_P_8021Q),
-        tag(ETH_P_IP),
-        rest,
-    ]);
+    let three =
+        joined(&[eth(ETH_P_8021AD), tag(ETH_P_8021Q), tag(ETH_P_8021Q), tag(ETH_P_IP), rest]);
     assert_eq!(find(&three, Start::Ethernet), Found::Deep);
 }
 
