@@ -8,13 +8,14 @@
 //! Nothing here touches the machine outside of these namespaces and one directory per lab under `/tmp`;
 //! when the process that made a lab goes away, however it goes, the lab goes too.
 
+pub mod agent;
 pub mod fixtures;
-
+pub mod ftp;
 pub mod host;
 pub mod lab;
 pub mod peers;
 pub mod raw;
-
+pub mod smtp;
 pub mod wait;
 
 pub use anyhow::Result;

@@ -2,10 +2,11 @@
 
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
-use vscan_tests::fixtures;
-use vscan_tests::lab::{FAMILIES, Firewall, Lab, ROUTED, STRICT, Topology, inside_second};
+use vscan_tests::ftp::{self, Mode};
+use vscan_tests::lab::{FAMILIES, Family, Firewall, Lab, ROUTED, STRICT, Topology, inside_second};
 use vscan_tests::peers::{Postfix, PyFtpd, Vsftpd};
 use vscan_tests::raw::{self, Attempt, Peer};
+use vscan_tests::{fixtures, smtp};
 
 #[test]
 fn every_topology_connects_and_shows_the_expected_address() -> Result<()> {
@@ -109,5 +110,53 @@ fn postfix_takes_mail() -> Result<()> {
         "{}",
         String::from_utf8_lossy(&mail)
     );
+    Ok(())
+}
+
+#[test]
+fn our_own_ftp_peers_agree_in_every_mode() -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let server = ftp::Server::start(lab.server(), 21, ftp::Behaviour::default())?;
+    let file = fixtures::random(1_000_000, 2);
+    for family in FAMILIES {
+        for mode in [Mode::Pasv, Mode::Epsv, Mode::Port, Mode::Eprt] {
+            if family == Family::V6 && matches!(mode, Mode::Pasv | Mode::Port) {
+                continue;
+            }
+            let mut client = ftp::Client::connect(lab.client(), lab.dial(family, 21), mode)?;
+            let up = client.upload("file", &file)?;
+            assert_eq!(up.reply, "226 stored\r\n");
+            let down = client.download("RETR file")?;
+            assert_eq!(down.data, Some((file.clone(), raw::End::Fin)), "{family:?} {mode:?}");
+            assert_eq!(down.reply, "226 done\r\n");
+            let list = client.download("LIST")?;
+            assert_eq!(list.data, Some((b"file\r\n".to_vec(), raw::End::Fin)));
+            client.quit()?;
+            server.remove("file");
+        }
+    }
+    ensure!(server.commands().len() > 40);
+    Ok(())
+}
+
+#[test]
+fn our_own_smtp_peers_keep_every_byte() -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let sink = smtp::Sink::start(lab.server(), 25, smtp::Behaviour::default())?;
+    let mut body = fixtures::random(200_000, 3);
+    body.retain(|&byte| byte != b'\r' && byte != b'\n');
+    let messages = [
+        smtp::wire(&fixtures::message("one", "a line\r\n.\r\n..dots")),
+        smtp::wire(&body),
+        b".\r\n".to_vec(),
+    ];
+    let mut client = smtp::Client::connect(lab.client(), lab.dial(Family::V6, 25))?;
+    for message in &messages {
+        assert_eq!(client.send(message)?, "250 2.0.0 queued as SINK\r\n");
+    }
+    client.quit()?;
+    assert_eq!(sink.messages(), messages);
+    let session = sink.sessions().remove(0);
+    ensure!(session.quit && session.from.is_some_and(|from| from.ip() == lab.seen_as(Family::V6)));
     Ok(())
 }
