@@ -1,1 +1,16 @@
-//! FTP: commands, replies, addresses and the session machine (RFC 959, 2389, 2428, 3659).
+//! FTP (RFC 959, 1123, 2228, 2389, 2428, 3659): what commands, replies and addresses mean, and the
+//! machine that stands between a client and its server.
+//!
+//! Nothing here owns a socket or reads a clock: the agent's driver moves the bytes and tells the
+//! time.
+
+pub mod address;
+pub mod command;
+pub mod reply;
+pub mod session;
+
+pub use command::{Command, Verb};
+pub use session::{
+    Addresses, Begin, Broken, Event, Judgement, Leg, Note, Outcome, Output, Session, Settings,
+    Timing, Tls, is_tls_record,
+};

@@ -1,0 +1,240 @@
+//! What goes into a session and what comes out of it: the words that machine and driver share.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::ftp::command::Verb;
+
+/// What is done about AUTH TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tls {
+    /// The server decides; after its 234 the session is relayed blindly.
+    Pass,
+    /// Refused with 534 and not offered in FEAT.
+    Refuse,
+}
+
+/// How long things may take. Defaults are measured against real clients and servers.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// From RETR to the 150 at the latest. tnftp gives up after 60 s, curl after 120 s.
+    pub opening: Duration,
+    /// From the end of an upload to its final reply while the scan is not done. curl and tnftp give
+    /// up after 60 s.
+    pub verdict: Duration,
+    /// Between two NOOPs to a server that waits for a verdict.
+    pub keep_awake: Duration,
+    /// For the client's data connection after the transfer command.
+    pub connect: Duration,
+    /// For a reply of the server that is due.
+    pub reply: Duration,
+    /// For the server's part in ending a transfer or a session.
+    pub close: Duration,
+    /// How long an unused data connection to the server is taken to be good.
+    pub fresh: Duration,
+    /// Without a command, or without a reply to one.
+    pub idle: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            opening: Duration::from_secs(45),
+            verdict: Duration::from_secs(55),
+            keep_awake: Duration::from_secs(30),
+            connect: Duration::from_secs(60),
+            reply: Duration::from_secs(300),
+            close: Duration::from_secs(30),
+            fresh: Duration::from_secs(10),
+            idle: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// What all sessions share.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What is done about AUTH TLS.
+    pub tls: Tls,
+    /// Extensions, lower case and without the dot, of files that pass unscanned.
+    pub skip_extensions: Vec<String>,
+    /// Time limits.
+    pub timing: Timing,
+}
+
+/// The two ends of the control connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// The client's own address.
+    pub client: SocketAddr,
+    /// The address that the client dialled: the one announced to it.
+    pub dialled: SocketAddr,
+}
+
+/// One side of the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Leg {
+    /// Towards the client.
+    Client,
+    /// Towards the server.
+    Upstream,
+}
+
+impl Leg {
+    /// The opposite side.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Upstream,
+            Self::Upstream => Self::Client,
+        }
+    }
+}
+
+/// A data connection that ended otherwise than by an orderly end of data on both sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Broken {
+    /// The side that broke.
+    pub leg: Leg,
+}
+
+/// What inspection and policy say about the object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judgement {
+    /// It may go on.
+    Release,
+    /// It may not: `reason` follows the file's name in the 550.
+    Refuse {
+        /// Words for the client, e.g. `blocked by vscan: EICAR`.
+        reason: String,
+    },
+}
+
+/// What the driver tells the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Outcome of [`Output::Listen`]: the port, or nothing could be bound.
+    Listening(Leg, Option<u16>),
+    /// A data connection stands: accepted or dialled.
+    Connected(Leg),
+    /// A data connection could not be made.
+    ConnectFailed(Leg),
+    /// Outcome of [`Output::Receive`]: the sender's end of data arrived, or the connection broke.
+    Received(Result<(), Broken>),
+    /// Outcome of [`Output::Inspect`]; may also come in the middle of [`Output::Receive`] from the
+    /// server, for an object that is refused before its end (its size).
+    Judged(Judgement),
+    /// Outcome of [`Output::Send`]: all bytes and the end of data are with the receiver's kernel.
+    Sent(Result<(), Broken>),
+    /// Outcome of [`Output::Splice`], likewise.
+    Spliced(Result<(), Broken>),
+}
+
+/// The transfer that begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Begin {
+    /// The command.
+    pub verb: Verb,
+    /// Its argument: a file's name, wire bytes; may be empty.
+    pub name: Bytes,
+    /// The side that sends the data.
+    pub source: Leg,
+    /// Whether the data are scanned: not for listings and excluded types.
+    pub inspected: bool,
+}
+
+/// How a transfer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Delivered, and the server says so.
+    Delivered,
+    /// Refused by vscan's verdict.
+    Blocked,
+    /// The server refused or broke off.
+    ServerRefused,
+    /// A data connection broke or never came.
+    Broken,
+    /// The client stopped it: ABOR, or its control connection went.
+    Aborted,
+    /// A deadline passed.
+    TimedOut,
+}
+
+impl Outcome {
+    /// Name for events and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Blocked => "blocked",
+            Self::ServerRefused => "server_refused",
+            Self::Broken => "broken",
+            Self::Aborted => "aborted",
+            Self::TimedOut => "timed_out",
+        }
+    }
+}
+
+/// Something for the log, not for the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// The client named its user; wire bytes.
+    User(Bytes),
+    /// A peer did something odd. `name` is snake_case.
+    Anomaly {
+        /// Name of the anomaly.
+        name: &'static str,
+        /// What was seen; wire bytes, shortened.
+        detail: Bytes,
+    },
+}
+
+/// What the driver must do, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Write to the client's control connection.
+    ToClient(Bytes),
+    /// Write to the server's control connection.
+    ToUpstream(Bytes),
+    /// Listen for one data connection: of the client on the address that it dialled, or of the
+    /// server on the client's own address. Accept from the session's peer only.
+    Listen(Leg),
+    /// Connect to the client's active address, from port 20 of the address that it dialled.
+    ConnectClient(SocketAddr),
+    /// Dial this port at the server, from the client's address.
+    DialUpstream(u16),
+    /// Read the leg to its end into the spool, then close it in good order.
+    Receive(Leg),
+    /// Inspect what was received.
+    Inspect,
+    /// Write what was received, then the end of data.
+    Send(Leg),
+    /// Relay unscanned, from this leg to the other, up to the end of data.
+    Splice(Leg),
+    /// Stop listening, connecting or transferring on the leg and close it in good order.
+    CloseData(Leg),
+    /// The same, but with a reset, so that nobody takes what arrived for a whole file.
+    ResetData(Leg),
+    /// A transfer begins.
+    Begin(Box<Begin>),
+    /// The transfer is over: forget what was received.
+    End(Outcome),
+    /// Something for the log.
+    Note(Box<Note>),
+    /// From now on relay blindly what either side sends; TLS records must come first.
+    Blind,
+    /// Write what is pending, close both control connections in good order. The session is over.
+    Close,
+    /// Reset both control connections. The session is over.
+    Reset,
+}
+
+/// Whether bytes may be the beginning of a TLS record of a handshake or an alert (RFC 8446 5.1).
+/// `true` for an empty slice.
+pub fn is_tls_record(bytes: &[u8]) -> bool {
+    const ALERT: u8 = 0x15;
+    const HANDSHAKE: u8 = 0x16;
+    const MAJOR: u8 = 0x03;
+    matches!(bytes, [] | [ALERT | HANDSHAKE] | [ALERT | HANDSHAKE, MAJOR, ..])
+}

@@ -1,0 +1,336 @@
+//! What all states of a session share: outputs, the queue of replies that are due, and the two
+//! data channels.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+
+use super::api::{Addresses, Leg, Note, Output, Settings};
+use crate::ftp::address;
+use crate::ftp::reply::Reply;
+
+/// Most bytes of a reply that is kept back. Replies that are only relayed may be longer.
+pub(super) const KEPT_REPLY_LIMIT: usize = 64 * 1024;
+
+/// Most bytes of an anomaly's detail.
+const DETAIL_LIMIT: usize = 64;
+
+/// Most anomalies that one session reports: a peer that floods does not flood the log.
+const ANOMALY_LIMIT: u8 = 32;
+
+/// What the next complete reply of the server answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expect {
+    /// The greeting: relayed.
+    Greeting,
+    /// A command that was relayed.
+    Relay,
+    /// FEAT: relayed without some lines.
+    Feat,
+    /// AUTH: relayed, 234 ends our reading.
+    Auth,
+    /// PASV, EPSV, PORT or EPRT of our own.
+    Arrange,
+    /// A transfer command: kept back.
+    Transfer,
+    /// ABOR of a transfer: kept back.
+    Abort,
+    /// Nobody waits for it: NOOP of our own, or a transfer that was refused meanwhile.
+    Swallow,
+}
+
+/// The data channel towards the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ClientChannel {
+    None,
+    /// The driver was asked to listen.
+    Binding,
+    /// Announced; the client has not come yet.
+    Listening(u16),
+    /// PORT or EPRT was accepted; not dialled yet.
+    Active(SocketAddr),
+    Connecting,
+    Connected,
+    Failed,
+}
+
+/// Ways to a data connection with the server, in the order in which they are tried.
+///
+/// PASV comes first on IPv4: every server knows it, and so does every firewall on the way that
+/// follows the dialogue; its weak point, the address, is ignored. EPSV is the only passive command
+/// on IPv6. Active is the last resort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Method {
+    Pasv,
+    Epsv,
+    Active,
+}
+
+/// The data channel towards the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum UpstreamChannel {
+    None,
+    /// Our PASV, EPSV, PORT or EPRT is with the server.
+    Asking(Method),
+    /// The driver was asked to listen for the server.
+    Binding,
+    /// PORT or EPRT was accepted; the server connects when the transfer begins.
+    Waiting,
+    Dialling,
+    Connected {
+        since: Instant,
+    },
+    /// Nothing worked. The reply is the server's refusal, if that was the cause.
+    Failed(Option<Reply>),
+}
+
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) settings: Arc<Settings>,
+    pub(super) addresses: Addresses,
+    pub(super) outputs: VecDeque<Output>,
+    pub(super) expect: VecDeque<Expect>,
+    pub(super) client: ClientChannel,
+    pub(super) upstream: UpstreamChannel,
+    /// The first method worth trying with this server.
+    pub(super) method: Method,
+    /// When the server was last spoken to.
+    pub(super) spoke: Instant,
+    /// EPSV ALL was given (RFC 2428 section 4).
+    pub(super) epsv_only: bool,
+    /// The client will send no more commands.
+    pub(super) client_ended: bool,
+    anomalies: u8,
+}
+
+impl Core {
+    pub(super) fn new(now: Instant, settings: Arc<Settings>, addresses: Addresses) -> Self {
+        let method = if addresses.dialled.is_ipv4() { Method::Pasv } else { Method::Epsv };
+        Self {
+            settings,
+            addresses,
+            outputs: VecDeque::new(),
+            expect: VecDeque::from([Expect::Greeting]),
+            client: ClientChannel::None,
+            upstream: UpstreamChannel::None,
+            method,
+            spoke: now,
+            epsv_only: false,
+            client_ended: false,
+            anomalies: 0,
+        }
+    }
+
+    pub(super) fn output(&mut self, output: Output) {
+        self.outputs.push_back(output);
+    }
+
+    /// Says something to the client; consecutive pieces become one write.
+    pub(super) fn tell_client(&mut self, bytes: impl Into<Bytes>) {
+        let bytes = bytes.into();
+        if let Some(Output::ToClient(pending)) = self.outputs.back_mut() {
+            *pending = joined(std::mem::take(pending), &bytes);
+        } else {
+            self.outputs.push_back(Output::ToClient(bytes));
+        }
+    }
+
+    /// Says something to the server.
+    pub(super) fn tell_upstream(&mut self, now: Instant, bytes: impl Into<Bytes>, expect: Expect) {
+        self.spoke = now;
+        self.expect.push_back(expect);
+        self.outputs.push_back(Output::ToUpstream(bytes.into()));
+    }
+
+    pub(super) fn note(&mut self, note: Note) {
+        self.outputs.push_back(Output::Note(Box::new(note)));
+    }
+
+    pub(super) fn anomaly(&mut self, name: &'static str, detail: &[u8]) {
+        if self.anomalies == ANOMALY_LIMIT {
+            return;
+        }
+        self.anomalies += 1;
+        let detail = Bytes::copy_from_slice(&detail[..detail.len().min(DETAIL_LIMIT)]);
+        self.note(Note::Anomaly { name, detail });
+    }
+
+    /// Whether a reply to a transfer command is still due.
+    pub(super) fn transfer_is_due(&self) -> bool {
+        self.expect.contains(&Expect::Transfer)
+    }
+
+    /// The transfer is decided; its reply, if it still comes, interests nobody.
+    pub(super) fn swallow_transfer(&mut self) {
+        for expect in &mut self.expect {
+            if *expect == Expect::Transfer {
+                *expect = Expect::Swallow;
+            }
+        }
+    }
+
+    /// Gives up the client's data channel.
+    pub(super) fn drop_client(&mut self, reset: bool) {
+        if std::mem::replace(&mut self.client, ClientChannel::None) != ClientChannel::None {
+            self.drop_leg(Leg::Client, reset);
+        }
+    }
+
+    /// Gives up the server's data channel.
+    pub(super) fn drop_upstream(&mut self, reset: bool) {
+        if !matches!(
+            std::mem::replace(&mut self.upstream, UpstreamChannel::None),
+            UpstreamChannel::None
+        ) {
+            self.drop_leg(Leg::Upstream, reset);
+        }
+    }
+
+    fn drop_leg(&mut self, leg: Leg, reset: bool) {
+        self.output(if reset { Output::ResetData(leg) } else { Output::CloseData(leg) });
+    }
+
+    /// Opens the way to the client once a transfer needs it; `true` when it stands.
+    pub(super) fn client_connects(&mut self) -> bool {
+        if let ClientChannel::Active(address) = self.client {
+            self.client = ClientChannel::Connecting;
+            self.output(Output::ConnectClient(address));
+        }
+        self.client == ClientChannel::Connected
+    }
+
+    /// Whether the client's side is passive (or already stands), so that a 150 may go out.
+    pub(super) fn client_may_hear_opening(&self) -> bool {
+        matches!(self.client, ClientChannel::Listening(_) | ClientChannel::Connected)
+    }
+
+    /// Whether a data connection with the server stands, or will when the transfer begins, and is
+    /// not too old to be trusted.
+    pub(super) fn upstream_is_ready(&self, now: Instant) -> bool {
+        match self.upstream {
+            UpstreamChannel::Connected { since } => {
+                now.saturating_duration_since(since) < self.settings.timing.fresh
+            }
+            UpstreamChannel::Waiting => true,
+            UpstreamChannel::None
+            | UpstreamChannel::Asking(_)
+            | UpstreamChannel::Binding
+            | UpstreamChannel::Dialling
+            | UpstreamChannel::Failed(_) => false,
+        }
+    }
+
+    pub(super) fn upstream_is_connected(&self) -> bool {
+        matches!(self.upstream, UpstreamChannel::Connected { .. })
+    }
+
+    /// Whether the server's side is being arranged at this moment.
+    pub(super) fn is_arranging(&self) -> bool {
+        match self.upstream {
+            UpstreamChannel::Asking(_) | UpstreamChannel::Binding | UpstreamChannel::Dialling => {
+                true
+            }
+            UpstreamChannel::None
+            | UpstreamChannel::Waiting
+            | UpstreamChannel::Connected { .. }
+            | UpstreamChannel::Failed(_) => false,
+        }
+    }
+
+    /// Begins to arrange a data connection with the server, giving up an old one.
+    pub(super) fn arrange(&mut self, now: Instant) {
+        self.drop_upstream(false);
+        self.ask(now, self.method);
+    }
+
+    fn ask(&mut self, now: Instant, method: Method) {
+        let command: &'static [u8] = match method {
+            Method::Pasv => b"PASV\r\n",
+            Method::Epsv => b"EPSV\r\n",
+            Method::Active => {
+                self.upstream = UpstreamChannel::Binding;
+                self.output(Output::Listen(Leg::Upstream));
+                return;
+            }
+        };
+        self.upstream = UpstreamChannel::Asking(method);
+        self.tell_upstream(now, command, Expect::Arrange);
+    }
+
+    /// The driver listens for the server, or cannot.
+    pub(super) fn upstream_listening(&mut self, now: Instant, port: Option<u16>) {
+        if self.upstream != UpstreamChannel::Binding {
+            return;
+        }
+        let Some(port) = port else {
+            self.upstream = UpstreamChannel::Failed(None);
+            return;
+        };
+        let here = SocketAddr::new(self.addresses.client.ip(), port);
+        let command = match address::format_port(here) {
+            Some(argument) => format!("PORT {argument}\r\n"),
+            None => format!("EPRT {}\r\n", address::format_eprt(here)),
+        };
+        self.upstream = UpstreamChannel::Asking(Method::Active);
+        self.tell_upstream(now, command, Expect::Arrange);
+    }
+
+    /// The server's answer to our PASV, EPSV, PORT or EPRT.
+    pub(super) fn arranged(&mut self, now: Instant, reply: Reply) {
+        let UpstreamChannel::Asking(method) = self.upstream else { return };
+        let port = match (method, reply.code) {
+            (Method::Pasv, 227) => address::parse_227(&reply.raw).map(|address| address.port()),
+            (Method::Epsv, 229) => address::parse_229(&reply.raw),
+            (Method::Active, 200..=299) => {
+                self.upstream = UpstreamChannel::Waiting;
+                return;
+            }
+            (Method::Pasv | Method::Epsv | Method::Active, _) => None,
+        };
+        if let Some(port) = port.filter(|&port| port != 0) {
+            self.upstream = UpstreamChannel::Dialling;
+            self.method = method;
+            self.output(Output::DialUpstream(port));
+            return;
+        }
+        if !reply.is_refusal() {
+            self.anomaly("ftp_passive_reply", &reply.raw);
+        }
+        // 530: not logged in. That is no matter of the method.
+        if reply.code == 530 || !self.next_method(now, method) {
+            if method == Method::Active {
+                self.drop_upstream(false);
+            }
+            self.upstream = UpstreamChannel::Failed(Some(reply));
+        }
+    }
+
+    /// The dialled data connection could not be made.
+    pub(super) fn dial_failed(&mut self) {
+        // What the server announced cannot be reached: the other passive command would not help.
+        if self.upstream == UpstreamChannel::Dialling && self.method != Method::Active {
+            self.method = Method::Active;
+        }
+        self.upstream = UpstreamChannel::Failed(None);
+    }
+
+    fn next_method(&mut self, now: Instant, method: Method) -> bool {
+        let next = match method {
+            Method::Pasv => Method::Epsv,
+            Method::Epsv => Method::Active,
+            Method::Active => return false,
+        };
+        self.ask(now, next);
+        true
+    }
+}
+
+fn joined(first: Bytes, second: &[u8]) -> Bytes {
+    // Takes the memory back without a copy when nobody else holds it.
+    let mut all = BytesMut::from(first);
+    all.extend_from_slice(second);
+    all.freeze()
+}

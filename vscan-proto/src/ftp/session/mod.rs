@@ -1,0 +1,652 @@
+//! The session machine: one FTP dialogue over its two legs.
+//!
+//! Bytes of both sides, the driver's events and the time go in; outputs come out. A command is
+//! worked off when the one before has its final reply; what the client pipelines waits its turn.
+//! Replies go through in the server's own bytes. Data connections are vscan's own on both sides,
+//! so PASV, EPSV, PORT and EPRT are answered here and asked anew upstream.
+//!
+//! The states of a transfer have a module each; what they share is in `core` and `job`.
+
+mod api;
+mod core;
+mod download;
+mod job;
+mod start;
+mod text;
+mod unscanned;
+mod upload;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+
+pub use api::{
+    Addresses, Begin, Broken, Event, Judgement, Leg, Note, Outcome, Output, Settings, Timing, Tls,
+    is_tls_record,
+};
+
+use self::core::{ClientChannel, Core, Expect, KEPT_REPLY_LIMIT, UpstreamChannel};
+use self::download::Download;
+use self::unscanned::Unscanned;
+use self::upload::Upload;
+use super::command::{COMMAND_LIMIT, Command, Verb};
+use super::reply::{Replies, Reply, ReplyLine, is_hidden_feature};
+use crate::line::{Ending, LineSplitter};
+
+/// Most commands that wait their turn; more stay unread. Clients pipeline a handful.
+const QUEUE_LIMIT: usize = 32;
+
+/// Most unread bytes of the client before the driver shall stop reading.
+const BACKLOG_LIMIT: usize = 16 * 1024;
+
+/// Consecutive lines that are no commands before the session is ended: whatever is there, it does
+/// not speak FTP.
+const MALFORMED_LIMIT: u8 = 10;
+
+/// Where the dialogue stands.
+#[derive(Debug)]
+enum State {
+    /// The client has the word.
+    Idle,
+    /// The server has the word: greeting, or the answer to a relayed command.
+    Relay {
+        quit: bool,
+    },
+    /// PASV, EPSV, PORT or EPRT is being answered.
+    Prepare(Verb),
+    Download(Box<Download>),
+    Upload(Box<Upload>),
+    Unscanned(Box<Unscanned>),
+    /// ABOR of a transfer is with the server.
+    Abort {
+        until: Instant,
+    },
+    /// The last word was said; the server closes, or we do.
+    Ending {
+        until: Instant,
+    },
+    Blind,
+    Over,
+}
+
+#[derive(Debug)]
+enum Queued {
+    Command(Command),
+    Malformed,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Session {
+    core: Core,
+    state: State,
+    lines: LineSplitter,
+    replies: Replies,
+    /// What arrived of a reply that is kept back.
+    kept: BytesMut,
+    queue: VecDeque<Queued>,
+    malformed: u8,
+    draining: bool,
+}
+
+impl Session {
+    /// A session whose two control connections stand; the server's greeting comes next.
+    pub fn new(now: Instant, settings: Arc<Settings>, addresses: Addresses) -> Self {
+        Self {
+            core: Core::new(now, settings, addresses),
+            state: State::Relay { quit: false },
+            lines: LineSplitter::new(COMMAND_LIMIT),
+            replies: Replies::new(),
+            kept: BytesMut::new(),
+            queue: VecDeque::new(),
+            malformed: 0,
+            draining: false,
+        }
+    }
+
+    /// Whether the driver should read from the client; otherwise it leaves the bytes in the kernel.
+    pub fn wants_client(&self) -> bool {
+        self.lines.buffered().len() < BACKLOG_LIMIT && !self.core.client_ended
+    }
+
+    /// What the session is doing, for the flow table.
+    pub fn state_name(&self) -> &'static str {
+        match &self.state {
+            State::Idle => "idle",
+            State::Relay { .. } => "command",
+            State::Prepare(_) => "opening data",
+            State::Download(_) => "download",
+            State::Upload(_) => "upload",
+            State::Unscanned(_) => "unscanned transfer",
+            State::Abort { .. } => "abort",
+            State::Ending { .. } | State::Over => "ending",
+            State::Blind => "tls",
+        }
+    }
+
+    /// Whether the session is between two commands with nothing under way.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle) && self.queue.is_empty()
+    }
+
+    /// Bytes of the client's control connection.
+    pub fn handle_client(&mut self, now: Instant, bytes: &[u8]) {
+        if matches!(self.state, State::Over | State::Blind | State::Ending { .. }) {
+            return;
+        }
+        if self.is_idle() {
+            // The server's idle timer is the client's affair, ours begins with its command.
+            self.core.spoke = now;
+        }
+        self.lines.push(bytes);
+        self.pump(now);
+    }
+
+    /// Bytes of the server's control connection.
+    pub fn handle_upstream(&mut self, now: Instant, bytes: &[u8]) {
+        if matches!(self.state, State::Over | State::Blind) {
+            return;
+        }
+        self.core.spoke = now;
+        self.replies.push(bytes);
+        loop {
+            match self.replies.next_line() {
+                Ok(Some(line)) => self.on_reply_line(now, line),
+                Ok(None) => break,
+                Err(_) => {
+                    self.core.anomaly("ftp_reply_too_long", b"");
+                    self.finish(now, text::SERVER_GARBLED);
+                }
+            }
+            if matches!(self.state, State::Over | State::Blind) {
+                return;
+            }
+        }
+        self.pump(now);
+    }
+
+    /// The client's control connection ended or broke.
+    pub fn handle_client_closed(&mut self, now: Instant) {
+        self.core.client_ended = true;
+        match self.state {
+            State::Download(_) | State::Upload(_) | State::Unscanned(_) => {
+                self.abandon(Outcome::Aborted);
+                self.close();
+            }
+            State::Ending { .. } => self.close(),
+            State::Idle
+            | State::Relay { .. }
+            | State::Prepare(_)
+            | State::Abort { .. }
+            | State::Blind
+            | State::Over => self.pump(now),
+        }
+    }
+
+    /// The server's control connection ended or broke.
+    pub fn handle_upstream_closed(&mut self, now: Instant) {
+        let rest = self.replies.take_rest();
+        match self.state {
+            State::Over => return,
+            State::Idle | State::Ending { .. } | State::Blind => {
+                self.core.tell_client(rest);
+            }
+            State::Relay { .. } if self.core.expect.front() == Some(&Expect::Greeting) => {
+                self.core.tell_client(rest);
+            }
+            State::Relay { quit: true } => self.core.tell_client(rest),
+            State::Relay { .. }
+            | State::Prepare(_)
+            | State::Download(_)
+            | State::Upload(_)
+            | State::Unscanned(_)
+            | State::Abort { .. } => {
+                self.abandon(Outcome::ServerRefused);
+                self.finish(now, text::SERVER_GONE);
+            }
+        }
+        self.close();
+    }
+
+    /// Something happened that the driver was asked for.
+    pub fn handle_event(&mut self, now: Instant, event: Event) {
+        if matches!(self.state, State::Over | State::Blind) {
+            return;
+        }
+        let core = &mut self.core;
+        match event {
+            Event::Listening(Leg::Upstream, port) => core.upstream_listening(now, port),
+            Event::Listening(Leg::Client, port) => {
+                if core.client == ClientChannel::Binding {
+                    core.client = port.map_or(ClientChannel::Failed, ClientChannel::Listening);
+                }
+            }
+            Event::Connected(Leg::Client) => match core.client {
+                ClientChannel::Listening(_) | ClientChannel::Connecting => {
+                    core.client = ClientChannel::Connected;
+                }
+                ClientChannel::None
+                | ClientChannel::Binding
+                | ClientChannel::Active(_)
+                | ClientChannel::Connected
+                | ClientChannel::Failed => {}
+            },
+            Event::Connected(Leg::Upstream) => match core.upstream {
+                UpstreamChannel::Dialling | UpstreamChannel::Waiting => {
+                    core.upstream = UpstreamChannel::Connected { since: now };
+                }
+                UpstreamChannel::None
+                | UpstreamChannel::Asking(_)
+                | UpstreamChannel::Binding
+                | UpstreamChannel::Connected { .. }
+                | UpstreamChannel::Failed(_) => {}
+            },
+            Event::ConnectFailed(Leg::Client) => {
+                if core.client != ClientChannel::None {
+                    core.client = ClientChannel::Failed;
+                }
+            }
+            Event::ConnectFailed(Leg::Upstream) => {
+                if core.upstream != UpstreamChannel::None {
+                    core.dial_failed();
+                }
+            }
+            Event::Received(result) => match &mut self.state {
+                State::Download(download) => download.received(core, now, result),
+                State::Upload(upload) => upload.received(core, now, result),
+                _ => {}
+            },
+            Event::Judged(judgement) => match &mut self.state {
+                State::Download(download) => download.judged(now, judgement),
+                State::Upload(upload) => upload.judged(now, judgement),
+                _ => {}
+            },
+            Event::Sent(result) => match &mut self.state {
+                State::Download(download) => download.sent(core, result),
+                State::Upload(upload) => upload.sent(core, now, result),
+                _ => {}
+            },
+            Event::Spliced(result) => {
+                if let State::Unscanned(unscanned) = &mut self.state {
+                    unscanned.spliced(core, now, result);
+                }
+            }
+        }
+        self.pump(now);
+    }
+
+    /// A moment given by [`poll_timeout`](Self::poll_timeout) has come. Harmless at other times.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.keep_awake_at().is_some_and(|at| now >= at) {
+            self.core.tell_upstream(now, &b"NOOP\r\n"[..], Expect::Swallow);
+        }
+        let state = std::mem::replace(&mut self.state, State::Over);
+        let core = &mut self.core;
+        let late = state_deadline(&state, core).is_some_and(|at| now >= at);
+        self.state = match state {
+            State::Download(download) => download.expired(core, now),
+            State::Upload(upload) => upload.expired(core, now),
+            State::Unscanned(unscanned) => unscanned.expired(core, now),
+            State::Idle if late && !core.expect.is_empty() => {
+                end_with(core, now, text::SERVER_SILENT, None)
+            }
+            State::Idle if late => end_with(core, now, text::IDLE, None),
+            State::Relay { .. } | State::Prepare(_) | State::Abort { .. } if late => {
+                end_with(core, now, text::SERVER_SILENT, None)
+            }
+            State::Ending { .. } if late => {
+                core.output(Output::Close);
+                State::Over
+            }
+            state @ (State::Idle
+            | State::Relay { .. }
+            | State::Prepare(_)
+            | State::Abort { .. }
+            | State::Ending { .. }
+            | State::Blind
+            | State::Over) => state,
+        };
+        self.pump(now);
+    }
+
+    /// Ends the session as soon as nothing is under way: the agent shuts down.
+    pub fn drain(&mut self, now: Instant) {
+        self.draining = true;
+        self.pump(now);
+    }
+
+    /// What to do next; `None` when there is nothing more before the next `handle_*`.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        let output = self.core.outputs.pop_front();
+        if output.is_none() && self.core.outputs.capacity() > 8 {
+            self.core.outputs = VecDeque::new();
+        }
+        output
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let deadline = state_deadline(&self.state, &self.core);
+        deadline.into_iter().chain(self.keep_awake_at()).min()
+    }
+
+    fn keep_awake_at(&self) -> Option<Instant> {
+        let waits = match &self.state {
+            State::Download(download) => download.keeps_server_waiting(),
+            State::Upload(upload) => upload.keeps_server_waiting(),
+            State::Idle
+            | State::Relay { .. }
+            | State::Prepare(_)
+            | State::Unscanned(_)
+            | State::Abort { .. }
+            | State::Ending { .. }
+            | State::Blind
+            | State::Over => false,
+        };
+        (waits && self.core.expect.is_empty())
+            .then(|| self.core.spoke + self.core.settings.timing.keep_awake)
+    }
+
+    /// Takes every step that is possible now.
+    fn pump(&mut self, now: Instant) {
+        loop {
+            self.advance(now);
+            self.read_commands(now);
+            if !matches!(self.state, State::Idle) || !self.core.expect.is_empty() {
+                return;
+            }
+            if self.draining {
+                self.finish(now, text::SHUTTING_DOWN);
+                self.close();
+                return;
+            }
+            match self.queue.pop_front() {
+                Some(Queued::Command(command)) => {
+                    self.malformed = 0;
+                    self.state = start::start(&mut self.core, now, command);
+                }
+                Some(Queued::Malformed) => self.refuse_malformed(now),
+                None => {
+                    self.queue = VecDeque::new();
+                    if self.core.client_ended {
+                        self.close();
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn advance(&mut self, now: Instant) {
+        let state = std::mem::replace(&mut self.state, State::Over);
+        let core = &mut self.core;
+        self.state = match state {
+            State::Prepare(verb) => start::prepare(core, verb),
+            State::Download(download) => download.advance(core, now),
+            State::Upload(upload) => upload.advance(core, now),
+            State::Unscanned(unscanned) => unscanned.advance(core, now),
+            state @ (State::Idle
+            | State::Relay { .. }
+            | State::Abort { .. }
+            | State::Ending { .. }
+            | State::Blind
+            | State::Over) => state,
+        };
+    }
+
+    /// Reads commands into the queue; ABOR and STAT are heard during a transfer.
+    fn read_commands(&mut self, now: Instant) {
+        while self.queue.len() < QUEUE_LIMIT
+            && !matches!(self.state, State::Over | State::Blind | State::Ending { .. })
+        {
+            let line = match self.lines.next_line() {
+                Ok(Some(line)) => line,
+                Ok(None) => return,
+                Err(_) => {
+                    self.core.anomaly("ftp_line_too_long", b"");
+                    self.abandon(Outcome::Aborted);
+                    self.finish(now, text::LINE_TOO_LONG);
+                    self.close();
+                    return;
+                }
+            };
+            if line.ending() == Ending::Lf {
+                self.core.anomaly("ftp_bare_lf", line.content());
+            }
+            match Command::parse(&line) {
+                Err(_) => {
+                    self.core.anomaly("ftp_malformed_command", line.content());
+                    self.queue.push_back(Queued::Malformed);
+                }
+                Ok(command) if command.verb == Verb::Abor && self.in_transfer() => self.abort(now),
+                Ok(command) => match self.status_during_transfer(&command) {
+                    Some(status) => self.core.tell_client(status),
+                    None => self.queue.push_back(Queued::Command(command)),
+                },
+            }
+        }
+    }
+
+    fn in_transfer(&self) -> bool {
+        matches!(self.state, State::Download(_) | State::Upload(_) | State::Unscanned(_))
+    }
+
+    /// STAT without argument, between a transfer's 150 and its final reply (RFC 959 section 4.1.3).
+    fn status_during_transfer(&self, command: &Command) -> Option<Bytes> {
+        if command.verb != Verb::Stat || !command.argument().is_empty() {
+            return None;
+        }
+        let (job, phase) = match &self.state {
+            State::Download(download) if download.opened() => (&download.job, download.phase()),
+            State::Upload(upload) if upload.opened() => (&upload.job, upload.phase()),
+            State::Unscanned(unscanned) if unscanned.opened() => (&unscanned.job, "in progress"),
+            _ => return None,
+        };
+        Some(text::status(&job.command, phase))
+    }
+
+    fn abort(&mut self, now: Instant) {
+        let due = self.core.transfer_is_due();
+        self.core.drop_client(true);
+        self.core.drop_upstream(true);
+        self.core.output(Output::End(Outcome::Aborted));
+        if due {
+            self.core.tell_upstream(now, &b"ABOR\r\n"[..], Expect::Abort);
+            self.state = State::Abort { until: now + self.core.settings.timing.close };
+        } else {
+            self.core.tell_client(text::ABORTED);
+            self.state = State::Idle;
+        }
+    }
+
+    fn refuse_malformed(&mut self, now: Instant) {
+        self.malformed += 1;
+        if self.malformed < MALFORMED_LIMIT {
+            self.core.tell_client(text::NOT_A_COMMAND);
+        } else {
+            self.finish(now, text::TOO_MANY_ERRORS);
+            self.close();
+        }
+    }
+
+    fn on_reply_line(&mut self, now: Instant, line: ReplyLine) {
+        if line.code.is_none() {
+            self.core.anomaly("ftp_malformed_reply", &line.raw);
+        }
+        let code = line.code.unwrap_or_default();
+        let is_final = line.last && code >= 200;
+        match self.core.expect.front().copied() {
+            None => self.on_unsolicited(now, line),
+            Some(expect @ (Expect::Greeting | Expect::Relay | Expect::Feat | Expect::Auth)) => {
+                let hide_tls = self.core.settings.tls == Tls::Refuse;
+                if expect != Expect::Feat || !is_hidden_feature(&line.raw, hide_tls) {
+                    self.core.tell_client(line.raw);
+                }
+                if is_final {
+                    self.core.expect.pop_front();
+                    self.relayed(now, expect, code);
+                }
+            }
+            Some(
+                expect @ (Expect::Arrange | Expect::Transfer | Expect::Abort | Expect::Swallow),
+            ) => {
+                if line.code.is_some() {
+                    self.kept.extend_from_slice(&line.raw);
+                }
+                if self.kept.len() > KEPT_REPLY_LIMIT {
+                    self.kept = BytesMut::new();
+                    self.core.anomaly("ftp_reply_too_long", b"");
+                    self.abandon(Outcome::ServerRefused);
+                    self.finish(now, text::SERVER_GARBLED);
+                    self.close();
+                } else if line.last {
+                    if is_final {
+                        self.core.expect.pop_front();
+                    }
+                    let raw = std::mem::take(&mut self.kept).freeze();
+                    self.on_kept_reply(now, expect, Reply { code, raw });
+                }
+            }
+        }
+    }
+
+    /// A relayed command has its final reply.
+    fn relayed(&mut self, now: Instant, expect: Expect, code: u16) {
+        let quit = matches!(self.state, State::Relay { quit: true });
+        let until = now + self.core.settings.timing.close;
+        self.state = match (expect, code) {
+            (Expect::Auth, 234) => self.go_blind(),
+            (_, 421) => State::Ending { until },
+            (_, 200..=299) if quit => State::Ending { until },
+            _ => State::Idle,
+        };
+    }
+
+    fn go_blind(&mut self) -> State {
+        // Commands sent in the clear behind AUTH would be taken for protected ones.
+        if self.queue.is_empty() && self.lines.is_empty() && self.replies.is_settled() {
+            self.core.drop_client(false);
+            self.core.drop_upstream(false);
+            self.core.output(Output::Blind);
+            return State::Blind;
+        }
+        self.core.anomaly("ftp_plaintext_behind_auth", b"");
+        self.core.output(Output::Reset);
+        State::Over
+    }
+
+    fn on_unsolicited(&mut self, now: Instant, line: ReplyLine) {
+        let goodbye = line.code == Some(421);
+        if !goodbye && !matches!(self.state, State::Idle | State::Ending { .. }) {
+            self.core.anomaly("ftp_unexpected_reply", &line.raw);
+            return;
+        }
+        if goodbye {
+            self.abandon(Outcome::ServerRefused);
+        }
+        self.core.tell_client(line.raw);
+        if goodbye && line.last {
+            self.state = State::Ending { until: now + self.core.settings.timing.close };
+        }
+    }
+
+    fn on_kept_reply(&mut self, now: Instant, expect: Expect, reply: Reply) {
+        if reply.code == 421 && !matches!(self.state, State::Ending { .. }) {
+            // The server is leaving, whatever was asked.
+            self.abandon(Outcome::ServerRefused);
+            self.finish(now, &reply.raw);
+            return;
+        }
+        let core = &mut self.core;
+        match (expect, &mut self.state) {
+            (Expect::Arrange, _) if reply.code >= 200 => core.arranged(now, reply),
+            (Expect::Transfer, State::Download(download)) => download.job.replied(now, reply),
+            (Expect::Transfer, State::Upload(upload)) => upload.job.replied(now, reply),
+            (Expect::Transfer, State::Unscanned(unscanned)) => unscanned.job.replied(now, reply),
+            (Expect::Transfer, State::Abort { .. }) if reply.is_refusal() => {
+                core.tell_client(reply.raw);
+            }
+            // It was complete before the server heard of the ABOR, but not at the client.
+            (Expect::Transfer, State::Abort { .. }) if reply.code >= 200 => {
+                core.tell_client(text::TRANSFER_ABORTED);
+            }
+            (Expect::Abort, State::Abort { .. }) if reply.code >= 200 => {
+                core.tell_client(reply.raw);
+                self.state = State::Idle;
+            }
+            _ => {}
+        }
+        // Several replies may have come in one segment: each finds the state it belongs to.
+        self.advance(now);
+    }
+
+    /// Breaks off a transfer: its data legs are reset.
+    fn abandon(&mut self, outcome: Outcome) {
+        let transfer = self.in_transfer();
+        self.core.drop_client(transfer);
+        self.core.drop_upstream(transfer);
+        if transfer {
+            self.core.swallow_transfer();
+            self.core.output(Output::End(outcome));
+            self.state = State::Idle;
+        }
+    }
+
+    /// Says the last word; the server is given a moment to close by itself.
+    fn finish(&mut self, now: Instant, text: &[u8]) {
+        self.core.tell_client(Bytes::copy_from_slice(text));
+        self.state = State::Ending { until: now + self.core.settings.timing.close };
+    }
+
+    fn close(&mut self) {
+        if !matches!(self.state, State::Over) {
+            self.core.drop_client(false);
+            self.core.drop_upstream(false);
+            self.core.output(Output::Close);
+            self.state = State::Over;
+        }
+    }
+}
+
+/// Says the last word and closes at once: the server does not answer.
+fn end_with(
+    core: &mut Core,
+    _now: Instant,
+    text: &'static [u8],
+    transfer: Option<Outcome>,
+) -> State {
+    core.drop_client(transfer.is_some());
+    core.drop_upstream(transfer.is_some());
+    core.tell_client(text);
+    if let Some(outcome) = transfer {
+        core.output(Output::End(outcome));
+    }
+    core.output(Output::Close);
+    State::Over
+}
+
+fn state_deadline(state: &State, core: &Core) -> Option<Instant> {
+    let timing = &core.settings.timing;
+    match state {
+        State::Idle if !core.expect.is_empty() => Some(core.spoke + timing.close),
+        // Nobody waits for the answer any more.
+        State::Relay { .. } | State::Prepare(_) if core.client_ended => {
+            Some(core.spoke + timing.close)
+        }
+        State::Relay { .. } if core.expect.front() == Some(&Expect::Greeting) => {
+            Some(core.spoke + timing.reply)
+        }
+        State::Idle | State::Relay { .. } => Some(core.spoke + timing.idle),
+        State::Prepare(_) => Some(core.spoke + timing.reply),
+        State::Download(download) => download.deadline(core),
+        State::Upload(upload) => upload.deadline(core),
+        State::Unscanned(unscanned) => unscanned.deadline(core),
+        State::Abort { until } | State::Ending { until } => Some(*until),
+        State::Blind | State::Over => None,
+    }
+}

@@ -1,0 +1,216 @@
+//! What each command of the client sets going.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::State;
+use super::api::{Leg, Note, Output, Tls};
+use super::core::{ClientChannel, Core, Expect, UpstreamChannel};
+use super::download::Download;
+use super::text;
+use super::unscanned::Unscanned;
+use super::upload::Upload;
+use crate::ftp::address::{self, AddressError};
+use crate::ftp::command::{Command, Verb};
+
+/// Ports below belong to services: no client listens for data there (RFC 2577 section 3).
+const FIRST_CLIENT_PORT: u16 = 1024;
+
+/// Begins a command. Every state but `Idle` comes back when it has its final reply.
+pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
+    match command.verb {
+        Verb::Pasv | Verb::Epsv => passive(core, now, &command),
+        Verb::Port | Verb::Eprt => active(core, now, &command),
+        Verb::Retr | Verb::List | Verb::Nlst | Verb::Mlsd | Verb::Stor | Verb::Stou => {
+            transfer(core, now, command)
+        }
+        Verb::Appe => answer(core, text::NO_APPEND),
+        Verb::Lprt | Verb::Lpsv | Verb::Cpsv | Verb::Spsv => answer(core, text::NOT_AVAILABLE),
+        Verb::Rest if !is_zero(command.argument()) => answer(core, text::NO_RESTART),
+        Verb::Mode if !is_word(command.argument(), b"S") => answer(core, text::ONLY_STREAM),
+        Verb::Stru if !is_word(command.argument(), b"F") => answer(core, text::ONLY_FILE),
+        Verb::Auth => auth(core, now, &command),
+        Verb::Feat => relay(core, now, &command, Expect::Feat),
+        Verb::User => {
+            core.note(Note::User(command.argument().clone()));
+            relay(core, now, &command, Expect::Relay)
+        }
+        Verb::Rein => {
+            core.drop_client(false);
+            core.drop_upstream(false);
+            relay(core, now, &command, Expect::Relay)
+        }
+        Verb::Quit => {
+            relay(core, now, &command, Expect::Relay);
+            State::Relay { quit: true }
+        }
+        Verb::Rest | Verb::Mode | Verb::Stru | Verb::Abor | Verb::Stat | Verb::Other => {
+            relay(core, now, &command, Expect::Relay)
+        }
+    }
+}
+
+/// Answers PASV, EPSV, PORT or EPRT as soon as both sides are known to work.
+pub(super) fn prepare(core: &mut Core, verb: Verb) -> State {
+    match &core.upstream {
+        UpstreamChannel::Asking(_) | UpstreamChannel::Binding => return State::Prepare(verb),
+        // The server's own words, e.g. 530 before the login.
+        UpstreamChannel::Failed(Some(reply)) => {
+            let reply = reply.raw.clone();
+            core.upstream = UpstreamChannel::None;
+            core.drop_client(false);
+            return answer(core, reply);
+        }
+        UpstreamChannel::None
+        | UpstreamChannel::Waiting
+        | UpstreamChannel::Dialling
+        | UpstreamChannel::Connected { .. }
+        | UpstreamChannel::Failed(None) => {}
+    }
+    match core.client {
+        ClientChannel::Binding => State::Prepare(verb),
+        ClientChannel::Listening(port) => {
+            let here = SocketAddr::new(core.addresses.dialled.ip(), port);
+            answer(core, text::passive(verb, here))
+        }
+        // Whoever connected before the port was announced is not welcome.
+        ClientChannel::Connected | ClientChannel::Failed | ClientChannel::None => {
+            core.drop_client(false);
+            answer(core, text::NO_LISTENER)
+        }
+        ClientChannel::Active(_) | ClientChannel::Connecting => {
+            answer(core, if verb == Verb::Port { text::PORT_OK } else { text::EPRT_OK })
+        }
+    }
+}
+
+fn answer(core: &mut Core, reply: impl Into<Bytes>) -> State {
+    core.tell_client(reply);
+    State::Idle
+}
+
+fn relay(core: &mut Core, now: Instant, command: &Command, expect: Expect) -> State {
+    core.tell_upstream(now, command.wire().clone(), expect);
+    State::Relay { quit: false }
+}
+
+fn passive(core: &mut Core, now: Instant, command: &Command) -> State {
+    let is_ipv4 = core.addresses.dialled.is_ipv4();
+    if command.verb == Verb::Epsv {
+        let argument = command.argument().trim_ascii();
+        if argument.eq_ignore_ascii_case(b"ALL") {
+            core.epsv_only = true;
+            return answer(core, text::EPSV_ALL);
+        }
+        let own: &[u8] = if is_ipv4 { b"1" } else { b"2" };
+        if !argument.is_empty() && argument != own {
+            return answer(core, text::wrong_family(is_ipv4));
+        }
+    } else if core.epsv_only {
+        return answer(core, text::EPSV_ONLY);
+    } else if !is_ipv4 {
+        return answer(core, text::USE_EPSV);
+    }
+    core.drop_client(false);
+    core.client = ClientChannel::Binding;
+    core.output(Output::Listen(Leg::Client));
+    ensure_upstream(core, now);
+    State::Prepare(command.verb)
+}
+
+fn active(core: &mut Core, now: Instant, command: &Command) -> State {
+    let is_ipv4 = core.addresses.dialled.is_ipv4();
+    if core.epsv_only {
+        return answer(core, text::EPSV_ONLY);
+    }
+    let address = if command.verb == Verb::Eprt {
+        address::parse_eprt(command.argument())
+    } else if is_ipv4 {
+        address::parse_port(command.argument())
+    } else {
+        return answer(core, text::USE_EPSV);
+    };
+    let address = match address {
+        Ok(address) if address.is_ipv4() == is_ipv4 => address,
+        Ok(_) | Err(AddressError::Protocol) => return answer(core, text::wrong_family(is_ipv4)),
+        Err(AddressError::Syntax) => return answer(core, text::BAD_ADDRESS),
+    };
+    if !same_host(address.ip(), core.addresses.client.ip()) || address.port() < FIRST_CLIENT_PORT {
+        core.anomaly("ftp_bounce", command.argument());
+        return answer(core, text::NOT_YOUR_ADDRESS);
+    }
+    core.drop_client(false);
+    // The control connection's own address: it may carry a scope that EPRT cannot.
+    let address = match core.addresses.client {
+        SocketAddr::V4(_) => address,
+        SocketAddr::V6(mut client) => {
+            client.set_port(address.port());
+            client.into()
+        }
+    };
+    core.client = ClientChannel::Active(address);
+    ensure_upstream(core, now);
+    State::Prepare(command.verb)
+}
+
+/// Compared as addresses: a connection tracking helper on the way rewrites their spelling.
+fn same_host(one: IpAddr, other: IpAddr) -> bool {
+    one.to_canonical() == other.to_canonical()
+}
+
+/// The server's side is asked while the client's is answered, so that a transfer command finds
+/// both ready.
+fn ensure_upstream(core: &mut Core, now: Instant) {
+    if !core.upstream_is_ready(now) && !core.is_arranging() {
+        core.arrange(now);
+    }
+}
+
+fn transfer(core: &mut Core, now: Instant, command: Command) -> State {
+    match core.client {
+        ClientChannel::Listening(_) | ClientChannel::Connected | ClientChannel::Active(_) => {}
+        ClientChannel::None
+        | ClientChannel::Binding
+        | ClientChannel::Connecting
+        | ClientChannel::Failed => {
+            core.client = ClientChannel::None;
+            return answer(core, text::NO_DATA_COMMAND);
+        }
+    }
+    let skipped = command.extension().is_some_and(|extension| {
+        core.settings.skip_extensions.iter().any(|skip| skip.eq_ignore_ascii_case(extension))
+    });
+    match command.verb {
+        Verb::Retr if !skipped => State::Download(Download::begin(core, now, command)),
+        Verb::Stor if skipped => {
+            State::Unscanned(Unscanned::begin(core, now, command, Leg::Client))
+        }
+        Verb::Stor | Verb::Stou => State::Upload(Upload::begin(core, now, command)),
+        _ => State::Unscanned(Unscanned::begin(core, now, command, Leg::Upstream)),
+    }
+}
+
+fn auth(core: &mut Core, now: Instant, command: &Command) -> State {
+    let mechanism = command.argument().trim_ascii();
+    if core.settings.tls == Tls::Refuse {
+        return answer(core, text::TLS_REFUSED);
+    }
+    if ![&b"TLS"[..], b"SSL", b"TLS-C", b"TLS-P"]
+        .iter()
+        .any(|known| mechanism.eq_ignore_ascii_case(known))
+    {
+        return answer(core, text::UNKNOWN_MECHANISM);
+    }
+    relay(core, now, command, Expect::Auth)
+}
+
+fn is_zero(argument: &[u8]) -> bool {
+    let digits = argument.trim_ascii();
+    !digits.is_empty() && digits.iter().all(|&digit| digit == b'0')
+}
+
+fn is_word(argument: &[u8], word: &[u8]) -> bool {
+    argument.trim_ascii().eq_ignore_ascii_case(word)
+}

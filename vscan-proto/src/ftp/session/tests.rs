@@ -1,0 +1,1 @@
+//! Transcripts, split offsets, and a scripted pair with a fake clock.

@@ -1,0 +1,107 @@
+//! Replies that vscan gives by itself.
+
+use std::net::SocketAddr;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::ftp::address;
+use crate::ftp::command::{Command, Verb};
+
+pub(super) const NO_DATA_COMMAND: &[u8] = b"425 Use PORT or PASV first.\r\n";
+pub(super) const NO_DATA_CONNECTION: &[u8] = b"425 Can't open data connection.\r\n";
+pub(super) const NO_LISTENER: &[u8] = b"425 Can't open passive connection.\r\n";
+pub(super) const TRANSFER_ABORTED: &[u8] = b"426 Connection closed; transfer aborted.\r\n";
+pub(super) const ABORTED: &[u8] =
+    b"426 Connection closed; transfer aborted.\r\n226 ABOR command successful.\r\n";
+pub(super) const SEND_DATA: &[u8] = b"150 Ok to send data.\r\n";
+pub(super) const OPENING: &[u8] = b"150 Opening data connection.\r\n";
+pub(super) const NOT_A_COMMAND: &[u8] = b"500 Not understood.\r\n";
+pub(super) const LINE_TOO_LONG: &[u8] = b"500 Command line too long.\r\n";
+pub(super) const TOO_MANY_ERRORS: &[u8] = b"421 Too many errors.\r\n";
+pub(super) const SERVER_GONE: &[u8] = b"421 The server closed the connection.\r\n";
+pub(super) const SERVER_SILENT: &[u8] = b"421 The server does not answer.\r\n";
+pub(super) const SERVER_GARBLED: &[u8] = b"421 The server's reply is too long.\r\n";
+pub(super) const IDLE: &[u8] = b"421 Timeout.\r\n";
+pub(super) const SHUTTING_DOWN: &[u8] = b"421 Service is shutting down.\r\n";
+pub(super) const NOT_AVAILABLE: &[u8] = b"502 Not available through this gateway.\r\n";
+pub(super) const NO_RESTART: &[u8] = b"502 Restart positions are not available.\r\n";
+pub(super) const NO_APPEND: &[u8] = b"502 Appending is not available.\r\n";
+pub(super) const ONLY_STREAM: &[u8] = b"504 Only MODE S is available.\r\n";
+pub(super) const ONLY_FILE: &[u8] = b"504 Only STRU F is available.\r\n";
+pub(super) const TLS_REFUSED: &[u8] = b"534 TLS is refused by policy.\r\n";
+pub(super) const UNKNOWN_MECHANISM: &[u8] = b"504 Unknown security mechanism.\r\n";
+pub(super) const EPSV_ALL: &[u8] = b"200 EPSV ALL ok.\r\n";
+pub(super) const EPSV_ONLY: &[u8] = b"503 Only EPSV is allowed after EPSV ALL.\r\n";
+pub(super) const USE_EPSV: &[u8] = b"501 Not possible over IPv6; use EPSV or EPRT.\r\n";
+pub(super) const BAD_ADDRESS: &[u8] = b"501 Illegal address.\r\n";
+pub(super) const NOT_YOUR_ADDRESS: &[u8] = b"501 The address must be your own.\r\n";
+pub(super) const PORT_OK: &[u8] = b"200 PORT command successful.\r\n";
+pub(super) const EPRT_OK: &[u8] = b"200 EPRT command successful.\r\n";
+const TAKES_TOO_LONG: &str = "not yet scanned, not stored; try again later";
+const SERVER_BROKE_OFF: &str = "the server broke off the transfer";
+
+/// 522 with the family that works here.
+pub(super) fn wrong_family(is_ipv4: bool) -> Bytes {
+    let family = if is_ipv4 { 1 } else { 2 };
+    format!("522 Network protocol not supported, use ({family}).\r\n").into()
+}
+
+/// The answer to PASV or EPSV.
+pub(super) fn passive(verb: Verb, here: SocketAddr) -> Bytes {
+    match address::format_port(here) {
+        Some(numbers) if verb == Verb::Pasv => {
+            format!("227 Entering Passive Mode ({numbers}).\r\n").into()
+        }
+        _ => format!("229 Entering Extended Passive Mode (|||{}|).\r\n", here.port()).into(),
+    }
+}
+
+/// 550 for a file.
+pub(super) fn refused(command: &Command, reason: &str) -> Bytes {
+    let name = command.argument();
+    let mut text = BytesMut::with_capacity(name.len() + reason.len() + 12);
+    text.put_slice(b"550 ");
+    put_name(&mut text, if name.is_empty() { command.verb.as_str().as_bytes() } else { name });
+    text.put_slice(b": ");
+    text.extend(reason.bytes().map(printable));
+    text.put_slice(b"\r\n");
+    text.freeze()
+}
+
+/// 550 for an upload whose scan outlasts the client's patience.
+pub(super) fn takes_too_long(command: &Command) -> Bytes {
+    refused(command, TAKES_TOO_LONG)
+}
+
+/// 550 for an upload that the server cut without a reply of its own that says so.
+pub(super) fn server_broke_off(command: &Command) -> Bytes {
+    refused(command, SERVER_BROKE_OFF)
+}
+
+/// The answer to STAT during a transfer.
+pub(super) fn status(command: &Command, phase: &str) -> Bytes {
+    let mut text = BytesMut::new();
+    text.put_slice(b"211 ");
+    text.put_slice(command.verb.as_str().as_bytes());
+    text.put_u8(b' ');
+    put_name(&mut text, command.argument());
+    text.put_slice(b": ");
+    text.put_slice(phase.as_bytes());
+    text.put_slice(b"\r\n");
+    text.freeze()
+}
+
+fn put_name(text: &mut BytesMut, name: &[u8]) {
+    for &byte in name {
+        text.put_u8(printable(byte));
+        // Telnet escaping (RFC 854).
+        if byte == 0xff {
+            text.put_u8(byte);
+        }
+    }
+}
+
+/// Names keep their bytes, whatever their encoding, but for controls.
+fn printable(byte: u8) -> u8 {
+    if byte.is_ascii_control() { b'?' } else { byte }
+}

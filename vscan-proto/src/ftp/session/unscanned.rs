@@ -1,0 +1,122 @@
+//! Listings and files of excluded types: the data pass without a scan, in either direction.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::State;
+use super::api::{Broken, Leg, Outcome, Output};
+use super::core::{ClientChannel, Core, UpstreamChannel};
+use super::job::{Job, Way, client_failed};
+use super::text;
+use crate::ftp::command::Command;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Body {
+    /// One of the data connections does not stand.
+    Waiting,
+    Passing,
+    Passed,
+    Broken,
+}
+
+#[derive(Debug)]
+pub(super) struct Unscanned {
+    pub(super) job: Job,
+    body: Body,
+    source: Leg,
+    /// The client got its 150.
+    opened: bool,
+}
+
+impl Unscanned {
+    pub(super) fn begin(core: &mut Core, now: Instant, command: Command, source: Leg) -> Box<Self> {
+        let job = Job::begin(core, now, command, source, false);
+        Box::new(Self { job, body: Body::Waiting, source, opened: false })
+    }
+
+    pub(super) fn spliced(&mut self, core: &mut Core, now: Instant, result: Result<(), Broken>) {
+        if self.body == Body::Passing {
+            core.client = ClientChannel::None;
+            core.upstream = UpstreamChannel::None;
+            self.job.since = now;
+            self.body = if result.is_ok() { Body::Passed } else { Body::Broken };
+        }
+    }
+
+    pub(super) fn advance(mut self: Box<Self>, core: &mut Core, now: Instant) -> State {
+        if !self.job.offered {
+            match self.job.way(core, now) {
+                Way::Ready => self.job.offer(core, now),
+                Way::Pending => return State::Unscanned(self),
+                Way::None(reply) => {
+                    return Job::finish(core, Outcome::ServerRefused, reply, false);
+                }
+            }
+        }
+        if let Some(reply) = self.job.refusal() {
+            return Job::finish(core, Outcome::ServerRefused, reply, self.body == Body::Passing);
+        }
+        if self.body == Body::Waiting && self.job.is_accepted() {
+            if client_failed(core) {
+                core.drop_upstream(true);
+                let reply = Bytes::from_static(text::NO_DATA_CONNECTION);
+                return Job::finish(core, Outcome::Broken, reply, false);
+            }
+            let connected = core.client_connects();
+            if !self.opened && core.client_may_hear_opening() {
+                self.opened = true;
+                let opening = self.job.opening.clone();
+                core.tell_client(opening.unwrap_or(Bytes::from_static(text::OPENING)));
+            }
+            if connected && core.upstream_is_connected() {
+                core.output(Output::Splice(self.source));
+                self.body = Body::Passing;
+            }
+        }
+        match (self.body, &self.job.done) {
+            (Body::Passed, Some(done)) => {
+                Job::finish(core, Outcome::Delivered, done.raw.clone(), false)
+            }
+            (Body::Broken, Some(_)) => {
+                let reply = Bytes::from_static(text::TRANSFER_ABORTED);
+                Job::finish(core, Outcome::Broken, reply, true)
+            }
+            (Body::Waiting | Body::Passing | Body::Passed | Body::Broken, _) => {
+                State::Unscanned(self)
+            }
+        }
+    }
+
+    pub(super) fn deadline(&self, core: &Core) -> Option<Instant> {
+        let timing = &core.settings.timing;
+        match self.body {
+            Body::Waiting if self.waits_for_client(core) => Some(self.job.since + timing.connect),
+            Body::Waiting | Body::Passed => Some(self.job.since + timing.reply),
+            Body::Broken => Some(self.job.since + timing.close),
+            Body::Passing => None,
+        }
+    }
+
+    fn waits_for_client(&self, core: &Core) -> bool {
+        self.job.is_accepted() && core.client != ClientChannel::Connected
+    }
+
+    pub(super) fn expired(self: Box<Self>, core: &mut Core, now: Instant) -> State {
+        if self.deadline(core).is_none_or(|deadline| now < deadline) {
+            return self.advance(core, now);
+        }
+        let reply = match self.body {
+            Body::Waiting if self.waits_for_client(core) => text::NO_DATA_CONNECTION,
+            Body::Broken => text::TRANSFER_ABORTED,
+            Body::Waiting | Body::Passed | Body::Passing => {
+                return super::end_with(core, now, text::SERVER_SILENT, Some(Outcome::TimedOut));
+            }
+        };
+        Job::finish(core, Outcome::TimedOut, Bytes::from_static(reply), true)
+    }
+
+    pub(super) fn opened(&self) -> bool {
+        self.opened
+    }
+}
