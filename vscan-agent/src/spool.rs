@@ -9,6 +9,7 @@
 //! | up to [`MEMFD_MAX`] | a memfd, sealed when complete | a read-only descriptor |
 //! | more, or memory budget used up | an unlinked file (`O_TMPFILE`) | a read-only descriptor |
 
+use crate::blocking;
 use rustix::{
     fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create, open},
     io::Errno,
@@ -430,10 +431,7 @@ fn unlinked_file(directory: &Path) -> io::Result<File> {
 fn write_to_disk(file: &File, bytes: &[u8], offset: u64) -> Result<(), SpoolError> {
     // Page cache takes it at memory speed until the disk falls behind; then the runtime's other
     // sessions must not wait with us.
-    let write = || file.write_all_at(bytes, offset);
-    let multi_thread = tokio::runtime::Handle::try_current()
-        .is_ok_and(|handle| handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread);
-    let written = if multi_thread { tokio::task::block_in_place(write) } else { write() };
+    let written = blocking::in_place(|| file.write_all_at(bytes, offset));
     written.map_err(|error| match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             SpoolError::Full(error.to_string())

@@ -2,9 +2,11 @@
 
 use super::Gateway;
 use crate::{
-    config::{Config, Treatment},
+    blocking,
+    config::{Config, Direction, Treatment},
     observe::{FlowHandle, Judged},
     policy::{self, Facts},
+    quarantine,
     scanner::Job,
     spool::{Object, SpoolError},
 };
@@ -156,14 +158,16 @@ impl Gateway {
             }
             None => true,
         };
-        let quarantine: Option<String> = None;
+        let quarantine = match (decision.action, object) {
+            (Treatment::Quarantine, Some(object)) => {
+                self.keep(flow, object, &report, about, direction)
+            }
+            (Treatment::Quarantine | Treatment::Pass | Treatment::Block, _) => None,
+        };
         let hash = hash.map(|hash| hash.to_hex());
         flow.judged(&Judged {
             name: about.name,
-            kind: match about.kind {
-                ObjectKind::File => "file",
-                ObjectKind::Message => "message",
-            },
+            kind: kind_word(about.kind),
             direction,
             size,
             blake3: hash.as_deref().unwrap_or_default(),
@@ -181,6 +185,47 @@ impl Gateway {
             verdict: report.verdict,
             name: for_reply(report.explanation().unwrap_or_default()),
         }
+    }
+
+    /// Puts a copy into the quarantine; its name there. A copy that cannot be kept changes nothing
+    /// about the refusal: it is counted and logged.
+    fn keep(
+        &self,
+        flow: &FlowHandle,
+        object: &Object,
+        report: &Report,
+        about: About<'_>,
+        direction: Direction,
+    ) -> Option<String> {
+        let opened = flow.opened();
+        let entry = quarantine::About {
+            flow: flow.id(),
+            protocol: opened.protocol,
+            direction,
+            client: opened.client,
+            server: opened.server,
+            user: (!about.parties.sender.is_empty()).then_some(about.parties.sender),
+            recipients: about.parties.recipients,
+            name: about.name,
+            kind: kind_word(about.kind),
+            size: object.len(),
+            report,
+        };
+        match blocking::in_place(|| self.quarantine.put(&entry, &mut object.reader())) {
+            Ok(kept) => Some(kept.id.as_str().to_owned()),
+            Err(error) => {
+                self.observer.metrics.quarantine_failed();
+                tracing::error!(flow = %flow.id(), "no copy is kept: {error}");
+                None
+            }
+        }
+    }
+}
+
+fn kind_word(kind: ObjectKind) -> &'static str {
+    match kind {
+        ObjectKind::File => "file",
+        ObjectKind::Message => "message",
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     config::{Config, Protocol},
     net::{self, close},
     observe::{FlowOpen, Observer},
+    quarantine,
     scanner::Scanner,
     spool::Spool,
 };
@@ -38,6 +39,8 @@ pub struct Gateway {
     pub spool: Spool,
     /// The scanner process.
     pub scanner: Scanner,
+    /// Where blocked objects are kept.
+    pub quarantine: quarantine::Store,
     sessions: Arc<Semaphore>,
     draining: watch::Sender<bool>,
     ledger: Mutex<ErrorLedger>,
@@ -59,13 +62,19 @@ pub struct Accepted {
 
 impl Gateway {
     /// A gateway without a scanner or kernel state yet.
-    pub fn new(config: Config, observer: Observer, spool: Spool) -> Self {
+    pub fn new(
+        config: Config,
+        observer: Observer,
+        spool: Spool,
+        quarantine: quarantine::Store,
+    ) -> Self {
         Self {
             sessions: Arc::new(Semaphore::new(config.gateway.max_sessions.get())),
             config: RwLock::new(Arc::new(config)),
             observer,
             spool,
             scanner: Scanner::new(),
+            quarantine,
             draining: watch::Sender::new(false),
             ledger: Mutex::default(),
             steering: RwLock::default(),
