@@ -10,7 +10,7 @@ pub mod smtp;
 use crate::{
     config::{Config, Protocol},
     net::{self, close},
-    observe::{FlowOpen, Observer},
+    observe::{FlowHandle, FlowOpen, Observer},
     quarantine,
     scanner::Scanner,
     spool::Spool,
@@ -24,7 +24,7 @@ use std::{
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
 };
 
 pub use inspect::{About, Inspection, Outcome};
@@ -112,22 +112,22 @@ impl Gateway {
         self.draining.send_replace(true);
     }
 
-    /// Serves one accepted connection to its end.
-    pub async fn serve(self: Arc<Self>, client: TcpStream, client_addr: SocketAddr) {
+    /// Decides whether an accepted connection becomes a session.
+    pub fn admit(&self, client: TcpStream, client_addr: SocketAddr) -> Admission {
         let Ok(accepted) = identify(client, client_addr) else {
-            // Gone before it began.
-            return;
+            return Admission::Gone;
         };
         let config = self.config();
         let Some(protocol) = config.protocol(accepted.server.port()) else {
             // Nobody was steered here: somebody dialled the listener itself.
             self.observer.metrics.anomaly_without_flow("listener_dialled");
             tracing::warn!(client = %client_addr, "connection to the redirect listener itself was reset");
-            return net::abort(accepted.client);
+            net::abort(accepted.client);
+            return Admission::Gone;
         };
-        let Ok(_permit) = Arc::clone(&self.sessions).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.sessions).try_acquire_owned() else {
             self.observer.metrics.session_refused(protocol, "max_sessions");
-            return refuse(accepted.client, protocol, "too many sessions, try again later").await;
+            return Admission::Refused(accepted.client, protocol);
         };
         let flow = self.observer.flows.open(FlowOpen {
             protocol,
@@ -136,10 +136,7 @@ impl Gateway {
             real_server: accepted.server,
             direction: config.direction(accepted.client_addr.ip(), accepted.server.ip()),
         });
-        match protocol {
-            Protocol::Ftp => ftp::run(&self, accepted, flow).await,
-            Protocol::Smtp => smtp::run(&self, accepted, flow).await,
-        }
+        Admission::Session(Session { accepted, flow, _permit: permit })
     }
 
     /// Dials the server as the client: the upstream leg of a session.
@@ -155,6 +152,36 @@ impl Gateway {
             config.gateway.connect_timeout,
         )
         .await
+    }
+}
+
+/// What becomes of an accepted connection.
+#[derive(Debug)]
+pub enum Admission {
+    /// It ended before it began, or was reset.
+    Gone,
+    /// There are too many sessions: tell it by [`refuse`].
+    Refused(TcpStream, Protocol),
+    /// It is to be served.
+    Session(Session),
+}
+
+/// A session that is to be served.
+#[derive(Debug)]
+pub struct Session {
+    accepted: Accepted,
+    /// Its place in the flow table.
+    pub flow: FlowHandle,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Session {
+    /// Serves it to its end.
+    pub async fn serve(self, gateway: Arc<Gateway>) {
+        match self.flow.opened().protocol {
+            Protocol::Ftp => ftp::run(&gateway, self.accepted, self.flow).await,
+            Protocol::Smtp => smtp::run(&gateway, self.accepted, self.flow).await,
+        }
     }
 }
 
