@@ -189,10 +189,10 @@ fn paths(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Paths {
         run_dir,
         state_dir,
     };
-    // sockaddr_un.sun_path holds 108 bytes with the final NUL (unix(7))
-    if paths.control.as_os_str().len() > 107 {
+    // sockaddr_un.sun_path holds 108 bytes with the final NUL (unix(7)); 4 are for the name it is first bound by
+    if paths.control.as_os_str().len() > 103 {
         let wrong = Wrong::new(
-            "`paths.control` is longer than 107 bytes, the most that a socket's path can have",
+            "`paths.control` is longer than 103 bytes, the most that a socket's path can have",
         );
         r.report(t.span_of("control"), wrong);
     }

@@ -1,10 +1,13 @@
 //! Counters and gauges, in base units, without addresses or names from the wire as labels.
 
+use super::Usage;
+use super::control::Objects;
 use crate::config::{Direction, Protocol, Treatment, verdict_str};
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
 };
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Instant;
 use vscan_scan::report::{Reason, Verdict};
@@ -42,6 +45,7 @@ pub struct Metrics {
     resident: IntGauge,
     open_files: IntGauge,
     last_beat: Mutex<Option<Instant>>,
+    started: Instant,
 }
 
 /// Seconds; a 2 KiB message takes less than the first bound, the last is past the default deadline.
@@ -198,6 +202,7 @@ impl Metrics {
             ),
             open_files: m.gauge("process_open_fds", "Open descriptors of the gateway process."),
             last_beat: Mutex::new(None),
+            started: Instant::now(),
             registry: m.0,
         };
         metrics.start_at_zero();
@@ -353,6 +358,39 @@ impl Metrics {
         self.events_lost.inc_by(n);
     }
 
+    pub(super) fn uptime(&self) -> std::time::Duration {
+        self.started.elapsed()
+    }
+
+    pub(super) fn sessions_total(&self) -> u64 {
+        Protocol::ALL
+            .iter()
+            .map(|p| self.sessions_total.with_label_values(&[p.as_str()]).get())
+            .sum()
+    }
+
+    pub(super) fn objects(&self) -> Objects {
+        let mut objects = Objects::default();
+        for (labels, count) in series(&self.objects) {
+            match labels.get("verdict").map(String::as_str) {
+                Some("clean") => objects.clean += count,
+                Some("infected") => objects.infected += count,
+                Some("unscannable") => objects.unscannable += count,
+                _ => objects.error += count,
+            }
+        }
+        objects
+    }
+
+    pub(super) fn uninspected_total(&self) -> u64 {
+        series(&self.uninspected_total).iter().map(|(_, count)| count).sum()
+    }
+
+    pub(super) fn quarantine(&self) -> Usage {
+        let value = |gauge: &IntGauge| gauge.get().max(0).unsigned_abs();
+        Usage { objects: value(&self.quarantine_objects), bytes: value(&self.quarantine_bytes) }
+    }
+
     /// Events that were lost so far.
     #[must_use]
     pub fn events_lost(&self) -> u64 {
@@ -374,7 +412,8 @@ impl Metrics {
     }
 
     /// What the quarantine holds.
-    pub fn set_quarantine(&self, objects: u64, bytes: u64) {
+    pub fn set_quarantine(&self, usage: Usage) {
+        let Usage { objects, bytes } = usage;
         self.quarantine_objects.set(objects.try_into().unwrap_or(i64::MAX));
         self.quarantine_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
     }
@@ -421,6 +460,26 @@ impl Metrics {
         }
         out
     }
+}
+
+/// Labels and value of every series of a counter.
+fn series(counters: &IntCounterVec) -> Vec<(HashMap<String, String>, u64)> {
+    use prometheus::core::Collector;
+    let mut out = Vec::new();
+    for family in counters.collect() {
+        for metric in family.get_metric() {
+            let labels = metric.get_label();
+            let labels =
+                labels.iter().map(|l| (l.name().to_owned(), l.value().to_owned())).collect();
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a counter of integers, given as a float"
+            )]
+            out.push((labels, metric.get_counter().get_value() as u64));
+        }
+    }
+    out
 }
 
 /// Resident memory of this process in bytes: proc_pid_statm(5), second field, in pages.

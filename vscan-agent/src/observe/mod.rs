@@ -2,9 +2,12 @@
 //!
 //! Everything here is told by the sessions what happens; nothing here decides anything or waits for a disk.
 
+pub mod control;
 mod events;
 mod flows;
+pub mod http;
 mod id;
+pub mod logging;
 mod metrics;
 mod record;
 pub mod wire;
@@ -15,9 +18,19 @@ pub use id::{FlowId, NotAFlowId};
 pub use metrics::Metrics;
 pub use record::{Change, FlowChange, FlowRecord};
 
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+
+/// What the quarantine holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Entries.
+    pub objects: u64,
+    /// Bytes of their content.
+    pub bytes: u64,
+}
 
 /// Metrics, flow table and event log of one gateway. Cheap to clone.
 #[derive(Clone, Debug)]

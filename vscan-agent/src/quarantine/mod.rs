@@ -18,6 +18,7 @@ mod tests;
 pub use entry::{About, Entry, EntryId, NotAnEntryId, Released};
 
 use crate::config;
+pub use crate::observe::Usage;
 use crate::observe::wire;
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
@@ -82,15 +83,6 @@ impl StoreError {
             _ => Self::Io { path: path.to_owned(), source },
         }
     }
-}
-
-/// What the quarantine holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Usage {
-    /// Entries.
-    pub objects: u64,
-    /// Bytes of their content.
-    pub bytes: u64,
 }
 
 /// What retention did.
