@@ -16,7 +16,7 @@ use rustix::{
 };
 use std::{
     fs::File,
-    io,
+    io::{self, Read},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::FileExt,
@@ -249,7 +249,7 @@ impl Writer {
             let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
             fcntl_add_seals(file, seals).map_err(io::Error::from)?;
         }
-        let inner = Inner { store: self.store, len: self.len, hash, _claim: self.claim };
+        let inner = Inner { store: self.store, len: self.len, hash, _claim: Some(self.claim) };
         Ok(Object { inner: Arc::new(inner) })
     }
 
@@ -300,10 +300,34 @@ struct Inner {
     store: Store,
     len: u64,
     hash: blake3::Hash,
-    _claim: Claim,
+    _claim: Option<Claim>,
 }
 
 impl Object {
+    /// A file that lies on disk already, for scanning by hand. Whoever changes it meanwhile spoils
+    /// the result, nothing else.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn of_file(mut file: File) -> io::Result<Self> {
+        let len = file.metadata()?.len();
+        let (store, hash) = if len <= INLINE_MAX as u64 {
+            let mut heap = Vec::new();
+            file.read_to_end(&mut heap)?;
+            let hash = blake3::hash(&heap);
+            (Store::Heap(heap), hash)
+        } else {
+            let mut hasher = blake3::Hasher::new();
+            io::copy(&mut file, &mut hasher)?;
+            (Store::Disk(file), hasher.finalize())
+        };
+        let len = match &store {
+            Store::Heap(heap) => heap.len() as u64,
+            Store::Memfd(_) | Store::Disk(_) => len,
+        };
+        Ok(Self { inner: Arc::new(Inner { store, len, hash, _claim: None }) })
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> u64 {
         self.inner.len
@@ -443,7 +467,6 @@ fn write_to_disk(file: &File, bytes: &[u8], offset: u64) -> Result<(), SpoolErro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
 
     fn pattern(len: usize) -> Vec<u8> {
         (0..len).map(|i| (i / 7 % 253) as u8).collect()

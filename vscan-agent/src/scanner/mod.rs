@@ -97,6 +97,25 @@ impl Scanner {
         }
     }
 
+    /// Starts a scanner process for this program alone, as `vscan scan` does.
+    ///
+    /// The process ends with the calling thread, or when the client and the returned handle are dropped.
+    ///
+    /// # Errors
+    /// [`process::StartError`].
+    pub async fn start_local(
+        spec: &process::Spec,
+    ) -> Result<(Self, process::Process), process::StartError> {
+        let mut process = process::spawn(spec)?.ready().await?;
+        let scanner = Self::new();
+        if let Some(control) = process.control.take() {
+            scanner
+                .attach(control, process.version.clone(), process.rules)
+                .map_err(|error| process::StartError::NotReady(error.to_string()))?;
+        }
+        Ok((scanner, process))
+    }
+
     /// From now on new objects go to the scanner process behind `control`; those under way stay
     /// where they are, and the former process ends when the last of them is done.
     ///
