@@ -1,0 +1,203 @@
+//! The server's side of the grammar: reply lines (RFC 5321 section 4.2), the EHLO answer's
+//! extensions, and the replies that vscan gives itself.
+
+/// One line of a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplyLine {
+    /// The reply code, 200 to 599.
+    pub code: u16,
+    /// Whether another line of the same reply follows.
+    pub more: bool,
+}
+
+impl ReplyLine {
+    /// Parses a line, without its ending. None if it is no reply line.
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let [first @ b'2'..=b'5', second @ b'0'..=b'9', third @ b'0'..=b'9', rest @ ..] = line
+        else {
+            return None;
+        };
+        let more = match rest.first() {
+            None | Some(b' ') => false,
+            Some(b'-') => true,
+            Some(_) => return None,
+        };
+        let digit = |byte: &u8| u16::from(byte - b'0');
+        Some(Self { code: digit(first) * 100 + digit(second) * 10 + digit(third), more })
+    }
+}
+
+/// Extensions that let a message past vscan or change the framing in a way that it does not
+/// follow. They are taken out of the EHLO answer, so that no client uses them.
+///
+/// - CHUNKING, BINARYMIME (RFC 3030): BDAT instead of DATA.
+/// - BURL (RFC 4468): the server fetches the message from an IMAP server.
+/// - CHECKPOINT (RFC 1845): a transfer begun again in mid-message.
+/// - ATRN (RFC 2645), TURN (RFC 821): client and server change places.
+/// - XEXCH50: Exchange's binary blob behind the command.
+pub const HIDDEN_EXTENSIONS: &[&str] =
+    &["CHUNKING", "BINARYMIME", "BURL", "CHECKPOINT", "ATRN", "TURN", "XEXCH50"];
+
+/// What to hide in an EHLO answer.
+#[derive(Debug, Clone, Copy)]
+pub struct EhloFilter {
+    /// Take out STARTTLS and X-ANONYMOUSTLS too.
+    pub hide_tls: bool,
+    /// The greatest SIZE to announce, in bytes.
+    pub max_size: u64,
+}
+
+impl EhloFilter {
+    /// Filters a complete EHLO answer, line endings included. What is not hidden stays as it is,
+    /// but for the last line's `-`.
+    pub fn apply(&self, reply: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(reply.len());
+        let mut last = 0;
+        for (index, line) in reply.split_inclusive(|byte| *byte == b'\n').enumerate() {
+            if index > 0 && self.hides(keyword(line)) {
+                continue;
+            }
+            last = out.len();
+            match index {
+                0 => out.extend_from_slice(line),
+                _ => self.copy(line, &mut out),
+            }
+        }
+        // The server's last line may be gone.
+        if let Some(separator) = out.get_mut(last + 3)
+            && *separator == b'-'
+        {
+            *separator = b' ';
+        }
+        out
+    }
+
+    fn hides(&self, keyword: &[u8]) -> bool {
+        let is = |name: &str| keyword.eq_ignore_ascii_case(name.as_bytes());
+        HIDDEN_EXTENSIONS.iter().any(|name| is(name))
+            || (self.hide_tls && (is("STARTTLS") || is("X-ANONYMOUSTLS")))
+    }
+
+    /// Copies the line; a SIZE (RFC 1870 section 3) becomes the smaller one. No number and 0 mean
+    /// no limit.
+    fn copy(&self, line: &[u8], out: &mut Vec<u8>) {
+        let content = line.trim_ascii_end();
+        let size = content.get(4..).filter(|_| keyword(line).eq_ignore_ascii_case(b"SIZE"));
+        let announced = size.and_then(|size| {
+            std::str::from_utf8(size.get(4..)?).ok()?.trim().parse::<u64>().ok().filter(|n| *n > 0)
+        });
+        match (size, announced) {
+            (None, _) => out.extend_from_slice(line),
+            (Some(_), Some(announced)) if announced <= self.max_size => {
+                out.extend_from_slice(line);
+            }
+            (Some(size), _) => {
+                out.extend_from_slice(&content[..4]);
+                out.extend_from_slice(&size[..4]);
+                out.extend_from_slice(format!(" {}", self.max_size).as_bytes());
+                out.extend_from_slice(&line[content.len()..]);
+            }
+        }
+    }
+}
+
+/// The extension's keyword of a line `250-KEYWORD parameters`.
+fn keyword(line: &[u8]) -> &[u8] {
+    let text = line.get(4..).unwrap_or_default().trim_ascii();
+    // Some old servers write AUTH=LOGIN.
+    let end = memchr::memchr3(b' ', b'=', b'\t', text).unwrap_or(text.len());
+    &text[..end]
+}
+
+/// The longest text in a reply of vscan's own, in bytes: with code and ending well inside the 512
+/// of RFC 5321 section 4.5.3.1.5.
+const TEXT_MAX: usize = 400;
+
+/// A reply of one line: `code enhanced text CRLF`. The text may come from anywhere: what is not
+/// printable ASCII becomes `?`, and it is cut to fit a reply line.
+pub fn compose(code: u16, enhanced: &str, text: &str) -> Vec<u8> {
+    let mut reply = format!("{code} {enhanced} ").into_bytes();
+    let printable = text.chars().map(|char| match char {
+        ' '..='~' => char as u8,
+        _ => b'?',
+    });
+    reply.extend(printable.take(TEXT_MAX));
+    reply.extend_from_slice(b"\r\n");
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reply_lines() {
+        let parse = |line: &[u8]| ReplyLine::parse(line).map(|line| (line.code, line.more));
+        assert_eq!(parse(b"250-PIPELINING"), Some((250, true)));
+        assert_eq!(parse(b"354 go on"), Some((354, false)));
+        assert_eq!(parse(b"250"), Some((250, false)));
+        for line in [&b"25"[..], b"", b"2x0 a", b"650 a", b"150 a", b"2500", b"SSH-2.0-x"] {
+            assert_eq!(parse(line), None, "{}", line.escape_ascii());
+        }
+    }
+
+    fn filter(reply: &str) -> String {
+        let filter = EhloFilter { hide_tls: false, max_size: 1000 };
+        String::from_utf8(filter.apply(reply.as_bytes())).unwrap()
+    }
+
+    #[test]
+    fn hidden_extensions_are_taken_out() {
+        assert_eq!(
+            filter(
+                "250-mx.example\r\n250-PIPELINING\r\n250-CHUNKING\r\n250-8BITMIME\r\n250 DSN\r\n"
+            ),
+            "250-mx.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 DSN\r\n"
+        );
+        assert_eq!(
+            filter("250-mx\r\n250-starttls\r\n250-chunking\r\n250 BinaryMime\r\n"),
+            "250-mx\r\n250 starttls\r\n"
+        );
+        assert_eq!(filter("250-mx\r\n250-BURL imap\r\n250 ATRN\r\n"), "250 mx\r\n");
+        // The first line is the server's name, whatever it is called.
+        assert_eq!(
+            filter("250-CHUNKING greets you\r\n250 DSN\r\n"),
+            "250-CHUNKING greets you\r\n250 DSN\r\n"
+        );
+    }
+
+    #[test]
+    fn starttls_is_hidden_on_request() {
+        let filter = EhloFilter { hide_tls: true, max_size: 1 };
+        assert_eq!(
+            filter.apply(b"250-mx\r\n250-DSN\r\n250 STARTTLS\r\n"),
+            b"250-mx\r\n250 DSN\r\n"
+        );
+    }
+
+    #[test]
+    fn the_smaller_size_is_announced() {
+        assert_eq!(filter("250-mx\r\n250 SIZE 999\r\n"), "250-mx\r\n250 SIZE 999\r\n");
+        assert_eq!(filter("250-mx\r\n250 Size 1001\r\n"), "250-mx\r\n250 Size 1000\r\n");
+        assert_eq!(
+            filter("250-mx\r\n250-SIZE\r\n250 DSN\r\n"),
+            "250-mx\r\n250-SIZE 1000\r\n250 DSN\r\n"
+        );
+        assert_eq!(filter("250-mx\r\n250 SIZE 0\n"), "250-mx\r\n250 SIZE 1000\n");
+    }
+
+    #[test]
+    fn short_and_odd_lines_survive() {
+        assert_eq!(filter("250\r\n"), "250\r\n");
+        assert_eq!(filter("250-\r\n250-\r\nxy\r\n250 \r\n"), "250-\r\n250-\r\nxy\r\n250 \r\n");
+        assert_eq!(filter(""), "");
+    }
+
+    #[test]
+    fn composed_replies_are_one_line() {
+        let reply = compose(550, "5.7.1", &format!("a\r\nb\u{e9}{}", "x".repeat(1000)));
+        assert!(reply.starts_with(b"550 5.7.1 a??b?xxx"));
+        assert!(reply.len() < 512);
+        assert_eq!(reply.iter().filter(|byte| **byte == b'\n').count(), 1);
+    }
+}

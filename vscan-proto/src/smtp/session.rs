@@ -1,0 +1,574 @@
+//! The session machine: one SMTP dialogue over its two legs.
+//!
+//! Bytes of either leg, rulings, progress of writes and the time go in by `handle_*`; what the
+//! driver has to do comes out of [`Session::poll_output`]. The machine relays commands and replies
+//! as they came, keeps back a message until it is ruled on, and gives it to the server only then:
+//! the server never sees DATA for a message that is refused.
+//!
+//! Here: the interface, the states and the clock. [`client`]: commands. [`upstream`]: replies.
+//! [`hold`]: the life of a message. [`tls`]: the way into the blind relay.
+
+mod client;
+mod hold;
+mod tls;
+mod upstream;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::line::LineSplitter;
+
+use super::reply::compose;
+use hold::{Held, Offering, Receiving, Sending};
+use tls::Opening;
+
+/// The longest client line in bytes: that of a SASL response, RFC 4954 section 4.
+const CLIENT_LINE_MAX: usize = 12288;
+
+/// The longest reply line in bytes. RFC 5321 section 4.5.3.1.5 says 512; servers write more.
+const REPLY_LINE_MAX: usize = 8192;
+
+/// What a session does, from the configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What becomes of STARTTLS.
+    pub starttls: StartTls,
+    /// What becomes of a message with bare CR or LF in it.
+    pub bare_newline: BareNewline,
+    /// The largest message that is held, in bytes on the wire.
+    pub hold_max: u64,
+    /// How often a waiting server gets a NOOP. Well under the 5 minutes of RFC 5321 section
+    /// 4.5.3.2.7, but not so often that a slow client's message reaches a server's limit of such
+    /// commands (Exim: `smtp_accept_max_nonmail` 10, Postfix: `smtpd_junk_command_limit` 100).
+    pub keepalive: Duration,
+    /// How long both legs may be silent.
+    pub idle_timeout: Duration,
+    /// From the client's final dot to the final reply. Under the 10 minutes that RFC 5321 section
+    /// 4.5.3.2.6 gives a client to wait.
+    pub answer_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            starttls: StartTls::Pass,
+            bare_newline: BareNewline::LookAlikes,
+            hold_max: 64 << 20,
+            keepalive: Duration::from_secs(120),
+            idle_timeout: Duration::from_secs(600),
+            answer_timeout: Duration::from_secs(570),
+        }
+    }
+}
+
+/// What becomes of STARTTLS (RFC 3207).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartTls {
+    /// Relayed; then the session is a blind relay.
+    Pass,
+    /// Not announced; the command is answered 454: no TLS here now.
+    Refuse,
+    /// Not announced; the command is answered 502, as by a server that does not know it.
+    Strip,
+}
+
+/// What becomes of a message with CR or LF outside of CRLF.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BareNewline {
+    /// Nothing: the server gets it as it is.
+    Pass,
+    /// Refused if it could be taken for the end of the message.
+    LookAlikes,
+    /// Refused.
+    Refuse,
+}
+
+/// What the driver has to do. Bytes for a leg come before anything else, so that they are written
+/// before a leg is shut or a message sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Write to the client, then call [`Session::handle_client_written`].
+    ToClient(Vec<u8>),
+    /// Write to the server.
+    ToUpstream(Vec<u8>),
+    /// A sender was accepted by the server: the address as on the wire, empty for `<>`.
+    Sender(Box<[u8]>),
+    /// The message is complete: have it inspected and call [`Session::handle_ruling`].
+    Inspect {
+        /// Whether dots were stuffed: then the message is what was handed out, unstuffed.
+        stuffed: bool,
+    },
+    /// Write the message as it was handed out and [`super::data::END`] to the server, then call
+    /// [`Session::handle_message_sent`]. Go on reading from the server meanwhile.
+    SendMessage,
+    /// What was stored of the message is not needed any more; no more of it will come.
+    Discard,
+    /// A message has come to its end, whichever. What was stored of it is not needed any more.
+    Finished(Finished),
+    /// Something odd was seen.
+    Anomaly(Anomaly),
+    /// From here on relay bytes blindly, both ways, to the end. The last output.
+    Blind,
+    /// Shut the sending side of the upstream leg: the client has nothing more to say.
+    ShutdownUpstream,
+    /// Close both legs gracefully. The last output.
+    Close,
+    /// Close the client's leg gracefully and reset the server's. The last output.
+    CloseClient,
+    /// Reset both legs. The last output.
+    Reset,
+}
+
+/// A message that has come to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// The sender as on the wire, without angle brackets.
+    pub sender: Box<[u8]>,
+    /// Recipients that the server accepted.
+    pub recipients: u32,
+    /// Size in bytes on the wire, without the final dot.
+    pub size: u64,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The final reply's code as the client got it; none if there was nobody to give it to.
+    pub code: Option<u16>,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The server accepted it.
+    Delivered,
+    /// The server refused it, at DATA or at the end.
+    RefusedByServer,
+    /// Blocked by its ruling.
+    Blocked,
+    /// It could not be inspected.
+    Failed,
+    /// Larger than `hold_max`.
+    TooLarge,
+    /// It holds a look-alike of the end of data, or a bare newline.
+    BareNewline,
+    /// There was no room to hold it.
+    NoRoom,
+    /// The server was lost before its final reply, or gave none in time.
+    ServerLost,
+    /// The client was lost before the message was given to the server.
+    ClientLost,
+}
+
+impl Outcome {
+    /// Its name in events, snake_case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::RefusedByServer => "refused_by_server",
+            Self::Blocked => "blocked",
+            Self::Failed => "failed",
+            Self::TooLarge => "too_large",
+            Self::BareNewline => "bare_newline",
+            Self::NoRoom => "no_room",
+            Self::ServerLost => "server_lost",
+            Self::ClientLost => "client_lost",
+        }
+    }
+}
+
+/// Oddities of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Anomaly {
+    /// The client spoke before the server's greeting.
+    EarlyTalker,
+    /// A command line with a bare CR or LF. Not relayed: servers disagree on what it means.
+    BareNewlineInCommand,
+    /// A command line that is too long.
+    CommandTooLong,
+    /// Too many lines that had to be refused.
+    TooManyErrors,
+    /// TURN, ATRN, BURL, XEXCH50.
+    ForbiddenCommand,
+    /// BDAT, though it was not announced.
+    ChunkedTransfer,
+    /// A reply or reply line that is too long.
+    ReplyTooLong,
+    /// A line from the server that is no reply line.
+    MalformedReply,
+    /// A reply to no command.
+    UnsolicitedReply,
+    /// A 354 to something else than DATA: what follows could be a message that was not seen.
+    UnexpectedGoAhead,
+    /// A 2xx or 3xx but 354 to DATA.
+    BogusDataReply,
+    /// A message was accepted before it was sent.
+    EarlyAcceptance,
+    /// A look-alike of the end of data in a message.
+    EndOfDataLookAlike,
+    /// A bare CR or LF in a message, where these are refused.
+    BareNewline,
+    /// A message that is larger than `hold_max`.
+    MessageTooLarge,
+    /// The client was gone in mid-message.
+    ClientGoneInMessage,
+    /// Plaintext of the server behind its 220 to STARTTLS.
+    PlaintextBehindStartTls,
+    /// What followed the 220 to STARTTLS is no TLS record.
+    NotTls,
+    /// The server was lost after the message was sent and before its final reply: it may have
+    /// accepted it, and the client will send it again (RFC 1047).
+    FinalReplyLost,
+    /// The server accepted a message and the client was not there to hear it (RFC 1047).
+    DoubledMail,
+}
+
+impl Anomaly {
+    /// Its name in events and counters, snake_case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EarlyTalker => "smtp_early_talker",
+            Self::BareNewlineInCommand => "smtp_bare_newline_in_command",
+            Self::CommandTooLong => "smtp_command_too_long",
+            Self::TooManyErrors => "smtp_too_many_errors",
+            Self::ForbiddenCommand => "smtp_forbidden_command",
+            Self::ChunkedTransfer => "smtp_chunked_transfer",
+            Self::ReplyTooLong => "smtp_reply_too_long",
+            Self::MalformedReply => "smtp_malformed_reply",
+            Self::UnsolicitedReply => "smtp_unsolicited_reply",
+            Self::UnexpectedGoAhead => "smtp_unexpected_go_ahead",
+            Self::BogusDataReply => "smtp_bogus_data_reply",
+            Self::EarlyAcceptance => "smtp_early_acceptance",
+            Self::EndOfDataLookAlike => "smtp_end_of_data_look_alike",
+            Self::BareNewline => "smtp_bare_newline",
+            Self::MessageTooLarge => "smtp_message_too_large",
+            Self::ClientGoneInMessage => "smtp_client_gone_in_message",
+            Self::PlaintextBehindStartTls => "smtp_plaintext_behind_starttls",
+            Self::NotTls => "smtp_not_tls",
+            Self::FinalReplyLost => "smtp_final_reply_lost",
+            Self::DoubledMail => "smtp_doubled_mail",
+        }
+    }
+}
+
+/// What is to be done with a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ruling {
+    /// Give it to the server.
+    Pass,
+    /// 550: a detection, by name.
+    Infected {
+        /// The detection.
+        name: String,
+    },
+    /// 550: not read whole.
+    Unscannable {
+        /// Why, in words.
+        reason: String,
+    },
+    /// 451, or 554 if it is of no use to try again: the scanner failed.
+    Failed {
+        /// Whether trying again is of no use.
+        permanent: bool,
+    },
+}
+
+/// Bytes of a message, as on the wire between DATA and the final dot. Two pieces, one of them
+/// mostly empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Message<'a> {
+    /// Comes first: a dot, or a dot and CR, that had to be held back.
+    pub carry: &'static [u8],
+    /// A slice of the input.
+    pub body: &'a [u8],
+}
+
+impl Message<'_> {
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.carry.is_empty() && self.body.is_empty()
+    }
+}
+
+/// What [`Session::handle_client`] did with its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken<'a> {
+    /// Bytes that were used. The others are given again when [`Session::wants_client`] says so.
+    pub consumed: usize,
+    /// Bytes for the spool, to be stored before the next output is polled.
+    pub message: Message<'a>,
+}
+
+/// One SMTP session.
+#[derive(Debug)]
+pub struct Session {
+    config: Arc<Config>,
+    state: State,
+    client: Leg,
+    upstream: Leg,
+    client_lines: LineSplitter,
+    upstream_lines: LineSplitter,
+    to_client: Vec<u8>,
+    to_upstream: Vec<u8>,
+    /// What the next replies answer, in order.
+    pending: VecDeque<Pending>,
+    /// Lines of the reply that is being read, if it is not relayed at once.
+    held_reply: Vec<u8>,
+    /// The server's transaction.
+    transaction: Option<Transaction>,
+    actions: VecDeque<Output>,
+    /// Anomalies that are reported once only, by bit.
+    noted: u32,
+    /// Lines refused so far.
+    errors: u8,
+    /// An acceptance was given out that is not written to the client yet.
+    unwritten_acceptance: bool,
+    /// When a leg last said something.
+    activity: Instant,
+}
+
+/// How far a leg is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leg {
+    Open,
+    /// The peer sends no more.
+    Ended,
+    /// Reset, or a write failed.
+    Lost,
+}
+
+/// What the client's next bytes are.
+#[derive(Debug)]
+enum State {
+    /// Commands.
+    Commands,
+    /// Not to be read before the reply to the last command is here.
+    Barrier,
+    /// A SASL response, which is no command (RFC 4954 section 4).
+    Challenge,
+    /// Bytes of a BDAT chunk that is refused.
+    Chunk { left: u64 },
+    /// DATA was read; replies to earlier commands are outstanding.
+    Deciding,
+    /// A message.
+    Receiving(Receiving),
+    /// Not to be read: the message is being inspected.
+    Checking(Held),
+    /// Not to be read: DATA goes to the server.
+    Offering(Offering),
+    /// Not to be read: the driver writes the message to the server.
+    Sending(Sending),
+    /// Not to be read: the server's final reply is to come.
+    Answer(Held),
+    /// TLS, which has to show itself.
+    Tls(Opening),
+    /// The driver's.
+    Blind,
+    /// Of no interest.
+    Closed,
+}
+
+/// The MAIL transaction that the server is in.
+#[derive(Debug, Default)]
+struct Transaction {
+    sender: Box<[u8]>,
+    recipients: u32,
+}
+
+/// A command whose reply is to come, or a reply of vscan's own that waits for its turn.
+#[derive(Debug, PartialEq, Eq)]
+enum Pending {
+    Greeting,
+    Ehlo,
+    Helo,
+    Mail {
+        sender: Box<[u8]>,
+    },
+    Rcpt,
+    Rset,
+    Plain,
+    /// AUTH and SASL responses, and commands that vscan does not know.
+    Opaque,
+    StartTls,
+    /// DATA without accepted recipients.
+    NoData,
+    /// The lone dot after it, if the server wants one.
+    LoneDot,
+    /// DATA for a held message.
+    Offer,
+    /// The end of a held message.
+    Final,
+    /// NOOP or RSET by vscan: the client does not see the reply.
+    Ours,
+    /// To the client, by vscan.
+    Answer(Vec<u8>),
+}
+
+impl Session {
+    /// A session whose two legs are connected; the server's greeting is to come.
+    pub fn new(config: Arc<Config>, now: Instant) -> Self {
+        Self {
+            config,
+            state: State::Commands,
+            client: Leg::Open,
+            upstream: Leg::Open,
+            client_lines: LineSplitter::new(CLIENT_LINE_MAX),
+            upstream_lines: LineSplitter::new(REPLY_LINE_MAX),
+            to_client: Vec::new(),
+            to_upstream: Vec::new(),
+            pending: VecDeque::from([Pending::Greeting]),
+            held_reply: Vec::new(),
+            transaction: None,
+            actions: VecDeque::new(),
+            noted: 0,
+            errors: 0,
+            unwritten_acceptance: false,
+            activity: now,
+        }
+    }
+
+    /// Whether the client's next bytes can be used now. If not, the driver should leave them in
+    /// the socket.
+    pub fn wants_client(&self) -> bool {
+        if self.client != Leg::Open {
+            return false;
+        }
+        match self.state {
+            State::Commands | State::Challenge => !self.is_stalled(),
+            State::Chunk { .. } | State::Receiving(_) | State::Tls(_) => true,
+            State::Barrier
+            | State::Deciding
+            | State::Checking(_)
+            | State::Offering(_)
+            | State::Sending(_)
+            | State::Answer(_)
+            | State::Blind
+            | State::Closed => false,
+        }
+    }
+
+    /// Whether a message is held for the ruling.
+    pub fn is_checking(&self) -> bool {
+        matches!(self.state, State::Checking(_))
+    }
+
+    /// A word for the state, for the flow table.
+    pub fn state_name(&self) -> &'static str {
+        match &self.state {
+            State::Commands | State::Barrier | State::Challenge | State::Chunk { .. } => {
+                match (self.pending.front(), &self.transaction) {
+                    (Some(Pending::Greeting), _) => "greeting",
+                    (_, Some(_)) => "mail",
+                    (_, None) => "command",
+                }
+            }
+            State::Deciding => "mail",
+            State::Receiving(_) => "data",
+            State::Checking(_) => "scan",
+            State::Offering(_) | State::Sending(_) => "deliver",
+            State::Answer(_) => "answer",
+            State::Tls(_) | State::Blind => "tls",
+            State::Closed => "closed",
+        }
+    }
+
+    /// What to do next; none if the machine waits.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if !self.to_client.is_empty() {
+            return Some(Output::ToClient(std::mem::take(&mut self.to_client)));
+        }
+        if !self.to_upstream.is_empty() {
+            return Some(Output::ToUpstream(std::mem::take(&mut self.to_upstream)));
+        }
+        self.actions.pop_front()
+    }
+
+    /// When to call [`Self::handle_timeout`], at the latest. May move with every call.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let idle = self.activity + self.config.idle_timeout;
+        match &self.state {
+            State::Closed | State::Blind => None,
+            State::Receiving(receiving) => Some(idle.min(receiving.keepalive)),
+            State::Checking(held) => Some(held.deadline.min(held.keepalive)),
+            State::Offering(Offering { held, .. })
+            | State::Sending(Sending { held, .. })
+            | State::Answer(held) => Some(held.deadline),
+            State::Commands
+            | State::Barrier
+            | State::Challenge
+            | State::Chunk { .. }
+            | State::Deciding
+            | State::Tls(_) => Some(idle),
+        }
+    }
+
+    /// Acts on what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.poll_timeout().is_none_or(|due| now < due) {
+            return;
+        }
+        let idle = now >= self.activity + self.config.idle_timeout;
+        match &mut self.state {
+            State::Receiving(receiving) if !idle => {
+                receiving.keepalive = now + self.config.keepalive;
+                self.keep_alive();
+            }
+            State::Checking(held) if now < held.deadline => {
+                held.keepalive = now + self.config.keepalive;
+                self.keep_alive();
+            }
+            State::Checking(_) => self.ruling_overdue(),
+            State::Offering(_) | State::Sending(_) | State::Answer(_) => {
+                self.lose(compose(421, "4.4.2", "The server did not answer in time"));
+            }
+            State::Tls(_) => self.reset(),
+            State::Receiving(_) => {
+                self.give_up_message(Some(421));
+                self.close_with(compose(421, "4.4.2", "Idle for too long"));
+            }
+            State::Commands
+            | State::Barrier
+            | State::Challenge
+            | State::Chunk { .. }
+            | State::Deciding => self.close_with(compose(421, "4.4.2", "Idle for too long")),
+            State::Blind | State::Closed => {}
+        }
+    }
+
+    /// All that was to be written to the client is written.
+    pub fn handle_client_written(&mut self) {
+        self.unwritten_acceptance = false;
+    }
+
+    fn anomaly(&mut self, anomaly: Anomaly) {
+        self.actions.push_back(Output::Anomaly(anomaly));
+    }
+
+    /// Reports an anomaly that a peer can repeat without end.
+    fn anomaly_once(&mut self, anomaly: Anomaly) {
+        let bit = 1 << (anomaly as u32);
+        if self.noted & bit == 0 {
+            self.noted |= bit;
+            self.anomaly(anomaly);
+        }
+    }
+
+    /// Closes both legs after a last reply.
+    fn close_with(&mut self, reply: Vec<u8>) {
+        self.to_client.extend_from_slice(&reply);
+        self.close();
+    }
+
+    fn close(&mut self) {
+        self.state = State::Closed;
+        self.actions.push_back(Output::Close);
+    }
+
+    fn reset(&mut self) {
+        self.state = State::Closed;
+        self.to_client = Vec::new();
+        self.to_upstream = Vec::new();
+        self.actions.push_back(Output::Reset);
+    }
+}
+
+#[cfg(test)]
+mod tests;

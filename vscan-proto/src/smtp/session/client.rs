@@ -1,0 +1,262 @@
+//! The client's half of the machine: commands, SASL responses, refused chunks, and its end.
+
+use std::time::Instant;
+
+use crate::line::{Ending, Line};
+use crate::smtp::command::{Command, Verb};
+use crate::smtp::reply::compose;
+
+use super::{Anomaly, Leg, Message, Output, Pending, Session, StartTls, State, Taken};
+
+/// The longest command line but AUTH in bytes, as in other servers. RFC 5321 section 4.5.3.1.4
+/// says 512, extensions add to it.
+const COMMAND_MAX: usize = 4096;
+
+/// Commands that may wait for their replies; then the client has to wait. Bounds the queue.
+const PENDING_MAX: usize = 256;
+
+/// Lines that are refused by vscan itself before it hangs up: a client that sends garbage.
+const ERRORS_MAX: u8 = 20;
+
+impl Session {
+    /// Takes bytes of the client, as many as can be used now.
+    ///
+    /// It stops behind each piece of a message, too: store the piece, call
+    /// [`poll_output`](Self::poll_output) until it is empty, and give what is left again while
+    /// [`wants_client`](Self::wants_client) holds.
+    pub fn handle_client<'a>(&mut self, now: Instant, input: &'a [u8]) -> Taken<'a> {
+        self.activity = now;
+        let mut consumed = 0;
+        while consumed < input.len() {
+            let rest = &input[consumed..];
+            let stalled = self.is_stalled();
+            match &mut self.state {
+                State::Commands | State::Challenge if !stalled => {
+                    consumed += self.client_bytes(rest);
+                }
+                State::Chunk { left } => {
+                    let length = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
+                    *left -= length as u64;
+                    consumed += length;
+                    self.chunk_progress();
+                }
+                State::Receiving(_) => {
+                    let (used, message) = self.message_bytes(rest);
+                    return Taken { consumed: consumed + used, message };
+                }
+                State::Tls(_) => {
+                    self.client_tls(rest);
+                    consumed = input.len();
+                }
+                State::Closed => consumed = input.len(),
+                State::Commands
+                | State::Challenge
+                | State::Barrier
+                | State::Deciding
+                | State::Checking(_)
+                | State::Offering(_)
+                | State::Sending(_)
+                | State::Answer(_)
+                | State::Blind => break,
+            }
+        }
+        Taken { consumed, message: Message::default() }
+    }
+
+    /// The client has closed its sending side; all that it sent was consumed.
+    ///
+    /// While a message is being inspected or offered this means that the client has given up (one
+    /// that only ends its side early has sent QUIT before, which then is not consumed yet): the
+    /// message is dropped before the server has it.
+    pub fn handle_client_eof(&mut self) {
+        if self.client != Leg::Open {
+            return;
+        }
+        self.client = Leg::Ended;
+        match self.state {
+            State::Commands
+            | State::Barrier
+            | State::Challenge
+            | State::Chunk { .. }
+            | State::Deciding => {
+                self.state = State::Commands;
+                self.actions.push_back(Output::ShutdownUpstream);
+            }
+            State::Receiving(_) => {
+                self.anomaly(Anomaly::ClientGoneInMessage);
+                self.give_up_message(None);
+                self.end_after_client();
+            }
+            State::Checking(_) => {
+                self.give_up_message(None);
+                self.end_after_client();
+            }
+            State::Offering(_) | State::Sending(_) => {
+                self.give_up_message(None);
+                self.reset();
+            }
+            // The server's word is wanted still, for the count of doubled mails.
+            State::Answer(_) => {}
+            State::Tls(_) => self.reset(),
+            State::Blind | State::Closed => {}
+        }
+    }
+
+    /// The client's leg is gone: reset, or a write failed.
+    pub fn handle_client_lost(&mut self) {
+        if self.client == Leg::Lost {
+            return;
+        }
+        self.client = Leg::Lost;
+        if std::mem::take(&mut self.unwritten_acceptance) {
+            self.anomaly(Anomaly::DoubledMail);
+        }
+        match self.state {
+            State::Answer(_) | State::Blind | State::Closed => {}
+            State::Receiving(_) => {
+                self.anomaly(Anomaly::ClientGoneInMessage);
+                self.give_up_message(None);
+                self.reset();
+            }
+            State::Checking(_) | State::Offering(_) | State::Sending(_) => {
+                self.give_up_message(None);
+                self.reset();
+            }
+            State::Commands
+            | State::Barrier
+            | State::Challenge
+            | State::Chunk { .. }
+            | State::Deciding
+            | State::Tls(_) => self.reset(),
+        }
+    }
+
+    /// The client is gone and its message with it: what is left is to end the upstream leg, as the
+    /// client did its own.
+    fn end_after_client(&mut self) {
+        if self.upstream == Leg::Open {
+            self.state = State::Commands;
+            self.actions.push_back(Output::ShutdownUpstream);
+        } else {
+            self.close();
+        }
+    }
+
+    /// Whether commands have to wait: too many are under way, or one of vscan's own, behind which
+    /// nothing may be pipelined (RFC 2920 section 3.1; the server may not know PIPELINING).
+    pub(super) fn is_stalled(&self) -> bool {
+        self.pending.len() >= PENDING_MAX || matches!(self.pending.back(), Some(Pending::Ours))
+    }
+
+    /// Takes one line, or what there is of it.
+    fn client_bytes(&mut self, bytes: &[u8]) -> usize {
+        let used = memchr::memchr(b'\n', bytes).map_or(bytes.len(), |lf| lf + 1);
+        self.client_lines.push(&bytes[..used]);
+        match self.client_lines.next_line() {
+            Ok(Some(line)) => self.client_line(&line),
+            Ok(None) => {}
+            Err(_) => {
+                self.anomaly(Anomaly::CommandTooLong);
+                self.close_with(compose(421, "4.7.0", "Line too long"));
+            }
+        }
+        used
+    }
+
+    fn client_line(&mut self, line: &Line) {
+        if self.pending.front() == Some(&Pending::Greeting) {
+            // Relayed all the same, at once: servers have tests of their own for this (Postfix'
+            // postscreen, Exim's pregreeting check), which must see what the client does.
+            self.anomaly_once(Anomaly::EarlyTalker);
+        }
+        if line.ending() == Ending::Lf || line.has_bare_cr() {
+            self.anomaly_once(Anomaly::BareNewlineInCommand);
+            return self.refuse_line("5.5.2", "Lines must end with CR LF");
+        }
+        if matches!(self.state, State::Challenge) {
+            return self.forward(line, Pending::Opaque, State::Barrier);
+        }
+        let command = Command::parse(line.content());
+        if line.raw().len() > COMMAND_MAX && command.verb != Verb::Auth {
+            self.anomaly_once(Anomaly::CommandTooLong);
+            return self.refuse_line("5.5.2", "Line too long");
+        }
+        match command.verb {
+            Verb::Ehlo => self.forward(line, Pending::Ehlo, State::Commands),
+            Verb::Helo => self.forward(line, Pending::Helo, State::Commands),
+            Verb::Mail => match command.size() {
+                Some(size) if size > self.config.hold_max => {
+                    self.answer(compose(552, "5.3.4", "Message size exceeds fixed limit"));
+                }
+                _ => {
+                    let sender = command.path().unwrap_or_default().into();
+                    self.forward(line, Pending::Mail { sender }, State::Commands);
+                }
+            },
+            Verb::Rcpt => self.forward(line, Pending::Rcpt, State::Commands),
+            Verb::Rset => self.forward(line, Pending::Rset, State::Commands),
+            Verb::Plain => self.forward(line, Pending::Plain, State::Commands),
+            Verb::Data if command.argument.is_empty() => {
+                self.state = State::Deciding;
+                self.proceed();
+            }
+            Verb::Data => self.answer(compose(501, "5.5.4", "DATA takes no parameter")),
+            Verb::Bdat => self.bdat(command.chunk()),
+            Verb::Auth | Verb::Other => self.forward(line, Pending::Opaque, State::Barrier),
+            Verb::StartTls => match self.config.starttls {
+                StartTls::Pass => self.forward(line, Pending::StartTls, State::Barrier),
+                StartTls::Refuse => self.answer(compose(454, "4.7.0", "TLS is not available here")),
+                StartTls::Strip => self.answer(compose(502, "5.5.1", "Command not implemented")),
+            },
+            Verb::Forbidden => {
+                self.anomaly_once(Anomaly::ForbiddenCommand);
+                self.answer(compose(502, "5.5.1", "Command not available through this gateway"));
+            }
+        }
+    }
+
+    fn forward(&mut self, line: &Line, pending: Pending, next: State) {
+        self.to_upstream.extend_from_slice(line.raw());
+        self.pending.push_back(pending);
+        self.state = next;
+    }
+
+    /// Answers the client, behind the replies that it still waits for.
+    pub(super) fn answer(&mut self, reply: Vec<u8>) {
+        if self.pending.iter().all(|pending| *pending == Pending::Ours) {
+            self.to_client.extend_from_slice(&reply);
+        } else {
+            self.pending.push_back(Pending::Answer(reply));
+        }
+    }
+
+    fn refuse_line(&mut self, enhanced: &str, text: &str) {
+        self.errors += 1;
+        // A server that waits for a SASL response would take the next command for it.
+        if self.errors > ERRORS_MAX || matches!(self.state, State::Challenge) {
+            self.anomaly(Anomaly::TooManyErrors);
+            return self.close_with(compose(421, "4.7.0", "Too many errors"));
+        }
+        self.answer(compose(500, enhanced, text));
+    }
+
+    /// BDAT cannot be followed yet. Its chunk is read, so that it is not taken for commands
+    /// (RFC 3030 section 2).
+    fn bdat(&mut self, length: Option<u64>) {
+        self.anomaly_once(Anomaly::ChunkedTransfer);
+        match length {
+            Some(left) => {
+                self.state = State::Chunk { left };
+                self.chunk_progress();
+            }
+            None => self.answer(compose(501, "5.5.4", "BDAT needs a chunk size")),
+        }
+    }
+
+    fn chunk_progress(&mut self) {
+        if matches!(self.state, State::Chunk { left: 0 }) {
+            self.state = State::Commands;
+            self.answer(compose(502, "5.5.1", "BDAT is not available through this gateway"));
+        }
+    }
+}
