@@ -11,6 +11,7 @@ mod api;
 mod core;
 mod download;
 mod job;
+mod server;
 mod start;
 mod text;
 mod unscanned;
@@ -30,12 +31,12 @@ pub use api::{
     is_tls_record,
 };
 
-use self::core::{ClientChannel, Core, Expect, KEPT_REPLY_LIMIT, UpstreamChannel};
+use self::core::{ClientChannel, Core, Expect, UpstreamChannel};
 use self::download::Download;
 use self::unscanned::Unscanned;
 use self::upload::Upload;
 use super::command::{COMMAND_LIMIT, Command, Verb};
-use super::reply::{Replies, Reply, ReplyLine, is_hidden_feature};
+use super::reply::Replies;
 use crate::line::{Ending, LineSplitter};
 
 /// Most commands that wait their turn; more stay unread. Clients pipeline a handful.
@@ -472,117 +473,6 @@ impl Session {
             self.finish(now, text::TOO_MANY_ERRORS);
             self.close();
         }
-    }
-
-    fn on_reply_line(&mut self, now: Instant, line: ReplyLine) {
-        if line.code.is_none() {
-            self.core.anomaly("ftp_malformed_reply", &line.raw);
-        }
-        let code = line.code.unwrap_or_default();
-        let is_final = line.last && code >= 200;
-        match self.core.expect.front().copied() {
-            None => self.on_unsolicited(now, line),
-            Some(expect @ (Expect::Greeting | Expect::Relay | Expect::Feat | Expect::Auth)) => {
-                let hide_tls = self.core.settings.tls == Tls::Refuse;
-                if expect != Expect::Feat || !is_hidden_feature(&line.raw, hide_tls) {
-                    self.core.tell_client(line.raw);
-                }
-                if is_final {
-                    self.core.expect.pop_front();
-                    self.relayed(now, expect, code);
-                }
-            }
-            Some(
-                expect @ (Expect::Arrange | Expect::Transfer | Expect::Abort | Expect::Swallow),
-            ) => {
-                if line.code.is_some() {
-                    self.kept.extend_from_slice(&line.raw);
-                }
-                if self.kept.len() > KEPT_REPLY_LIMIT {
-                    self.kept = BytesMut::new();
-                    self.core.anomaly("ftp_reply_too_long", b"");
-                    self.abandon(Outcome::ServerRefused);
-                    self.finish(now, text::SERVER_GARBLED);
-                    self.close();
-                } else if line.last {
-                    if is_final {
-                        self.core.expect.pop_front();
-                    }
-                    let raw = std::mem::take(&mut self.kept).freeze();
-                    self.on_kept_reply(now, expect, Reply { code, raw });
-                }
-            }
-        }
-    }
-
-    /// A relayed command has its final reply.
-    fn relayed(&mut self, now: Instant, expect: Expect, code: u16) {
-        let quit = matches!(self.state, State::Relay { quit: true });
-        let until = now + self.core.settings.timing.close;
-        self.state = match (expect, code) {
-            (Expect::Auth, 234) => self.go_blind(),
-            (_, 421) => State::Ending { until },
-            (_, 200..=299) if quit => State::Ending { until },
-            _ => State::Idle,
-        };
-    }
-
-    fn go_blind(&mut self) -> State {
-        // Commands sent in the clear behind AUTH would be taken for protected ones.
-        if self.queue.is_empty() && self.lines.is_empty() && self.replies.is_settled() {
-            self.core.drop_client(false);
-            self.core.drop_upstream(false);
-            self.core.output(Output::Blind);
-            return State::Blind;
-        }
-        self.core.anomaly("ftp_plaintext_behind_auth", b"");
-        self.core.output(Output::Reset);
-        State::Over
-    }
-
-    fn on_unsolicited(&mut self, now: Instant, line: ReplyLine) {
-        let goodbye = line.code == Some(421);
-        if !goodbye && !matches!(self.state, State::Idle | State::Ending { .. }) {
-            self.core.anomaly("ftp_unexpected_reply", &line.raw);
-            return;
-        }
-        if goodbye {
-            self.abandon(Outcome::ServerRefused);
-        }
-        self.core.tell_client(line.raw);
-        if goodbye && line.last {
-            self.state = State::Ending { until: now + self.core.settings.timing.close };
-        }
-    }
-
-    fn on_kept_reply(&mut self, now: Instant, expect: Expect, reply: Reply) {
-        if reply.code == 421 && !matches!(self.state, State::Ending { .. }) {
-            // The server is leaving, whatever was asked.
-            self.abandon(Outcome::ServerRefused);
-            self.finish(now, &reply.raw);
-            return;
-        }
-        let core = &mut self.core;
-        match (expect, &mut self.state) {
-            (Expect::Arrange, _) if reply.code >= 200 => core.arranged(now, reply),
-            (Expect::Transfer, State::Download(download)) => download.job.replied(now, reply),
-            (Expect::Transfer, State::Upload(upload)) => upload.job.replied(now, reply),
-            (Expect::Transfer, State::Unscanned(unscanned)) => unscanned.job.replied(now, reply),
-            (Expect::Transfer, State::Abort { .. }) if reply.is_refusal() => {
-                core.tell_client(reply.raw);
-            }
-            // It was complete before the server heard of the ABOR, but not at the client.
-            (Expect::Transfer, State::Abort { .. }) if reply.code >= 200 => {
-                core.tell_client(text::TRANSFER_ABORTED);
-            }
-            (Expect::Abort, State::Abort { .. }) if reply.code >= 200 => {
-                core.tell_client(reply.raw);
-                self.state = State::Idle;
-            }
-            _ => {}
-        }
-        // Several replies may have come in one segment: each finds the state it belongs to.
-        self.advance(now);
     }
 
     /// Breaks off a transfer: its data legs are reset.

@@ -1,0 +1,458 @@
+//! Data connections and transfers.
+
+use super::{check, check_v6};
+
+/// PASV of the client up to the point where both data connections stand.
+macro_rules! passive {
+    ($($step:expr),* $(,)?) => {
+        check(&[
+            ("c PASV", &["listen Client", "s PASV"]),
+            ("! listening client 2000", &[]),
+            ("s 227 (10,9,9,9,4,1)", &["dial 1025", "c 227 Entering Passive Mode (192,0,2,1,7,208)."]),
+            ("! connected upstream", &[]),
+            ("! connected client", &[]),
+            $($step),*
+        ])
+    };
+}
+
+#[test]
+fn a_clean_download() {
+    passive!(
+        ("c RETR a.txt", &["begin RETR a.txt Upstream", "s RETR a.txt"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("! received ok", &["inspect"]),
+        ("s 226 done", &[]),
+        ("! judged release", &["c 150 coming", "send Client"]),
+        ("c NOOP", &[]),
+        ("! sent ok", &["c 226 done", "end delivered", "s NOOP"]),
+        ("s 200 ok", &["c 200 ok"]),
+        ("c RETR again", &["c 425 Use PORT or PASV first."]),
+    );
+}
+
+#[test]
+fn the_final_reply_is_awaited_and_may_be_late() {
+    passive!(
+        ("c RETR a.txt", &["begin RETR a.txt Upstream", "s RETR a.txt"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &[]),
+        ("s 226-do¶226 ne", &["c 150 coming", "send Client"]),
+        ("! sent ok", &["c 226-do", "c 226 ne", "end delivered"]),
+    );
+    // What the server itself calls broken is not delivered.
+    passive!(
+        ("c RETR a.txt", &["begin RETR a.txt Upstream", "s RETR a.txt"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &[]),
+        ("s 451 disk", &["close Client", "c 451 disk", "end server_refused"]),
+    );
+}
+
+#[test]
+fn an_infected_download() {
+    passive!(
+        ("c RETR a\\xff\\xffb", &["begin RETR a\\xffb Upstream", "s RETR a\\xff\\xffb"]),
+        ("s 150 coming¶226 done", &["receive Upstream"]),
+        ("! received ok", &["inspect"]),
+        ("! judged eicar", &["close Client", "c 550 a\\xff\\xffb: eicar", "end blocked"]),
+        ("c NOOP", &["s NOOP"]),
+    );
+}
+
+#[test]
+fn an_opening_that_cannot_be_held_longer() {
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("+ 44", &[]),
+        ("+ 1", &["c 150 coming"]),
+        ("c STAT", &["c 211 RETR a: being fetched from the server"]),
+        ("! received ok", &["inspect"]),
+        ("s 226 done", &[]),
+        ("! judged eicar", &["reset Client", "c 550 a: eicar", "end blocked"]),
+    );
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("+ 45", &["c 150 coming"]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &[]),
+        ("s 551 late", &["reset Client", "c 551 late", "end server_refused"]),
+    );
+}
+
+#[test]
+fn a_download_that_is_too_large() {
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("! judged size", &["reset Upstream", "close Client", "c 550 a: size", "end blocked"]),
+        ("c NOOP", &[]),
+        ("s 426 broken", &["s NOOP"]),
+    );
+}
+
+#[test]
+fn a_download_that_breaks() {
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("! received upstream", &[]),
+        (
+            "s 226 fine",
+            &["close Client", "c 426 Connection closed; transfer aborted.", "end broken",]
+        ),
+    );
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("! received upstream", &[]),
+        ("s 426 oh", &["close Client", "c 426 oh", "end server_refused"]),
+    );
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming¶226 ok", &["receive Upstream"]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &["c 150 coming", "send Client"]),
+        ("! sent client", &["c 426 Connection closed; transfer aborted.", "end broken"]),
+    );
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        (
+            "s 550 no such file",
+            &["close Client", "close Upstream", "c 550 no such file", "end server_refused"]
+        ),
+    );
+}
+
+#[test]
+fn a_client_that_leaves() {
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("c-closed", &["reset Client", "reset Upstream", "end aborted", "CLOSE"]),
+    );
+    passive!(
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &["s STOR a"]),
+        ("s 150 go", &["send Upstream"]),
+        ("c-closed", &["reset Upstream", "end aborted", "CLOSE"]),
+    );
+}
+
+#[test]
+fn a_server_that_leaves() {
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming", &["receive Upstream"]),
+        (
+            "s-closed",
+            &[
+                "reset Client",
+                "reset Upstream",
+                "end server_refused",
+                "c 421 The server closed the connection.",
+                "CLOSE",
+            ]
+        ),
+    );
+    passive!(
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
+        ("s 421 idle", &["reset Client", "reset Upstream", "end server_refused", "c 421 idle"]),
+        ("s-closed", &["CLOSE"]),
+    );
+}
+
+#[test]
+fn a_clean_upload() {
+    passive!(
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &["s STOR a"]),
+        ("s 150 go", &["send Upstream"]),
+        ("! sent ok", &[]),
+        ("s 226 stored", &["c 226 stored", "end delivered"]),
+    );
+    passive!(
+        ("c STOU", &["begin STOU  Client", "c 150 Ok to send data.", "receive Client"]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &["s STOU"]),
+        ("s 150 FILE: x¶226 FILE: x", &["send Upstream"]),
+        ("! sent ok", &["c 226 FILE: x", "end delivered"]),
+    );
+}
+
+#[test]
+fn an_infected_upload_never_reaches_the_server() {
+    passive!(
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
+        ("! received ok", &["inspect"]),
+        ("! judged eicar", &["close Upstream", "c 550 a: eicar", "end blocked"]),
+        ("c STOU", &["c 425 Use PORT or PASV first."]),
+    );
+}
+
+#[test]
+fn a_server_that_refuses_an_upload_late() {
+    passive!(
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &["s STOR a"]),
+        ("s 553 no", &["reset Upstream", "c 553 no", "end server_refused"]),
+    );
+    passive!(
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &["s STOR a"]),
+        ("s 150 go", &["send Upstream"]),
+        ("s 452 full", &["reset Upstream", "c 452 full", "end server_refused"]),
+    );
+    // An acceptance of half a file is none.
+    passive!(
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &["s STOR a"]),
+        ("s 150 go", &["send Upstream"]),
+        ("! sent upstream", &[]),
+        ("s 226 ok", &["c 550 a: the server broke off the transfer", "end broken"]),
+    );
+}
+
+#[test]
+fn the_server_is_kept_awake_during_an_upload() {
+    passive!(
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
+        ("+ 29", &[]),
+        ("+ 1", &["s NOOP"]),
+        ("+ 60", &[]),
+        ("s 200 ok", &[]),
+        ("+ 30", &["s NOOP"]),
+        ("s 500 what", &[]),
+        ("! received ok", &["inspect"]),
+        // The old data connection is no longer trusted.
+        ("! judged release", &["close Upstream", "s PASV"]),
+        ("s 227 (10,9,9,9,4,2)", &["dial 1026"]),
+        ("! connected upstream", &["s STOR a"]),
+        ("s 150 go", &["send Upstream"]),
+    );
+}
+
+#[test]
+fn an_upload_whose_scan_takes_too_long() {
+    passive!(
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
+        ("! received ok", &["inspect"]),
+        ("+ 30", &["s NOOP"]),
+        ("s 200 ok", &[]),
+        (
+            "+ 25",
+            &[
+                "reset Upstream",
+                "c 550 a: not yet scanned, not stored; try again later",
+                "end timed_out",
+            ]
+        ),
+        ("! judged release", &[]),
+    );
+}
+
+#[test]
+fn an_upload_that_breaks_off() {
+    passive!(
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
+        (
+            "! received client",
+            &["close Upstream", "c 426 Connection closed; transfer aborted.", "end broken",]
+        ),
+    );
+    check(&[
+        ("c PASV", &["listen Client", "s PASV"]),
+        ("! listening client 2000", &[]),
+        ("s 227 (10,9,9,9,4,1)", &["dial 1025", "c 227 Entering Passive Mode (192,0,2,1,7,208)."]),
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data."]),
+        (
+            "+ 60",
+            &[
+                "s NOOP",
+                "reset Client",
+                "reset Upstream",
+                "c 425 Can't open data connection.",
+                "end timed_out",
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn listings_and_excluded_types_pass_unscanned() {
+    passive!(
+        ("c LIST -a", &["begin LIST -a Upstream unscanned", "s LIST -a"]),
+        ("s 150 here", &["c 150 here", "splice Upstream"]),
+        ("s 226 done", &[]),
+        ("! spliced ok", &["c 226 done", "end delivered"]),
+    );
+    passive!(
+        ("c RETR a.ISO", &["begin RETR a.ISO Upstream unscanned", "s RETR a.ISO"]),
+        ("s 150 here", &["c 150 here", "splice Upstream"]),
+        ("! spliced upstream", &[]),
+        ("s 226 done", &["c 426 Connection closed; transfer aborted.", "end broken"]),
+    );
+    passive!(
+        ("c STOR a.iso", &["begin STOR a.iso Client unscanned", "s STOR a.iso"]),
+        ("s 150 go", &["c 150 go", "splice Client"]),
+        ("s 452 full", &["reset Client", "reset Upstream", "c 452 full", "end server_refused"]),
+    );
+    passive!(
+        ("c NLST", &["begin NLST  Upstream unscanned", "s NLST"]),
+        ("s 550 none", &["close Client", "close Upstream", "c 550 none", "end server_refused"]),
+    );
+}
+
+#[test]
+fn abor_stops_both_sides() {
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming", &["receive Upstream"]),
+        (
+            "c \\xff\\xf4\\xff\\xf2ABOR",
+            &["reset Client", "reset Upstream", "end aborted", "s ABOR"]
+        ),
+        ("c NOOP", &[]),
+        ("s 426 cut¶226 aborted", &["c 426 cut", "c 226 aborted", "s NOOP"]),
+    );
+    // Complete upstream, but never at the client.
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("c ABOR", &["reset Client", "reset Upstream", "end aborted", "s ABOR"]),
+        (
+            "s 226 sent¶225 nothing",
+            &["c 426 Connection closed; transfer aborted.", "c 225 nothing"]
+        ),
+    );
+    passive!(
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
+        (
+            "c ABOR",
+            &[
+                "reset Client",
+                "reset Upstream",
+                "end aborted",
+                "c 426 Connection closed; transfer aborted.",
+                "c 226 ABOR command successful.",
+            ]
+        ),
+        ("c NOOP", &["s NOOP"]),
+    );
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("c ABOR", &["reset Client", "reset Upstream", "end aborted", "s ABOR"]),
+        ("+ 30", &["c 421 The server does not answer.", "CLOSE"]),
+    );
+}
+
+#[test]
+fn an_active_client() {
+    check(&[
+        ("c PORT 10,0,0,1,8,1", &["s PASV"]),
+        ("s 227 (0,0,0,0,4,1)", &["dial 1025", "c 200 PORT command successful."]),
+        ("! connected upstream", &[]),
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming¶226 ok", &["connect 10.0.0.1:2049", "receive Upstream"]),
+        ("! connected client", &[]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &["c 150 coming", "send Client"]),
+        ("! sent ok", &["c 226 ok", "end delivered"]),
+    ]);
+    check(&[
+        ("c EPRT |1|10.0.0.1|2049|", &["s PASV"]),
+        ("s 227 (0,0,0,0,4,1)", &["dial 1025", "c 200 EPRT command successful."]),
+        ("c STOR a", &["begin STOR a Client", "connect 10.0.0.1:2049"]),
+        (
+            "! failed client",
+            &["close Client", "close Upstream", "c 425 Can't open data connection.", "end broken"],
+        ),
+    ]);
+}
+
+#[test]
+fn addresses_that_are_not_the_clients() {
+    let bounce: &[&str] = &["anomaly ftp_bounce", "c 501 The address must be your own."];
+    check(&[
+        ("c PORT 10,0,0,2,8,1", bounce),
+        ("c PORT 10,0,0,1,0,21", bounce),
+        ("c PORT 10,0,0,1", &["c 501 Illegal address."]),
+        ("c EPRT |2|::1|x|", &["c 501 Illegal address."]),
+        ("c EPRT !2!::1!2049!", &["c 522 Network protocol not supported, use (1)."]),
+        ("c EPRT !7!x!2049!", &["c 522 Network protocol not supported, use (1)."]),
+        ("c EPSV 2", &["c 522 Network protocol not supported, use (1)."]),
+    ]);
+    check_v6(&[
+        ("c EPRT !2!2001:db8::2!2049!", bounce),
+        ("c EPRT !1!10.0.0.1!2049!", &["c 522 Network protocol not supported, use (2)."]),
+        ("c PASV", &["c 501 Not possible over IPv6; use EPSV or EPRT."]),
+        ("c PORT 10,0,0,1,8,1", &["c 501 Not possible over IPv6; use EPSV or EPRT."]),
+    ]);
+}
+
+#[test]
+fn epsv_and_epsv_all() {
+    check_v6(&[
+        ("c EPSV", &["listen Client", "s EPSV"]),
+        ("s 229 ok (|||1025|)", &["dial 1025"]),
+        ("! listening client 2000", &["c 229 Entering Extended Passive Mode (|||2000|)."]),
+        ("c EPSV ALL", &["c 200 EPSV ALL ok."]),
+        ("c EPRT !2!2001:db8::1!2049!", &["c 503 Only EPSV is allowed after EPSV ALL."]),
+        // The server's side is still being arranged, so it is not asked again.
+        ("c EPSV 2", &["close Client", "listen Client"]),
+        ("! listening client 2001", &["c 229 Entering Extended Passive Mode (|||2001|)."]),
+    ]);
+}
+
+#[test]
+fn a_server_that_refuses_passive() {
+    check(&[
+        ("c PASV", &["listen Client", "s PASV"]),
+        ("! listening client 2000", &[]),
+        ("s 502 no", &["s EPSV"]),
+        ("s 502 no", &["listen Upstream"]),
+        ("! listening upstream 3000", &["s PORT 10,0,0,1,11,184"]),
+        ("s 200 ok", &["c 227 Entering Passive Mode (192,0,2,1,7,208)."]),
+        ("! connected client", &[]),
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming", &[]),
+        ("! connected upstream", &["receive Upstream"]),
+    ]);
+    check_v6(&[
+        ("c EPSV", &["listen Client", "s EPSV"]),
+        ("! listening client 2000", &[]),
+        ("s 500 no", &["listen Upstream"]),
+        ("! listening upstream 3000", &["s EPRT |2|2001:db8::1|3000|"]),
+        ("s 500 no", &["close Upstream", "close Client", "c 500 no"]),
+    ]);
+    check(&[
+        ("c PASV", &["listen Client", "s PASV"]),
+        ("! listening client 2000", &[]),
+        ("s 530 log in", &["close Client", "c 530 log in"]),
+    ]);
+}
+
+#[test]
+fn a_passive_port_that_cannot_be_reached() {
+    check(&[
+        ("c PASV", &["listen Client", "s PASV"]),
+        ("! listening client 2000", &[]),
+        ("s 227 (10,9,9,9,4,1)", &["dial 1025", "c 227 Entering Passive Mode (192,0,2,1,7,208)."]),
+        ("! failed upstream", &[]),
+        ("! connected client", &[]),
+        ("c LIST", &["begin LIST  Upstream unscanned", "close Upstream", "listen Upstream"]),
+        ("! listening upstream 3000", &["s PORT 10,0,0,1,11,184"]),
+        ("s 200 ok", &["s LIST"]),
+        ("s 150 here", &["c 150 here"]),
+        ("! connected upstream", &["splice Upstream"]),
+    ]);
+}
