@@ -9,7 +9,8 @@ fn replay(target: &str, run: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut inputs = 0;
     for entry in std::fs::read_dir(&corpus).expect("the corpus is committed") {
-        run(&std::fs::read(entry.unwrap().path()).unwrap());
+        let path = entry.expect("a directory entry").path();
+        run(&std::fs::read(&path).expect("a readable file"));
         inputs += 1;
     }
     assert!(inputs > 2, "{} is nearly empty", corpus.display());
