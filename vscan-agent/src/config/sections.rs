@@ -130,6 +130,19 @@ fn number(r: &mut Reader<'_>, t: &mut Table<'_, '_>, key: &'static str, default:
     value
 }
 
+fn size_u32(r: &mut Reader<'_>, t: &mut Table<'_, '_>, key: &'static str, default: u32) -> u32 {
+    let value = size(r, t, key, default.into());
+    u32::try_from(value).unwrap_or_else(|_| {
+        r.report(t.span_of(key), Wrong::new(format!("`{}` must be less than 4 GiB", t.name(key))));
+        default
+    })
+}
+
+/// Whole seconds, rounded up.
+fn seconds(duration: Duration) -> u32 {
+    duration.as_millis().div_ceil(1000).try_into().unwrap_or(u32::MAX)
+}
+
 fn rate_limit(r: &mut Reader<'_>, t: &mut Table<'_, '_>) -> Option<RateLimit> {
     if !t.has("rate_limit") {
         t.raw("rate_limit");
@@ -245,6 +258,7 @@ fn scan(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Scan {
     let rules: Vec<PathBuf> =
         if t.has("rules") { filled(r, &mut t, "rules") } else { t.list(r, "rules", d.rules) };
     let mut limits = t.table(r, "limits");
+    let deadline = positive(r, &mut t, "deadline", d.deadline);
     let scan = Scan {
         rules,
         skip_extensions: t
@@ -258,12 +272,18 @@ fn scan(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Scan {
             ratio: number(r, &mut limits, "ratio", d.limits.ratio),
             depth: number(r, &mut limits, "depth", d.limits.depth),
             members: number(r, &mut limits, "members", d.limits.members),
-            headers: size(r, &mut limits, "headers", d.limits.headers),
+            headers: number(r, &mut limits, "headers", d.limits.headers),
+            header_bytes: size_u32(r, &mut limits, "header_bytes", d.limits.header_bytes),
+            seconds: seconds(deadline),
             memory: size(r, &mut limits, "memory", d.limits.memory),
         },
-        deadline: positive(r, &mut t, "deadline", d.deadline),
+        deadline,
         workers: t.get(r, "workers", d.workers),
     };
+    // the most that the scanner takes
+    if scan.workers.get() > 1024 {
+        r.report(t.span_of("workers"), Wrong::new("`scan.workers` must be at most 1024"));
+    }
     limits.finish(r);
     t.finish(r);
     scan

@@ -297,8 +297,12 @@ pub struct Limits {
     pub depth: u32,
     /// Parts and archive members in all.
     pub members: u32,
-    /// Bytes of message headers.
-    pub headers: u64,
+    /// Header fields of one message or MIME part.
+    pub headers: u32,
+    /// Bytes of the header of one message or MIME part.
+    pub header_bytes: u32,
+    /// Seconds of wall-clock time for one attempt: `scan.deadline`, rounded up.
+    pub seconds: u32,
     /// Bytes of memory that one scanner worker may take beyond the rules.
     pub memory: u64,
 }
@@ -458,12 +462,14 @@ impl Default for Scan {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            object_size: 512 * MIB,
-            unpacked_size: 1024 * MIB,
-            ratio: 1000,
-            depth: 16,
+            object_size: 256 * MIB,
+            unpacked_size: 512 * MIB,
+            ratio: 250,
+            depth: 32,
             members: 10_000,
-            headers: MIB,
+            headers: 1000,
+            header_bytes: 1 << 20,
+            seconds: 20,
             memory: 1024 * MIB,
         }
     }
@@ -481,7 +487,7 @@ impl Default for Quarantine {
 
 impl Default for Spool {
     fn default() -> Self {
-        Self { memory: 256 * MIB, disk: 4096 * MIB, hold_max: 512 * MIB }
+        Self { memory: 256 * MIB, disk: 4096 * MIB, hold_max: 256 * MIB }
     }
 }
 
