@@ -1,5 +1,7 @@
 //! The scanner process as a whole: workers that serve, end, are replaced, and have no rights.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, outside of #[test] functions")]
+
 mod common;
 
 use common::{Scanner, eicar, rules};

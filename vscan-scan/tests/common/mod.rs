@@ -1,7 +1,5 @@
 //! The real scanner process, started as the supervisor starts it, and a client as the gateway is one.
 
-#![expect(dead_code, reason = "each test file uses its own half")]
-
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -15,33 +13,33 @@ use vscan_scan::wire::{
 };
 
 /// The EICAR test file, put together so that no scanner stops at this source.
-pub fn eicar() -> Vec<u8> {
+pub(crate) fn eicar() -> Vec<u8> {
     [&b"X5O!P%@AP[4\\PZX54(P^)7CC)7}"[..], b"$EICAR-STANDARD-ANTIVIRUS-", b"TEST-FILE!$H+H*"]
         .concat()
 }
 
-pub fn rules() -> PathBuf {
+pub(crate) fn rules() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy/rules")
 }
 
 /// A scanner process with its control socket.
-pub struct Scanner {
+pub(crate) struct Scanner {
     child: Child,
-    pub control: Option<OwnedFd>,
-    pub status: Status,
+    pub(crate) control: Option<OwnedFd>,
+    pub(crate) status: Status,
     buffer: Vec<u8>,
 }
 
 /// The gateway's end of a worker.
-pub struct Worker {
-    pub slot: u32,
-    pub pid: i32,
+pub(crate) struct Worker {
+    pub(crate) slot: u32,
+    pub(crate) pid: i32,
     socket: OwnedFd,
     buffer: Vec<u8>,
 }
 
 impl Scanner {
-    pub fn start(rules: &[PathBuf], workers: u32, limits: &str) -> Self {
+    pub(crate) fn start(rules: &[PathBuf], workers: u32, limits: &str) -> Self {
         let (ours, theirs) = channel::pair().unwrap();
         // The shell moves its input and output to the numbers that the scanner is told.
         let mut child = Command::new("sh")
@@ -61,24 +59,24 @@ impl Scanner {
         Self { child, control: Some(ours), status, buffer: vec![0; DATAGRAM_MAX] }
     }
 
-    pub fn shipped(workers: u32) -> Self {
+    pub(crate) fn shipped(workers: u32) -> Self {
         let scanner = Self::start(&[rules()], workers, "{}");
         assert!(matches!(scanner.status, Status::Ready { .. }), "{:?}", scanner.status);
         scanner
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// The next message of the zygote.
-    pub fn next(&mut self) -> (ToGateway, Option<OwnedFd>) {
+    pub(crate) fn next(&mut self) -> (ToGateway, Option<OwnedFd>) {
         let control = self.control.as_ref().unwrap();
         readable(control);
         channel::recv(control, &mut self.buffer).unwrap().expect("the zygote ended")
     }
 
-    pub fn worker(&mut self) -> Worker {
+    pub(crate) fn worker(&mut self) -> Worker {
         match self.next() {
             (ToGateway::Worker { slot, pid }, Some(socket)) => {
                 Worker { slot, pid, socket, buffer: vec![0; DATAGRAM_MAX] }
@@ -87,19 +85,19 @@ impl Scanner {
         }
     }
 
-    pub fn exited(&mut self) -> (u32, i32, String) {
+    pub(crate) fn exited(&mut self) -> (u32, i32, String) {
         match self.next() {
             (ToGateway::Exited { slot, pid, cause }, None) => (slot, pid, cause),
             other => panic!("{other:?}"),
         }
     }
 
-    pub fn kill(&self, worker: &Worker) {
+    pub(crate) fn kill(&self, worker: &Worker) {
         let order = ToZygote::Kill { slot: worker.slot, pid: worker.pid };
         channel::send(self.control.as_ref().unwrap(), &order, None).unwrap();
     }
 
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
 }
@@ -113,7 +111,7 @@ impl Drop for Scanner {
 }
 
 impl Worker {
-    pub fn send(&mut self, kind: ObjectKind, name: &str, data: &[u8], inline: bool) {
+    pub(crate) fn send(&mut self, kind: ObjectKind, name: &str, data: &[u8], inline: bool) {
         let content = if inline {
             Content::Inline(data.to_vec())
         } else {
@@ -125,12 +123,12 @@ impl Worker {
         channel::send(&self.socket, &request, file.as_ref().map(AsFd::as_fd)).unwrap();
     }
 
-    pub fn socket(&self) -> &OwnedFd {
+    pub(crate) fn socket(&self) -> &OwnedFd {
         &self.socket
     }
 
     /// None: the worker ended.
-    pub fn answer(&mut self) -> Option<Report> {
+    pub(crate) fn answer(&mut self) -> Option<Report> {
         readable(&self.socket);
         match channel::recv::<Response>(&self.socket, &mut self.buffer) {
             Ok(Some((response, None))) => Some(response.report),
@@ -140,14 +138,14 @@ impl Worker {
         }
     }
 
-    pub fn scan(&mut self, kind: ObjectKind, name: &str, data: &[u8]) -> Report {
+    pub(crate) fn scan(&mut self, kind: ObjectKind, name: &str, data: &[u8]) -> Report {
         self.send(kind, name, data, data.len() <= vscan_scan::wire::INLINE_MAX);
         self.answer().expect("the worker ended")
     }
 }
 
 /// A sealed memfd, as the gateway makes them.
-pub fn memfd(data: &[u8]) -> File {
+pub(crate) fn memfd(data: &[u8]) -> File {
     use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
     let mut file = File::from(
         memfd_create("object", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap(),
@@ -162,7 +160,7 @@ pub fn memfd(data: &[u8]) -> File {
 }
 
 /// Waits until something can be read, or fails: no test hangs.
-pub fn readable(fd: impl AsFd) {
+pub(crate) fn readable(fd: impl AsFd) {
     let fd = fd.as_fd();
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     assert_eq!(
