@@ -1,2 +1,7 @@
 //! The program `vscan`.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vscan_agent::cli::main()
+}

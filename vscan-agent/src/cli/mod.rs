@@ -1,1 +1,104 @@
-//! Subcommands and their output.
+//! Subcommands and their output: the only place that prints.
+//!
+//! What comes from the wire is made harmless before it reaches a terminal; JSON has it as it is, escaped by JSON.
+
+pub mod args;
+mod check;
+mod client;
+mod failure;
+pub mod filter;
+mod flows;
+mod pages;
+mod quarantine;
+mod scan;
+mod status;
+mod table;
+
+use crate::config::Config;
+use crate::observe::control::Request;
+use args::{Cli, Command};
+use clap::Parser;
+use failure::{EX_USAGE, Failure};
+use serde::Serialize;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Runs the program: reads its arguments, does what they say, and gives the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // nobody left to tell
+            let _ = e.print();
+            return if e.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match dispatch(&cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                let _ = writeln!(io::stderr().lock(), "vscan: {failure}");
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
+    let config = || Config::load(&cli.config);
+    let mut stdout = io::BufWriter::new(io::stdout().lock());
+    let out = &mut stdout;
+    match &cli.command {
+        Command::Check => check::run(&cli.config, cli.output, out)?,
+        Command::Status => status::run(&config()?.paths.control, cli.output, out)?,
+        Command::Flows(args) => {
+            let control = match &args.control {
+                Some(path) => path.clone(),
+                None => config()?.paths.control,
+            };
+            flows::run(args, &control, cli.output, out)?;
+        }
+        Command::Kill { ids } => {
+            let control = config()?.paths.control;
+            for id in ids {
+                client::ask_once(&control, &Request::Kill { id: *id })?;
+                writeln!(out, "{id} is ended")?;
+            }
+        }
+        Command::Scan(args) => {
+            // without a configuration the defaults serve: scanning needs no gateway
+            let config = match config() {
+                Err(crate::config::ConfigErrors::Unreadable { .. }) if !args.rules.is_empty() => {
+                    Config::for_scanning()
+                }
+                other => other?,
+            };
+            let code = scan::run(args, &config, cli.output, out)?;
+            out.flush()?;
+            return Ok(ExitCode::from(code));
+        }
+        Command::Quarantine { directory, command } => {
+            let directory: PathBuf = match directory {
+                Some(path) => path.clone(),
+                None => config()?.paths.quarantine,
+            };
+            quarantine::run(&directory, command, cli.output, out)?;
+        }
+        Command::Reload => {
+            client::ask_once(&config()?.paths.control, &Request::Reload)?;
+            writeln!(out, "configuration and rules are reloaded")?;
+        }
+        Command::Completions { shell } => pages::completions(*shell, out),
+        Command::Man { directory } => pages::manual(directory.as_deref(), out)?,
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One JSON document and a line end.
+fn json(value: &(impl Serialize + ?Sized), out: &mut dyn Write) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)
+}

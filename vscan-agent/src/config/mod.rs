@@ -66,6 +66,24 @@ impl Config {
         Self::parse(&text, path)
     }
 
+    /// The defaults, for `vscan scan` on a machine that is no gateway: it has no interfaces and no inside.
+    #[must_use]
+    pub fn for_scanning() -> Self {
+        Self {
+            gateway: Gateway::default(),
+            paths: Paths::default(),
+            access: Vec::new(),
+            ftp: Ftp::default(),
+            smtp: Smtp::default(),
+            scan: Scan::default(),
+            treat: Vec::new(),
+            quarantine: Quarantine::default(),
+            spool: Spool::default(),
+            metrics: Metrics::default(),
+            log: Log::default(),
+        }
+    }
+
     /// Parses the text of a configuration; `file` is its name in messages.
     ///
     /// # Errors

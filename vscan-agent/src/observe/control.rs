@@ -49,7 +49,7 @@ pub enum Request {
     Flows {
         /// How many closed ones at most.
         closed: usize,
-        /// Do not end with `Done`, but go on with [`Answer::Change`] and [`Answer::Missed`].
+        /// End with [`Answer::Listed`] instead, and go on with [`Answer::Change`] and [`Answer::Missed`].
         follow: bool,
     },
     /// End a flow; answered by [`Answer::Done`].
@@ -69,6 +69,8 @@ pub enum Answer {
     Status(Box<Status>),
     /// One flow.
     Flow(FlowRecord),
+    /// The flows that there are have been listed; changes follow.
+    Listed,
     /// One change of a flow.
     Change(FlowChange),
     /// The client was too slow, and this many changes are missing here.
@@ -304,7 +306,7 @@ async fn client(stream: UnixStream, backend: &dyn Backend) -> io::Result<()> {
                 out.put(&Answer::Flow(flow)).await?;
             }
             let Some(mut changes) = changes else { return out.end(&Answer::Done).await };
-            out.flush().await?;
+            out.end(&Answer::Listed).await?;
             let mut gone = [0];
             loop {
                 let change = tokio::select! {

@@ -1,0 +1,177 @@
+//! The command line: subcommands, options, and what they are called in help and manual pages.
+
+use super::filter::Filters;
+use crate::config::DEFAULT_PATH;
+use crate::observe::FlowId;
+use crate::quarantine::EntryId;
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use std::path::PathBuf;
+
+/// Transparent antivirus gateway for FTP and SMTP.
+///
+/// vscan runs on a Linux router. It catches the FTP and SMTP connections that cross it, takes files and messages out of
+/// them, scans them, and lets them through, blocks or quarantines them, as its configuration says. Nothing changes on
+/// the clients and servers.
+#[derive(Debug, Parser)]
+#[command(name = "vscan", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_long_help = "\
+Exit codes are those of sysexits.h: 0 done, 64 wrong usage, 65 rules that do not compile, 66 a file that cannot be read, \
+69 no agent answers or something that is needed is missing, 70 a defect, 71 the operating system refused, \
+73 something cannot be written, 77 no permission, 78 a wrong configuration. `vscan scan` has codes of its own.")]
+pub struct Cli {
+    /// Configuration file.
+    #[arg(short, long, global = true, value_name = "PATH", default_value = DEFAULT_PATH)]
+    #[arg(value_hint = ValueHint::FilePath, env = "VSCAN_CONFIG")]
+    pub config: PathBuf,
+
+    /// How listings look.
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How listings look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Aligned columns for people.
+    Table,
+    /// One line each, every field in full.
+    Compact,
+    /// JSON: one array, or one object a line with --follow.
+    Json,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check configuration, rules and interfaces; change nothing.
+    Check,
+
+    /// Show how the running gateway fares.
+    Status,
+
+    /// List the flows: open ones, the last that ended, and those that pass uninspected.
+    ///
+    /// Filters of one kind are alternatives, filters of different kinds must all match. --not reverses the filter that
+    /// follows it.
+    Flows(FlowsArgs),
+
+    /// End flows: both sides of the connection are reset.
+    Kill {
+        /// Flows, as `vscan flows` shows them.
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<FlowId>,
+    },
+
+    /// Scan files with the gateway's scanner; no agent is needed.
+    ///
+    /// Exit codes: 0 all clean, 1 something is infected, 2 something could not be scanned, 78 the rules or limits are
+    /// wrong.
+    Scan(ScanArgs),
+
+    /// Look at what was blocked and kept; no agent is needed.
+    Quarantine {
+        /// Directory of the quarantine, instead of the configured one.
+        #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath, global = true)]
+        directory: Option<PathBuf>,
+
+        /// What to do with it.
+        #[command(subcommand)]
+        command: QuarantineCommand,
+    },
+
+    /// Make the running gateway read configuration and rules again; what is wrong changes nothing.
+    Reload,
+
+    /// Print a completion script.
+    Completions {
+        /// For this shell.
+        shell: clap_complete::Shell,
+    },
+
+    /// Print the manual page, or write all of them.
+    Man {
+        /// Write the pages of all subcommands into this directory.
+        #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// `vscan flows`
+#[derive(Debug, Args)]
+pub struct FlowsArgs {
+    /// Go on with each change as it happens.
+    #[arg(short, long)]
+    pub follow: bool,
+
+    /// Only the last N that match.
+    #[arg(short = 'n', long, value_name = "N")]
+    pub last: Option<usize>,
+
+    /// Only those that were active since a time (2026-11-22T01:30:00Z) or for this long (5m).
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<super::filter::Since>,
+
+    /// What to list.
+    #[command(flatten)]
+    pub filters: Filters,
+
+    /// Control socket, instead of the configured one.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub control: Option<PathBuf>,
+}
+
+/// `vscan scan`
+#[derive(Debug, Args)]
+pub struct ScanArgs {
+    /// Rules to scan with, files or directories, instead of the configured ones; may be given more than once.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub rules: Vec<PathBuf>,
+
+    /// Read every file as a mail message, not only those that are called .eml.
+    #[arg(long)]
+    pub message: bool,
+
+    /// Show only what is not clean.
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    /// Files, and directories with all that is in them.
+    #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub paths: Vec<PathBuf>,
+}
+
+/// `vscan quarantine`
+#[derive(Debug, Subcommand)]
+pub enum QuarantineCommand {
+    /// List all entries, the oldest first.
+    List,
+
+    /// Show everything about an entry.
+    Show {
+        /// The entry, as `list` shows it.
+        id: EntryId,
+    },
+
+    /// Write a copy of an entry to a file, and note it in the audit trail.
+    ///
+    /// The entry stays. A second release to the same file does nothing.
+    Release {
+        /// The entry, as `list` shows it.
+        id: EntryId,
+
+        /// The file to write; it must not exist.
+        #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+        to: PathBuf,
+    },
+
+    /// Delete entries.
+    Delete {
+        /// The entries, as `list` shows them.
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<EntryId>,
+    },
+}

@@ -1,0 +1,167 @@
+//! `vscan check`: everything that `vscan run` would complain about, without starting it.
+
+use super::args::Output;
+use super::failure::{EX_CONFIG, EX_DATAERR, EX_UNAVAILABLE, Failure};
+use crate::config::{Config, ConfigErrors};
+use crate::observe::wire::printable;
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// One complaint.
+#[derive(Debug, Serialize)]
+struct Complaint {
+    /// `error` or `warning`.
+    severity: &'static str,
+    /// `configuration`, `rules` or `system`.
+    about: &'static str,
+    file: Option<PathBuf>,
+    line: Option<usize>,
+    column: Option<usize>,
+    message: String,
+}
+
+/// What `vscan-scanner --check` prints.
+#[derive(Debug, Deserialize)]
+struct Checked {
+    rules: u64,
+    errors: Vec<Diagnostic>,
+    warnings: Vec<Diagnostic>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Diagnostic {
+    file: PathBuf,
+    line: Option<usize>,
+    column: Option<usize>,
+    message: String,
+    excerpt: String,
+}
+
+pub(super) fn run(path: &Path, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+    let mut complaints = Vec::new();
+    let mut code = 0;
+    let mut rules = 0;
+    match Config::load(path) {
+        Err(errors) => {
+            if output != Output::Json {
+                return Err(errors.into());
+            }
+            code = errors.exit_code();
+            complaints.extend(of_config(&errors, path));
+        }
+        Ok(config) => {
+            match check_rules(&scanner(&config)?, &config.scan.rules) {
+                Ok(checked) => {
+                    rules = checked.rules;
+                    if !checked.errors.is_empty() {
+                        code = EX_DATAERR;
+                    }
+                    complaints.extend(checked.errors.iter().map(|d| of_rules(d, "error")));
+                    complaints.extend(checked.warnings.iter().map(|d| of_rules(d, "warning")));
+                }
+                Err(failure) => {
+                    code = failure.code;
+                    complaints.push(system(failure.message));
+                }
+            }
+            for interface in &config.gateway.interfaces {
+                if !Path::new("/sys/class/net").join(interface.as_str()).exists() {
+                    code = if code == 0 { EX_UNAVAILABLE } else { code };
+                    complaints.push(system(format!(
+                        "there is no interface {interface}; `ip link` lists those that exist (gateway.interfaces)"
+                    )));
+                }
+            }
+        }
+    }
+    if output == Output::Json {
+        super::json(&complaints, out)?;
+    } else {
+        for c in &complaints {
+            let place = match (&c.file, c.line) {
+                (Some(file), Some(line)) => format!("{}:{line}: ", file.display()),
+                (Some(file), None) => format!("{}: ", file.display()),
+                (None, _) => String::new(),
+            };
+            writeln!(out, "{}: {}{}", c.severity, printable(&place), lines(&c.message))?;
+        }
+        if code == 0 {
+            writeln!(out, "{} is right, {rules} rules", path.display())?;
+        }
+    }
+    if code == 0 { Ok(()) } else { Err(Failure { code, message: String::new() }) }
+}
+
+/// Line ends of excerpts stay, everything else that steers a terminal does not.
+fn lines(text: &str) -> String {
+    text.trim_end().lines().map(printable).collect::<Vec<_>>().join("\n")
+}
+
+fn of_config(errors: &ConfigErrors, path: &Path) -> Vec<Complaint> {
+    if errors.problems().is_empty() {
+        return vec![system(errors.to_string())];
+    }
+    errors
+        .problems()
+        .iter()
+        .map(|p| Complaint {
+            severity: "error",
+            about: "configuration",
+            file: Some(path.to_owned()),
+            line: (p.line > 0).then_some(p.line),
+            column: (p.line > 0).then_some(p.column),
+            message: match &p.help {
+                Some(help) => format!("{}; {help}", p.message),
+                None => p.message.clone(),
+            },
+        })
+        .collect()
+}
+
+fn of_rules(d: &Diagnostic, severity: &'static str) -> Complaint {
+    Complaint {
+        severity,
+        about: "rules",
+        file: Some(d.file.clone()),
+        line: d.line,
+        column: d.column,
+        message: if d.excerpt.is_empty() {
+            d.message.clone()
+        } else {
+            format!("{}\n{}", d.message, d.excerpt)
+        },
+    }
+}
+
+fn system(message: String) -> Complaint {
+    Complaint { severity: "error", about: "system", file: None, line: None, column: None, message }
+}
+
+/// The scanner's program: the configured one, or the one beside this program.
+pub(super) fn scanner(config: &Config) -> Result<PathBuf, Failure> {
+    match &config.paths.scanner {
+        Some(path) => Ok(path.clone()),
+        None => crate::scanner::process::beside_this_program()
+            .map_err(|e| Failure::new(EX_UNAVAILABLE, format!("/proc/self/exe: {e}"))),
+    }
+}
+
+fn check_rules(scanner: &Path, rules: &[PathBuf]) -> Result<Checked, Failure> {
+    let mut command = Command::new(scanner);
+    command.arg("--check").arg("--rules").args(rules);
+    let result = command.stdin(Stdio::null()).stderr(Stdio::piped()).output().map_err(|e| {
+        Failure::new(
+            EX_UNAVAILABLE,
+            format!(
+                "{}: {e}; it is installed beside vscan, or named by paths.scanner",
+                scanner.display()
+            ),
+        )
+    })?;
+    serde_json::from_slice(&result.stdout).map_err(|_| {
+        let said = String::from_utf8_lossy(&result.stderr);
+        Failure::new(EX_CONFIG, format!("{} failed: {}", scanner.display(), said.trim()))
+    })
+}

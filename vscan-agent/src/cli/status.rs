@@ -1,0 +1,128 @@
+//! `vscan status`
+
+use super::args::Output;
+use super::failure::{EX_UNAVAILABLE, Failure};
+use super::table::{Colour, Screen, age, bytes};
+use crate::observe::control::{Answer, Request, Status};
+use crate::observe::wire::printable;
+use std::io::{self, Write};
+use std::path::Path;
+
+pub(super) fn run(control: &Path, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+    match super::client::ask_once(control, &Request::Status)? {
+        Answer::Status(status) => Ok(print(&status, output, Screen::of_stdout(), out)?),
+        other => Err(Failure::new(
+            EX_UNAVAILABLE,
+            format!("an answer that was not asked for: {other:?}"),
+        )),
+    }
+}
+
+fn print(status: &Status, output: Output, screen: Screen, out: &mut dyn Write) -> io::Result<()> {
+    if output == Output::Json {
+        return super::json(status, out);
+    }
+    let state = match (status.draining, status.steering.is_empty(), status.scanner.workers) {
+        (true, _, _) => Colour::Yellow.paint("stopping, sessions come to their end", screen),
+        (false, true, _) => Colour::Yellow.paint("starting, nothing is intercepted yet", screen),
+        (false, false, 0) => Colour::Red.paint("no scanner: objects wait and are refused", screen),
+        (false, false, _) => Colour::Green.paint("running", screen),
+    };
+    let heartbeat = match status.heartbeat_age {
+        // the kernel gives the gateway up after 2.5 s
+        Some(seconds) if seconds > 2.5 => {
+            Colour::Red.paint(&format!("last {} ago", age(seconds)), screen)
+        }
+        Some(seconds) => format!("last {} ago", age(seconds)),
+        None => "none yet".to_owned(),
+    };
+    let objects = status.objects;
+    let infected = format!("{} infected", objects.infected);
+    let infected =
+        if objects.infected > 0 { Colour::Red.paint(&infected, screen) } else { infected };
+    let lost = match status.events_lost {
+        0 => "none lost".to_owned(),
+        n => Colour::Red.paint(&format!("{n} lost"), screen),
+    };
+    let scanner = &status.scanner;
+    let lines = [
+        ("vscan", format!("{}, pid {}, up {}", status.version, status.pid, age(status.uptime))),
+        ("state", state),
+        ("configuration", printable(&status.config.display().to_string()).into_owned()),
+        ("steering", status.steering.clone()),
+        ("interfaces", status.interfaces.join(", ")),
+        ("heartbeat", heartbeat),
+        (
+            "sessions",
+            format!(
+                "{} open of {}, {} since the start",
+                status.sessions, status.sessions_max, status.sessions_total
+            ),
+        ),
+        (
+            "objects",
+            format!(
+                "{} clean, {infected}, {} unscannable, {} errors",
+                objects.clean, objects.unscannable, objects.error
+            ),
+        ),
+        ("uninspected", format!("{} flows", status.uninspected_total)),
+        (
+            "scanner",
+            format!(
+                "{} workers, {} busy, {} crashes, {} killed",
+                scanner.workers, scanner.busy, scanner.crashes, scanner.kills
+            ),
+        ),
+        ("rules", format!("{} ({})", scanner.rule_count, scanner.rules)),
+        (
+            "spool",
+            format!(
+                "{} in memory, {} on disk",
+                bytes(status.spool_memory),
+                bytes(status.spool_disk)
+            ),
+        ),
+        (
+            "quarantine",
+            format!("{} objects, {}", status.quarantine.objects, bytes(status.quarantine.bytes)),
+        ),
+        ("events", lost),
+    ];
+    for (name, value) in lines {
+        let value = if value.is_empty() { "-" } else { &value };
+        writeln!(out, "{}  {value}", Colour::Dim.paint(&format!("{name:>13}"), screen))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::control::{Objects, ScannerStatus};
+
+    #[test]
+    fn says_what_is_wrong_first() {
+        let status = Status {
+            version: "0.1.0".to_owned(),
+            pid: 7,
+            uptime: 3700.0,
+            steering: "bpf (tcx)".to_owned(),
+            sessions_max: 8192,
+            heartbeat_age: Some(4.0),
+            objects: Objects { clean: 3, infected: 1, unscannable: 0, error: 0 },
+            scanner: ScannerStatus::default(),
+            ..Status::default()
+        };
+        let mut out = Vec::new();
+        print(&status, Output::Table, Screen { colour: false, width: None }, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.starts_with("        vscan  0.1.0, pid 7, up 1h01m\n"), "{text}");
+        assert!(text.contains("        state  no scanner"), "{text}");
+        assert!(text.contains("    heartbeat  last 4.0s ago\n"), "{text}");
+        assert!(
+            text.contains("      objects  3 clean, 1 infected, 0 unscannable, 0 errors\n"),
+            "{text}"
+        );
+    }
+}
