@@ -29,6 +29,13 @@ const CLIENT_LINE_MAX: usize = 12288;
 /// The longest reply line in bytes. RFC 5321 section 4.5.3.1.5 says 512; servers write more.
 const REPLY_LINE_MAX: usize = 8192;
 
+/// Accepted recipients whose addresses are kept; beyond it they are counted. Ten times what RFC
+/// 5321 section 4.5.3.1.8 asks of a server.
+const RECIPIENTS_KEPT: usize = 1000;
+
+/// The longest address that is kept in bytes, RFC 5321 section 4.5.3.1.3.
+const PATH_MAX: usize = 256;
+
 /// What a session does, from the configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -118,6 +125,15 @@ pub enum Output {
     CloseClient,
     /// Reset both legs. The last output.
     Reset,
+}
+
+/// Whose message it is, and for whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Envelope<'a> {
+    /// The sender as on the wire, without angle brackets.
+    pub sender: &'a [u8],
+    /// The recipients that the server accepted; the first 1000 of them.
+    pub recipients: &'a [Vec<u8>],
 }
 
 /// A message that has come to its end.
@@ -321,6 +337,7 @@ pub struct Session {
     errors: u8,
     /// An acceptance was given out that is not written to the client yet.
     unwritten_acceptance: bool,
+    draining: bool,
     /// When a leg last said something.
     activity: Instant,
 }
@@ -370,7 +387,9 @@ enum State {
 #[derive(Debug, Default)]
 struct Transaction {
     sender: Box<[u8]>,
-    recipients: u32,
+    /// The first [`RECIPIENTS_KEPT`] that were accepted.
+    recipients: Vec<Vec<u8>>,
+    accepted: u32,
 }
 
 /// A command whose reply is to come, or a reply of vscan's own that waits for its turn.
@@ -382,7 +401,9 @@ enum Pending {
     Mail {
         sender: Box<[u8]>,
     },
-    Rcpt,
+    Rcpt {
+        recipient: Vec<u8>,
+    },
     Rset,
     Plain,
     /// AUTH and SASL responses, and commands that vscan does not know.
@@ -421,6 +442,7 @@ impl Session {
             noted: 0,
             errors: 0,
             unwritten_acceptance: false,
+            draining: false,
             activity: now,
         }
     }
@@ -448,6 +470,12 @@ impl Session {
     /// Whether a message is held for the ruling.
     pub fn is_checking(&self) -> bool {
         matches!(self.state, State::Checking(_))
+    }
+
+    /// The envelope of the message that is being received, inspected or sent.
+    pub fn envelope(&self) -> Option<Envelope<'_>> {
+        let transaction = self.message_transaction()?;
+        Some(Envelope { sender: &transaction.sender, recipients: &transaction.recipients })
     }
 
     /// A word for the state, for the flow table.
@@ -531,6 +559,13 @@ impl Session {
             | State::Deciding => self.close_with(compose(421, "4.4.2", "Idle for too long")),
             State::Blind | State::Closed => {}
         }
+    }
+
+    /// The session is to end at its next safe point: before a command, with 421 (RFC 5321 section
+    /// 3.8), all replies and messages that are under way being through.
+    pub fn handle_drain(&mut self) {
+        self.draining = true;
+        self.proceed();
     }
 
     /// All that was to be written to the client is written.

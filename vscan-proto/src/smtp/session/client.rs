@@ -6,7 +6,7 @@ use crate::line::{Ending, Line};
 use crate::smtp::command::{Command, Verb};
 use crate::smtp::reply::compose;
 
-use super::{Anomaly, Leg, Message, Output, Pending, Session, StartTls, State, Taken};
+use super::{Anomaly, Leg, Message, Output, PATH_MAX, Pending, Session, StartTls, State, Taken};
 
 /// The longest command line but AUTH in bytes, as in other servers. RFC 5321 section 4.5.3.1.4
 /// says 512, extensions add to it.
@@ -193,7 +193,11 @@ impl Session {
                     self.forward(line, Pending::Mail { sender }, State::Commands);
                 }
             },
-            Verb::Rcpt => self.forward(line, Pending::Rcpt, State::Commands),
+            Verb::Rcpt => {
+                let recipient = command.path().filter(|path| path.len() <= PATH_MAX);
+                let recipient = recipient.unwrap_or_default().to_vec();
+                self.forward(line, Pending::Rcpt { recipient }, State::Commands);
+            }
             Verb::Rset => self.forward(line, Pending::Rset, State::Commands),
             Verb::Plain => self.forward(line, Pending::Plain, State::Commands),
             Verb::Data if command.argument.is_empty() => {

@@ -145,6 +145,9 @@ impl Session {
         }
         match &mut self.state {
             State::Deciding => self.decide(),
+            State::Commands if self.draining => {
+                self.close_with(compose(421, "4.3.2", "Service shutting down"));
+            }
             State::Offering(offering) if !offering.asked => {
                 offering.asked = true;
                 self.to_upstream.extend_from_slice(b"DATA\r\n");
@@ -168,7 +171,7 @@ impl Session {
     /// DATA was read and all earlier replies are in.
     fn decide(&mut self) {
         match self.transaction.take() {
-            Some(transaction) if transaction.recipients > 0 => {
+            Some(transaction) if transaction.accepted > 0 => {
                 self.to_client.extend_from_slice(GO_AHEAD);
                 self.state = State::Receiving(Receiving {
                     transaction,
@@ -326,7 +329,10 @@ impl Session {
         let outcome = if delivered { Outcome::Delivered } else { Outcome::RefusedByServer };
         self.finished(held.transaction, held.size, outcome, heard);
         match (self.client, self.upstream) {
-            (Leg::Open, Leg::Open) => self.state = State::Commands,
+            (Leg::Open, Leg::Open) => {
+                self.state = State::Commands;
+                self.proceed();
+            }
             _ => self.close(),
         }
     }
@@ -391,14 +397,7 @@ impl Session {
     }
 
     pub(super) fn has_message(&self) -> bool {
-        matches!(
-            self.state,
-            State::Receiving(_)
-                | State::Checking(_)
-                | State::Offering(_)
-                | State::Sending(_)
-                | State::Answer(_)
-        )
+        self.message_transaction().is_some()
     }
 
     /// A NOOP for the server, unless it still owes the answer to the last one.
@@ -413,6 +412,24 @@ impl Session {
         if self.upstream == Leg::Open {
             self.to_upstream.extend_from_slice(b"RSET\r\n");
             self.pending.push_back(Pending::Ours);
+        }
+    }
+
+    pub(super) fn message_transaction(&self) -> Option<&Transaction> {
+        match &self.state {
+            State::Receiving(receiving) => Some(&receiving.transaction),
+            State::Checking(held)
+            | State::Offering(Offering { held, .. })
+            | State::Sending(Sending { held, .. })
+            | State::Answer(held) => Some(&held.transaction),
+            State::Commands
+            | State::Barrier
+            | State::Challenge
+            | State::Chunk { .. }
+            | State::Deciding
+            | State::Tls(_)
+            | State::Blind
+            | State::Closed => None,
         }
     }
 
@@ -438,10 +455,9 @@ impl Session {
         outcome: Outcome,
         code: Option<u16>,
     ) {
-        let Transaction { sender, recipients } = transaction;
         self.actions.push_back(Output::Finished(Finished {
-            sender,
-            recipients,
+            sender: transaction.sender,
+            recipients: transaction.accepted,
             size,
             outcome,
             code,

@@ -21,6 +21,7 @@ enum Step {
     /// The driver has written the message.
     Sent,
     NoRoom,
+    Drain,
     /// Seconds pass.
     Wait(u64),
 }
@@ -87,6 +88,7 @@ impl Bench {
                 self.log.push("> [message]".into());
                 self.session.handle_message_sent();
             }
+            Drain => self.session.handle_drain(),
             NoRoom => self.session.handle_spool_failed(),
             Wait(seconds) => {
                 let until = self.now + Duration::from_secs(*seconds);

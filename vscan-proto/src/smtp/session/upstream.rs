@@ -6,7 +6,9 @@ use crate::line::Line;
 use crate::smtp::data::END;
 use crate::smtp::reply::{EhloFilter, ReplyLine, compose};
 
-use super::{Anomaly, Leg, Output, Pending, Session, StartTls, State, Transaction};
+use super::{
+    Anomaly, Leg, Output, Pending, RECIPIENTS_KEPT, Session, StartTls, State, Transaction,
+};
 
 /// The longest reply that is not relayed line by line, in bytes: an EHLO answer, a final reply.
 const HELD_REPLY_MAX: usize = 16 << 10;
@@ -142,7 +144,7 @@ impl Session {
                 Pending::Greeting
                 | Pending::Helo
                 | Pending::Mail { .. }
-                | Pending::Rcpt
+                | Pending::Rcpt { .. }
                 | Pending::Rset
                 | Pending::Plain
                 | Pending::Opaque
@@ -170,12 +172,15 @@ impl Session {
             Some(Pending::Helo | Pending::Rset) => {}
             Some(Pending::Mail { sender }) if positive => {
                 self.actions.push_back(Output::Sender(sender.clone()));
-                self.transaction = Some(Transaction { sender, recipients: 0 });
+                self.transaction = Some(Transaction { sender, ..Transaction::default() });
             }
             Some(Pending::Mail { .. }) => {}
-            Some(Pending::Rcpt) => {
+            Some(Pending::Rcpt { recipient }) => {
                 if let Some(transaction) = self.transaction.as_mut().filter(|_| positive) {
-                    transaction.recipients = transaction.recipients.saturating_add(1);
+                    transaction.accepted = transaction.accepted.saturating_add(1);
+                    if transaction.recipients.len() < RECIPIENTS_KEPT {
+                        transaction.recipients.push(recipient);
+                    }
                 }
             }
             Some(Pending::Opaque) => {

@@ -551,3 +551,49 @@ fn transactions_do_not_leak() {
         &then(OPENED, "> RSET\n< 250 reset\n> DATA\n< 503 no mail"),
     );
 }
+
+#[test]
+fn a_drain_lets_the_message_through_and_then_says_so() {
+    check(
+        &[received(), vec![Drain, pass(), s("354 go\r\n"), Sent, s("250 queued\r\n")]].concat(),
+        &then(
+            &sent_log(),
+            "< 250 queued
+            < 421 4.3.2 Service shutting down
+            ! finished delivered 250 from a@b to 1 4
+            ! Close",
+        ),
+    );
+    check(
+        &[opened(), vec![c("RCPT TO:<x@y>\r\n"), Drain, s("250 ok\r\n")]].concat(),
+        &then(
+            OPENED,
+            "> RCPT TO:<x@y>
+            < 250 ok
+            < 421 4.3.2 Service shutting down
+            ! Close",
+        ),
+    );
+    check(
+        &[received(), vec![Drain, infected(), s("250 reset\r\n")]].concat(),
+        &then(
+            &received_log(),
+            "< 550 5.7.1 Message blocked by vscan: EICAR
+            > RSET
+            ! finished blocked 550 from a@b to 1 4
+            < 421 4.3.2 Service shutting down
+            ! Close",
+        ),
+    );
+}
+
+#[test]
+fn the_envelope_is_known_while_the_message_is() {
+    let mut bench = Bench::new(Config::default());
+    received().iter().for_each(|step| bench.step(step));
+    let envelope = bench.session.envelope().unwrap();
+    assert_eq!(envelope.sender, b"a@b");
+    assert_eq!(envelope.recipients, [b"c@d".to_vec()]);
+    bench.step(&infected());
+    assert_eq!(bench.session.envelope(), None);
+}

@@ -205,6 +205,7 @@ proptest! {
                 Just(infected()),
                 Just(Sent),
                 Just(NoRoom),
+                Just(Drain),
                 Just(Wait(100)),
                 Just(ClientEof),
                 Just(ClientLost),
