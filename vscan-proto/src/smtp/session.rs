@@ -14,6 +14,7 @@ mod tls;
 mod upstream;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -74,7 +75,8 @@ impl Default for Config {
 pub enum StartTls {
     /// Relayed; then the session is a blind relay.
     Pass,
-    /// Not announced; the command is answered 454: no TLS here now.
+    /// Announced as the server does, but answered 454 (RFC 3207 section 4): the client decides
+    /// whether it goes on without TLS.
     Refuse,
     /// Not announced; the command is answered 502, as by a server that does not know it.
     Strip,
@@ -262,6 +264,33 @@ impl Anomaly {
             Self::FinalReplyLost => "smtp_final_reply_lost",
             Self::DoubledMail => "smtp_doubled_mail",
         }
+    }
+}
+
+impl fmt::Display for Anomaly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::EarlyTalker => "the client spoke before the greeting",
+            Self::BareNewlineInCommand => "bare CR or LF in a command line, refused",
+            Self::CommandTooLong => "command line too long, refused",
+            Self::TooManyErrors => "too many refused lines, closed",
+            Self::ForbiddenCommand => "a command that leads past the gateway, refused",
+            Self::ChunkedTransfer => "BDAT though it was not announced, refused",
+            Self::ReplyTooLong => "reply too long, reset",
+            Self::MalformedReply => "the server sent a line that is no reply",
+            Self::UnsolicitedReply => "the server sent a reply to no command",
+            Self::UnexpectedGoAhead => "354 to something else than DATA, reset",
+            Self::BogusDataReply => "unexpected answer to DATA",
+            Self::EarlyAcceptance => "the server accepted a message before it was sent, reset",
+            Self::EndOfDataLookAlike => "look-alike of the end of data in a message, refused",
+            Self::BareNewline => "bare CR or LF in a message, refused",
+            Self::MessageTooLarge => "message larger than the spool holds, refused",
+            Self::ClientGoneInMessage => "the client was gone in mid-message",
+            Self::PlaintextBehindStartTls => "plaintext of the server behind STARTTLS, reset",
+            Self::NotTls => "what followed STARTTLS is no TLS, reset",
+            Self::FinalReplyLost => "the server was lost before its final reply",
+            Self::DoubledMail => "accepted, but the client was gone: it may send it again",
+        })
     }
 }
 

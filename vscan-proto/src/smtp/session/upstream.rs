@@ -162,7 +162,7 @@ impl Session {
             Some(Pending::Greeting | Pending::Plain) => {}
             Some(Pending::Answer(reply)) => self.to_client.extend_from_slice(&reply),
             Some(Pending::Ehlo) if positive => {
-                let hide_tls = self.config.starttls != StartTls::Pass;
+                let hide_tls = self.config.starttls == StartTls::Strip;
                 let filter = EhloFilter { hide_tls, max_size: self.config.hold_max };
                 self.to_client.extend_from_slice(&filter.apply(&text));
                 self.transaction = None;
@@ -178,7 +178,7 @@ impl Session {
             Some(Pending::Rcpt { recipient }) => {
                 if let Some(transaction) = self.transaction.as_mut().filter(|_| positive) {
                     transaction.accepted = transaction.accepted.saturating_add(1);
-                    if transaction.recipients.len() < RECIPIENTS_KEPT {
+                    if !recipient.is_empty() && transaction.recipients.len() < RECIPIENTS_KEPT {
                         transaction.recipients.push(recipient);
                     }
                 }
