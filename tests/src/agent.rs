@@ -142,6 +142,10 @@ impl Settings {
             }
         }
         text.push_str(more(""));
+        if lab.firewall().forward_drop && !more("").contains("[[access]]") {
+            // Behind a firewall that refuses by default vscan wants to be told whom it lets through.
+            text.push_str("[[access]]\nfrom = [\"10.1.0.2\", \"fd00:1::2\"]\n");
+        }
         let path = dir.join("vscan.toml");
         fs::write(&path, text)?;
         Ok(path)

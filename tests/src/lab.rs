@@ -78,6 +78,7 @@ pub struct Lab {
     /// An outside host, 192.0.2.2 and 2001:db8:2::2.
     pub outside: Host,
     topology: Topology,
+    firewall: Firewall,
     dir: LabDir,
 }
 
@@ -101,7 +102,8 @@ impl Lab {
                     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
                 })
         });
-        let lab = Self { gateway: gateway?, inside: inside?, outside: outside?, topology, dir };
+        let lab =
+            Self { gateway: gateway?, inside: inside?, outside: outside?, topology, firewall, dir };
         lab.wire()?;
         lab.gateway.nft(&lab.ruleset(firewall)?)?;
         Ok(lab)
@@ -204,6 +206,11 @@ impl Lab {
     /// What it is.
     pub fn topology(&self) -> Topology {
         self.topology
+    }
+
+    /// The gateway's own firewall.
+    pub fn firewall(&self) -> Firewall {
+        self.firewall
     }
 
     /// A directory for files of the test.

@@ -1,6 +1,25 @@
 //! The scanner: objects in, reports out.
 //!
-//! Without the feature `engine` only [`report`] and [`wire`] exist: what a client of the scanner process needs.
+//! With neither feature only [`report`], [`limits`] and [`wire`] exist: what a client of the scanner process
+//! needs. `decode` adds the decoders; they hold no unsafe code. `engine` adds yara-x and the scanner process.
 
+#![deny(unsafe_code)]
+
+pub mod channel;
+pub mod limits;
 pub mod report;
 pub mod wire;
+
+#[cfg(feature = "decode")]
+mod archive;
+#[cfg(feature = "decode")]
+mod mail;
+#[cfg(feature = "decode")]
+pub mod object;
+#[cfg(feature = "decode")]
+pub mod sniff;
+
+#[cfg(feature = "engine")]
+pub mod engine;
+#[cfg(feature = "engine")]
+pub mod process;

@@ -1,2 +1,208 @@
-//! The scanner process: zygote and workers.
-fn main() {}
+//! The scanner process. Started by `vscan run` and `vscan scan`, not by hand; `--check` compiles rules only.
+//!
+//! Exit codes are those of sysexits.h: 64 wrong arguments, 65 wrong rules, 71 the sandbox does not stand.
+
+use rustix::fs::{Mode, OFlags};
+use serde::Serialize;
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+use vscan_scan::engine::yara::{self, Diagnostic};
+use vscan_scan::limits::Limits;
+use vscan_scan::process::sys;
+use vscan_scan::process::zygote::{Config, Zygote};
+use vscan_scan::wire::Status;
+
+const USAGE: &str = "usage: vscan-scanner --rules PATH... --control-fd N [--status-fd N] [--limits JSON] [--workers N]
+       vscan-scanner --check --rules PATH...";
+
+const EX_USAGE: u8 = 64;
+const EX_DATAERR: u8 = 65;
+const EX_OSERR: u8 = 71;
+
+/// More workers than any machine has cores for.
+const WORKERS_MAX: u32 = 1024;
+
+#[derive(Debug, Default)]
+struct Args {
+    rules: Vec<PathBuf>,
+    limits: Limits,
+    workers: Option<u32>,
+    control: Option<RawFd>,
+    status: Option<RawFd>,
+    check: bool,
+}
+
+/// What `--check` prints.
+#[derive(Serialize)]
+struct Checked<'a> {
+    rules: u64,
+    version: &'a str,
+    errors: &'a [Diagnostic],
+    warnings: &'a [Diagnostic],
+}
+
+fn main() -> ExitCode {
+    let args = match parse(std::env::args_os().skip(1)) {
+        Ok(args) => args,
+        Err(e) => return refuse(EX_USAGE, &format!("{e}\n{USAGE}")),
+    };
+    if args.check { check(&args) } else { serve(args) }
+}
+
+fn parse(args: impl Iterator<Item = OsString>) -> Result<Args, String> {
+    let mut parsed = Args::default();
+    let mut args = args.peekable();
+    while let Some(name) = args.next() {
+        let name = name.into_string().map_err(|n| format!("what is {}?", n.display()))?;
+        if name == "--check" {
+            parsed.check = true;
+            continue;
+        }
+        if name == "--rules" {
+            while let Some(path) = args.next_if(|a| !a.as_encoded_bytes().starts_with(b"--")) {
+                parsed.rules.push(path.into());
+            }
+            continue;
+        }
+        let value = args.next().and_then(|v| v.into_string().ok());
+        let value = value.ok_or_else(|| format!("{name} wants a value"))?;
+        let number =
+            || value.parse::<u32>().map_err(|_| format!("{name} wants a number, not {value}"));
+        match &*name {
+            "--limits" => {
+                parsed.limits =
+                    serde_json::from_str(&value).map_err(|e| format!("--limits: {e}"))?
+            }
+            "--workers" => parsed.workers = Some(number()?),
+            "--control-fd" => parsed.control = Some(number()?.cast_signed()),
+            "--status-fd" => parsed.status = Some(number()?.cast_signed()),
+            _ => return Err(format!("what is {name}?")),
+        }
+    }
+    if parsed.rules.is_empty() {
+        return Err("--rules is missing".into());
+    }
+    if parsed.control.is_none() && !parsed.check {
+        return Err("--control-fd is missing".into());
+    }
+    if parsed.control.is_some() && parsed.control == parsed.status {
+        return Err("--control-fd and --status-fd are the same".into());
+    }
+    if parsed.workers.is_some_and(|n| n == 0 || n > WORKERS_MAX) {
+        return Err(format!("--workers wants 1 to {WORKERS_MAX}"));
+    }
+    Ok(parsed)
+}
+
+fn check(args: &Args) -> ExitCode {
+    let (checked, code) = match &yara::load(&args.rules) {
+        Ok(loaded) => {
+            let checked = Checked {
+                rules: loaded.count,
+                version: &loaded.version,
+                errors: &[],
+                warnings: &loaded.warnings,
+            };
+            (serde_json::to_string(&checked), ExitCode::SUCCESS)
+        }
+        Err(errors) => {
+            let checked = Checked { rules: 0, version: "", errors, warnings: &[] };
+            (serde_json::to_string(&checked), ExitCode::from(EX_DATAERR))
+        }
+    };
+    match checked
+        .map_err(std::io::Error::from)
+        .and_then(|json| writeln!(std::io::stdout(), "{json}"))
+    {
+        Ok(()) => code,
+        Err(e) => refuse(EX_OSERR, &format!("cannot print: {e}")),
+    }
+}
+
+fn serve(args: Args) -> ExitCode {
+    let started = Instant::now();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .with_max_level(if std::env::var_os("VSCAN_DEBUG").is_some() {
+            tracing::Level::DEBUG
+        } else {
+            tracing::Level::INFO
+        })
+        .init();
+    let taken = |fd: Option<RawFd>, name| {
+        fd.map(|fd| sys::inherited(fd).map_err(|e| format!("{name}: {e}"))).transpose()
+    };
+    let (control, status) =
+        match (taken(args.control, "--control-fd"), taken(args.status, "--status-fd")) {
+            (Ok(Some(control)), Ok(status)) => (control, status),
+            (Ok(None), _) => return refuse(EX_USAGE, USAGE),
+            (Err(e), _) | (_, Err(e)) => return refuse(EX_USAGE, &e),
+        };
+    if let Err(e) = detach() {
+        return failed(status, EX_OSERR, format!("/dev/null: {e}"));
+    }
+    let loaded = match yara::load(&args.rules) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            let lines: Vec<String> = errors.iter().map(Diagnostic::to_string).collect();
+            return failed(status, EX_DATAERR, lines.join("\n"));
+        }
+    };
+    let workers = args
+        .workers
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u32));
+    let config = Config { limits: args.limits, workers, control };
+    let (zygote, mut warnings) = match Zygote::start(&loaded, config) {
+        Ok(started) => started,
+        Err(e) => return failed(status, EX_OSERR, e.to_string()),
+    };
+    warnings.extend(loaded.warnings.iter().take(WARNINGS_MAX).map(Diagnostic::to_string));
+    tell(
+        status,
+        &Status::Ready {
+            rules: loaded.count,
+            version: loaded.version.clone(),
+            warnings,
+            millis: started.elapsed().as_millis() as u64,
+        },
+    );
+    match zygote.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => refuse(EX_OSERR, &e.to_string()),
+    }
+}
+
+/// Warnings told to the supervisor; big public rule sets have hundreds, `--check` lists all.
+const WARNINGS_MAX: usize = 20;
+
+/// Input and output to /dev/null: a terminal or pipe of the caller is no business of the workers.
+fn detach() -> rustix::io::Result<()> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)
+}
+
+/// One line on the status pipe, which is closed by it. A supervisor that is gone needs no status.
+fn tell(status: Option<OwnedFd>, line: &Status) {
+    if let (Some(status), Ok(mut line)) = (status, serde_json::to_vec(line)) {
+        line.push(b'\n');
+        let _ = std::fs::File::from(status).write_all(&line);
+    }
+}
+
+fn failed(status: Option<OwnedFd>, code: u8, error: String) -> ExitCode {
+    let code = refuse(code, &error);
+    tell(status, &Status::Failed { error });
+    code
+}
+
+fn refuse(code: u8, error: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "vscan-scanner: {error}");
+    ExitCode::from(code)
+}

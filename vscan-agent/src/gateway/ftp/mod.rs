@@ -1,10 +1,88 @@
-//! Drives the FTP session machine on real sockets.
+//! Drives the FTP session machine of `vscan-proto` on real sockets.
+//!
+//! [`control`] moves the dialogue and carries out what the machine asks for, [`data`] owns the data
+//! channels and what runs on them, [`tls`] relays what is encrypted. No FTP is understood here.
+
+mod control;
+mod data;
+mod tls;
+mod transfer;
+
+#[cfg(test)]
+mod tests;
 
 use super::{Accepted, Gateway, refuse};
-use crate::observe::FlowHandle;
-use std::sync::Arc;
+use crate::{
+    config::{Config, FtpTls, Protocol},
+    net,
+    observe::FlowHandle,
+};
+use control::{Control, Ended};
+use socket2::SockRef;
+use std::{net::SocketAddr, sync::Arc};
+use vscan_proto::ftp::{Settings, Timing, Tls};
+
+/// What every part of one session's driver needs.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    gateway: &'a Gateway,
+    config: &'a Config,
+    flow: &'a FlowHandle,
+    client: SocketAddr,
+    dialled: SocketAddr,
+    server: SocketAddr,
+}
 
 /// Serves one FTP session to its end.
-pub async fn run(_gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
-    refuse(conn.client, flow.opened().protocol, "not available").await;
+pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
+    let config = gateway.config();
+    // The data mark of a Telnet Synch must stay in its place.
+    if SockRef::from(&conn.client).set_out_of_band_inline(true).is_err() {
+        return;
+    }
+    // Boxed: what happens once must not make every idle session larger.
+    let upstream = match Box::pin(gateway.connect_upstream(&conn)).await {
+        Ok(upstream) => upstream,
+        Err(error) => {
+            flow.set_state("refused");
+            let why = format!("The server cannot be reached: {error}");
+            return Box::pin(refuse(conn.client, Protocol::Ftp, &why)).await;
+        }
+    };
+    let Accepted { client, client_addr, dialled, server } = conn;
+    let place =
+        Place { gateway, config: &config, flow: &flow, client: client_addr, dialled, server };
+    let mut control = Control::new(place, settings(&config), client, upstream);
+    let ended = control.run().await;
+    let (client, upstream) = control.into_legs();
+    match ended {
+        Ended::Closed => {
+            // Each leg waits for its peer; that one of them is gone already changes nothing.
+            let _ = Box::pin(async {
+                tokio::join!(net::close_gracefully(client), net::close_gracefully(upstream))
+            })
+            .await;
+        }
+        Ended::Reset => {
+            net::abort(client);
+            net::abort(upstream);
+        }
+        Ended::Blind => Box::pin(tls::relay(place, client, upstream)).await,
+    }
+}
+
+/// The machine's settings.
+fn settings(config: &Config) -> Settings {
+    Settings {
+        tls: match config.ftp.tls {
+            FtpTls::Pass => Tls::Pass,
+            FtpTls::Refuse => Tls::Refuse,
+        },
+        skip_extensions: config.scan.skip_extensions.clone(),
+        timing: Timing {
+            keep_awake: config.ftp.noop_interval,
+            idle: config.gateway.idle_timeout,
+            ..Timing::default()
+        },
+    }
 }

@@ -1,0 +1,14 @@
+//! End-to-end tests: `vscan run` between real clients and servers, in namespaces.
+//!
+//! One program, so that all tests run side by side. Most run twice, with either steering
+//! ([`vscan_tests::on_both`]).
+#![expect(clippy::print_stdout, reason = "measured times belong into a test's output")]
+
+mod agent_down;
+mod bad_input;
+mod firewall;
+mod ftp;
+mod lab;
+mod observe;
+mod processes;
+mod smtp;

@@ -1,0 +1,312 @@
+//! The data channels of a session: listeners, dialled connections, and the one piece of work that
+//! runs on them at a time.
+//!
+//! Whatever is dropped here without having been closed in order is reset: every leg carries
+//! `SO_LINGER {1, 0}`.
+
+use super::{
+    Place,
+    transfer::{self, Held, Record, Watch},
+};
+use crate::{
+    kernel::marks::Marks,
+    net::{self, DataListener},
+};
+use socket2::SockRef;
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    task::{Context, Poll},
+};
+use tokio::net::TcpStream;
+use vscan_proto::ftp::{Broken, Event, Judgement, Leg, Output};
+use vscan_scan::report::Verdict;
+
+/// The port that servers call from in active mode (RFC 959 section 3.2).
+const FTP_DATA: u16 = 20;
+
+type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// One data channel.
+enum Channel<'a> {
+    None,
+    /// Listening or connecting; `None` comes out when it failed.
+    Pending(Pending<'a, Option<TcpStream>>),
+    Open(TcpStream),
+}
+
+impl Channel<'_> {
+    fn take(&mut self) -> Option<TcpStream> {
+        match std::mem::replace(self, Channel::None) {
+            Channel::Open(stream) => Some(stream),
+            Channel::None | Channel::Pending(_) => None,
+        }
+    }
+}
+
+/// What the work came to.
+pub(super) enum Done {
+    Received(Result<Held, Broken>),
+    Judged(Judgement, Verdict),
+    Sent(Result<(), Broken>),
+    Spliced(Result<(), Broken>),
+}
+
+struct Work<'a> {
+    future: Pending<'a, Done>,
+    /// Whether it holds a leg: client, upstream.
+    legs: [bool; 2],
+}
+
+pub(super) struct Data<'a> {
+    place: Place<'a>,
+    client: Channel<'a>,
+    upstream: Channel<'a>,
+    work: Option<Work<'a>>,
+    held: Option<Held>,
+    record: Option<Record>,
+}
+
+impl<'a> Data<'a> {
+    pub(super) fn new(place: Place<'a>) -> Self {
+        Self {
+            place,
+            client: Channel::None,
+            upstream: Channel::None,
+            work: None,
+            held: None,
+            record: None,
+        }
+    }
+
+    /// Whether there is nothing to keep.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!((&self.client, &self.upstream), (Channel::None, Channel::None))
+            && self.work.is_none()
+            && self.held.is_none()
+            && self.record.is_none()
+    }
+
+    /// Carries out an output that concerns data; what is known at once comes back as an event.
+    pub(super) fn execute(&mut self, output: Output) -> Option<Event> {
+        match output {
+            Output::Listen(leg) => return Some(self.listen(leg)),
+            Output::ConnectClient(to) => self.client = self.connect_client(to),
+            Output::DialUpstream(port) => self.upstream = self.dial(port),
+            Output::Receive(leg) => return self.receive(leg),
+            Output::Inspect => self.inspect(),
+            Output::Send(leg) => return self.send(leg),
+            Output::Splice(from) => return self.splice(from),
+            Output::CloseData(leg) => self.end(leg, false),
+            Output::ResetData(leg) => self.end(leg, true),
+            Output::Begin(begin) => {
+                self.place.flow.set_object(&begin.name);
+                self.record = Some(Record::new(*begin));
+            }
+            Output::End(outcome) => {
+                self.work = None;
+                self.held = None;
+                if let Some(record) = self.record.take() {
+                    record.report(self.place.flow, outcome);
+                }
+            }
+            Output::ToClient(_)
+            | Output::ToUpstream(_)
+            | Output::Note(_)
+            | Output::Blind
+            | Output::Close
+            | Output::Reset => {}
+        }
+        None
+    }
+
+    /// The next thing that happens.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        for leg in [Leg::Upstream, Leg::Client] {
+            let channel = self.channel(leg);
+            if let Channel::Pending(pending) = channel
+                && let Poll::Ready(stream) = pending.as_mut().poll(cx)
+            {
+                let made = stream.is_some();
+                *channel = stream.map_or(Channel::None, Channel::Open);
+                return Poll::Ready(if made {
+                    Event::Connected(leg)
+                } else {
+                    Event::ConnectFailed(leg)
+                });
+            }
+        }
+        let Some(work) = &mut self.work else { return Poll::Pending };
+        let Poll::Ready(done) = work.future.as_mut().poll(cx) else { return Poll::Pending };
+        self.work = None;
+        Poll::Ready(match done {
+            Done::Received(Ok(held)) => {
+                self.held = Some(held);
+                Event::Received(Ok(()))
+            }
+            Done::Received(Err(broken)) => Event::Received(Err(broken)),
+            Done::Judged(judgement, verdict) => {
+                if let Some(record) = &mut self.record {
+                    record.verdict = Some(verdict);
+                }
+                Event::Judged(judgement)
+            }
+            Done::Sent(result) => Event::Sent(result),
+            Done::Spliced(result) => Event::Spliced(result),
+        })
+    }
+
+    fn channel(&mut self, leg: Leg) -> &mut Channel<'a> {
+        match leg {
+            Leg::Client => &mut self.client,
+            Leg::Upstream => &mut self.upstream,
+        }
+    }
+
+    fn listen(&mut self, leg: Leg) -> Event {
+        let place = self.place;
+        // Behind a port forward the client arrives at either address. The server calls the
+        // address that it knows as the client's.
+        let (addresses, peer) = match leg {
+            Leg::Client => ([place.dialled.ip(), place.server.ip()], place.client.ip()),
+            Leg::Upstream => ([place.client.ip(), place.client.ip()], place.server.ip()),
+        };
+        match DataListener::bind(&addresses) {
+            Ok(listener) => {
+                let port = listener.port();
+                *self.channel(leg) = Channel::Pending(Box::pin(accept(place, listener, peer)));
+                Event::Listening(leg, Some(port))
+            }
+            Err(error) => {
+                tracing::warn!(flow = %place.flow.id(), "no data listener: {error}");
+                Event::Listening(leg, None)
+            }
+        }
+    }
+
+    fn connect_client(&self, to: SocketAddr) -> Channel<'a> {
+        let place = self.place;
+        Channel::Pending(Box::pin(async move {
+            let from = SocketAddr::new(place.dialled.ip(), FTP_DATA);
+            let gateway = &place.config.gateway;
+            let mark = Marks::of(&gateway.marks).active;
+            let connected = net::connect_from(from, to, mark, gateway.connect_timeout).await;
+            made(place, connected)
+        }))
+    }
+
+    fn dial(&self, port: u16) -> Channel<'a> {
+        let place = self.place;
+        Channel::Pending(Box::pin(async move {
+            // The address in a 227 is of no use: private, 0.0.0.0, or another host's.
+            let to = SocketAddr::new(place.server.ip(), port);
+            let gateway = &place.config.gateway;
+            let mark = gateway.marks.upstream;
+            let connected =
+                net::connect_upstream(place.client, to, mark, gateway.connect_timeout).await;
+            made(place, connected)
+        }))
+    }
+
+    fn watch(&self) -> Watch {
+        self.record.as_ref().map(Record::watch).unwrap_or_default()
+    }
+
+    fn receive(&mut self, leg: Leg) -> Option<Event> {
+        let Some(stream) = self.channel(leg).take() else {
+            return Some(Event::Received(Err(Broken { leg })));
+        };
+        let (place, watch) = (self.place, self.watch());
+        self.begin([leg == Leg::Client, leg == Leg::Upstream], async move {
+            let received = transfer::receive(place, stream, leg, watch).await;
+            Done::Received(received.map_err(|_| Broken { leg }))
+        });
+        None
+    }
+
+    fn inspect(&mut self) {
+        let (Some(held), Some(record)) = (&self.held, &self.record) else { return };
+        let (place, held, begin) = (self.place, held.clone(), record.begin.clone());
+        self.begin([false, false], async move {
+            let (judgement, verdict) = transfer::inspect(place, &held, &begin).await;
+            Done::Judged(judgement, verdict)
+        });
+    }
+
+    fn send(&mut self, leg: Leg) -> Option<Event> {
+        let stream = self.channel(leg).take();
+        let (Some(stream), Some(Held::Object(object))) = (stream, self.held.clone()) else {
+            return Some(Event::Sent(Err(Broken { leg })));
+        };
+        self.begin([leg == Leg::Client, leg == Leg::Upstream], async move {
+            let sent = transfer::send(&object, stream).await;
+            Done::Sent(sent.map_err(|_| Broken { leg }))
+        });
+        None
+    }
+
+    fn splice(&mut self, leg: Leg) -> Option<Event> {
+        let (from, to) = (self.channel(leg).take(), self.channel(leg.other()).take());
+        let (Some(from), Some(to)) = (from, to) else {
+            return Some(Event::Spliced(Err(Broken { leg })));
+        };
+        let (place, watch) = (self.place, self.watch());
+        self.begin([true, true], async move {
+            let spliced = transfer::splice(place, from, to, leg, watch).await;
+            Done::Spliced(spliced.map_err(|_| Broken { leg }))
+        });
+        None
+    }
+
+    fn begin(&mut self, legs: [bool; 2], work: impl Future<Output = Done> + Send + 'a) {
+        self.work = Some(Work { future: Box::pin(work), legs });
+    }
+
+    /// Gives up a channel and the work that uses it.
+    fn end(&mut self, leg: Leg, reset: bool) {
+        let index = usize::from(leg == Leg::Upstream);
+        if self.work.as_ref().is_some_and(|work| work.legs[index]) {
+            // In the middle of its bytes a leg can only be reset.
+            self.work = None;
+        }
+        if let Channel::Open(stream) = std::mem::replace(self.channel(leg), Channel::None)
+            && !reset
+        {
+            transfer::close(stream);
+        }
+    }
+}
+
+/// Takes the first connection of the right peer; the listener closes with it.
+async fn accept(place: Place<'_>, listener: DataListener, peer: IpAddr) -> Option<TcpStream> {
+    loop {
+        match listener.accept().await {
+            Ok((stream, from)) if from.ip().to_canonical() == peer.to_canonical() => {
+                return made(place, Ok(stream));
+            }
+            Ok((stream, from)) => {
+                place.flow.anomaly("ftp_data_stranger", from);
+                net::abort(stream);
+            }
+            Err(error) => return made(place, Err(error)),
+        }
+    }
+}
+
+fn made(place: Place<'_>, stream: io::Result<TcpStream>) -> Option<TcpStream> {
+    let prepared = stream.and_then(|stream| {
+        // A receiver that takes nothing for as long as a session may be silent is given up, also
+        // while its window is closed (tcp(7)).
+        let patience = place.config.gateway.idle_timeout;
+        SockRef::from(&stream).set_tcp_user_timeout(Some(patience))?;
+        Ok(stream)
+    });
+    match prepared {
+        Ok(stream) => Some(stream),
+        Err(error) => {
+            tracing::debug!(flow = %place.flow.id(), "no data connection: {error}");
+            None
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! ZIP (APPNOTE.TXT 6.3): the members of the central directory and, besides them, every local header that
+//! the directory leaves out.
+//!
+//! Unpackers disagree on which of the two counts when they differ, so both are read. Stored and deflated
+//! members are opened; encrypted ones and those of other methods are noted.
+
+use crate::object::Walk;
+use crate::report::Reason;
+use flate2::read::DeflateDecoder;
+use memchr::memmem;
+use std::collections::HashSet;
+
+/// A member, as far as a header describes it.
+#[derive(Clone, Debug)]
+struct Member {
+    name: String,
+    flags: u16,
+    method: u16,
+    /// Bytes of the packed data; None where a data descriptor behind it says so.
+    packed: Option<u64>,
+    /// Where the local header begins.
+    local: usize,
+}
+
+const ENCRYPTED: u16 = 1;
+const DESCRIPTOR: u16 = 1 << 3;
+const LOCAL: &[u8] = b"PK\x03\x04";
+const CENTRAL: &[u8] = b"PK\x01\x02";
+
+/// Opens the archive. `begins` says that the data begins as one: only then is an unusable archive worth a note.
+pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
+    // The places of packed data with the way they were opened, so that nothing is opened twice the same way.
+    let mut opened: HashSet<(usize, u16, Option<u64>)> = HashSet::new();
+    let mut covered = Vec::new();
+    let most = walk.limits.members as usize;
+    let directory = central(data, most);
+    if directory.len() > most {
+        walk.note(Reason::Members, "too many entries in the zip directory");
+    }
+    let mut any = false;
+    for member in &directory {
+        if walk.stopped() {
+            return;
+        }
+        any = true;
+        match local_at(data, member.local) {
+            Some((local, body)) => {
+                covered
+                    .push(member.local..body.saturating_add(member.packed.unwrap_or(0) as usize));
+                open_member(walk, data, member, body, &mut opened);
+                // A local header that tells another story than the directory.
+                if local.method != member.method
+                    || local.flags & ENCRYPTED != member.flags & ENCRYPTED
+                    || local.packed.is_some_and(|p| Some(p) != member.packed && p != 0xffff_ffff)
+                {
+                    open_member(walk, data, &local, body, &mut opened);
+                }
+            }
+            None => walk.within(&member.name, |walk| {
+                walk.note(Reason::Malformed, "the zip directory points to no member")
+            }),
+        }
+    }
+    covered.sort_by_key(|r| r.start);
+    let mut at = 0;
+    let mut next_covered = 0;
+    while let Some(found) = memmem::find(&data[at..], LOCAL) {
+        if walk.stopped() {
+            return;
+        }
+        let start = at + found;
+        while covered.get(next_covered).is_some_and(|r| r.end <= start) {
+            next_covered += 1;
+        }
+        if let Some(range) = covered.get(next_covered).filter(|r| r.contains(&start)) {
+            at = range.end.max(start + 4);
+            if at >= data.len() {
+                break;
+            }
+            continue;
+        }
+        at = start + 4;
+        // The four bytes may be chance: only plausible headers count.
+        let Some((member, body)) = local_at(data, start).filter(|(m, _)| plausible(m)) else {
+            continue;
+        };
+        any = true;
+        open_member(walk, data, &member, body, &mut opened);
+        if let Some(packed) = member.packed {
+            at = at.max(body.saturating_add(packed as usize).min(data.len()));
+        }
+    }
+    if begins && !any && !data.starts_with(b"PK\x05\x06") {
+        walk.note(Reason::Malformed, "zip archive without a usable member");
+    }
+}
+
+fn plausible(member: &Member) -> bool {
+    matches!(member.method, 0..=20 | 93..=99)
+        && !member.name.is_empty()
+        && !member.name.contains('\0')
+}
+
+fn open_member(
+    walk: &mut Walk<'_>,
+    data: &[u8],
+    member: &Member,
+    body: usize,
+    opened: &mut HashSet<(usize, u16, Option<u64>)>,
+) {
+    if !opened.insert((body, member.method, member.packed)) {
+        return;
+    }
+    if member.flags & ENCRYPTED != 0 || member.method == 99 {
+        walk.within(&member.name, |walk| walk.note(Reason::Encrypted, "encrypted zip member"));
+        return;
+    }
+    let rest = &data[body..];
+    let packed = match member.packed {
+        Some(len) if len > rest.len() as u64 => {
+            walk.within(&member.name, |walk| {
+                walk.note(Reason::Malformed, "the zip member is cut off")
+            });
+            rest
+        }
+        Some(len) => &rest[..len as usize],
+        None => rest,
+    };
+    match member.method {
+        0 => {
+            // Stored with a descriptor and without a directory entry: up to the next signature that can follow.
+            let end = if member.packed.is_some() { packed.len() } else { stored_end(packed) };
+            if end > 0 {
+                walk.decoded(&member.name, end as u64, &mut &packed[..end]);
+            }
+        }
+        8 => {
+            if !packed.is_empty() {
+                walk.decoded(&member.name, packed.len() as u64, &mut DeflateDecoder::new(packed));
+            }
+        }
+        method => walk.within(&member.name, |walk| {
+            walk.note(Reason::Unsupported, &format!("zip method {method} cannot be opened"));
+        }),
+    }
+}
+
+fn stored_end(data: &[u8]) -> usize {
+    let mut end = data.len();
+    for signature in [&b"PK\x07\x08"[..], LOCAL, CENTRAL] {
+        end = memmem::find(&data[..end], signature).unwrap_or(end);
+    }
+    end
+}
+
+/// The entries of the central directory, by the last end record that leads to one.
+fn central(data: &[u8], most: usize) -> Vec<Member> {
+    let floor = data.len().saturating_sub(22 + 65_535);
+    let mut upto = data.len();
+    while let Some(found) = memmem::rfind(&data[floor..upto], b"PK\x05\x06") {
+        let end = floor + found;
+        upto = end;
+        let (Some(size), Some(offset)) = (u32_at(data, end + 12), u32_at(data, end + 16)) else {
+            continue;
+        };
+        // The directory lies right before the end record; the offset in it is wrong when something was put in
+        // front of the archive. ZIP64 puts two more records between.
+        let mut starts = vec![(end as u64).saturating_sub(u64::from(size)), u64::from(offset)];
+        if let Some(zip64) = memmem::rfind(&data[..end], b"PK\x06\x06")
+            && let (Some(size), Some(offset)) = (u64_at(data, zip64 + 40), u64_at(data, zip64 + 48))
+        {
+            starts.push((zip64 as u64).saturating_sub(size));
+            starts.push(offset);
+        }
+        for (i, &start) in starts.iter().enumerate() {
+            let Ok(start) = usize::try_from(start) else { continue };
+            if data.get(start..).is_some_and(|d| d.starts_with(CENTRAL)) {
+                // What precedes the archive, for example the program of a self-extracting one.
+                let shift = match i {
+                    0 => start.saturating_sub(offset as usize),
+                    _ => 0,
+                };
+                return entries(data, start, if offset == u32::MAX { 0 } else { shift }, most);
+            }
+        }
+    }
+    Vec::new()
+}
+
+/// At most one entry more than `most`, so that the caller sees that there are too many.
+fn entries(data: &[u8], mut at: usize, shift: usize, most: usize) -> Vec<Member> {
+    let mut members = Vec::new();
+    while members.len() <= most && data.get(at..).is_some_and(|d| d.starts_with(CENTRAL)) {
+        let (Some(flags), Some(method), Some(packed), Some(local)) = (
+            u16_at(data, at + 8),
+            u16_at(data, at + 10),
+            u32_at(data, at + 20),
+            u32_at(data, at + 42),
+        ) else {
+            break;
+        };
+        let (Some(name), Some(extra), Some(comment)) =
+            (u16_at(data, at + 28), u16_at(data, at + 30), u16_at(data, at + 32))
+        else {
+            break;
+        };
+        let (name, extra, comment) = (usize::from(name), usize::from(extra), usize::from(comment));
+        let Some(name_bytes) = data.get(at + 46..at + 46 + name) else { break };
+        let extra_bytes = data.get(at + 46 + name..at + 46 + name + extra).unwrap_or_default();
+        let (mut packed, mut local) = (u64::from(packed), u64::from(local));
+        zip64(extra_bytes, u32_at(data, at + 24) == Some(u32::MAX), &mut packed, &mut local);
+        members.push(Member {
+            name: super::name(name_bytes),
+            flags,
+            method,
+            packed: Some(packed),
+            local: usize::try_from(local).unwrap_or(usize::MAX).saturating_add(shift),
+        });
+        at += 46 + name + extra + comment;
+    }
+    members
+}
+
+/// Replaces sizes of all ones by those of the ZIP64 extra field (APPNOTE.TXT 4.5.3).
+fn zip64(mut extra: &[u8], has_size: bool, packed: &mut u64, local: &mut u64) {
+    while let (Some(id), Some(len)) = (u16_at(extra, 0), u16_at(extra, 2)) {
+        let Some(body) = extra.get(4..4 + usize::from(len)) else { return };
+        if id == 1 {
+            let mut at = if has_size { 8 } else { 0 };
+            for field in [packed, local] {
+                if *field == u64::from(u32::MAX) {
+                    if let Some(value) = u64_at(body, at) {
+                        *field = value;
+                    }
+                    at += 8;
+                }
+            }
+            return;
+        }
+        extra = &extra[4 + usize::from(len)..];
+    }
+}
+
+/// The local header at an offset, with the offset of the data behind it.
+fn local_at(data: &[u8], at: usize) -> Option<(Member, usize)> {
+    if !data.get(at..)?.starts_with(LOCAL) {
+        return None;
+    }
+    let (flags, method) = (u16_at(data, at + 6)?, u16_at(data, at + 8)?);
+    let packed = u32_at(data, at + 18)?;
+    let (name, extra) = (usize::from(u16_at(data, at + 26)?), usize::from(u16_at(data, at + 28)?));
+    let name_bytes = data.get(at + 30..at + 30 + name)?;
+    let body = at + 30 + name + extra;
+    let extra_bytes = data.get(at + 30 + name..body)?;
+    let (mut size, mut unused) = (u64::from(packed), 0);
+    zip64(extra_bytes, u32_at(data, at + 22) == Some(u32::MAX), &mut size, &mut unused);
+    let packed = if flags & DESCRIPTOR != 0 && packed == 0 { None } else { Some(size) };
+    Some((Member { name: super::name(name_bytes), flags, method, packed, local: at }, body))
+}
+
+fn u16_at(data: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(data.get(at..at.checked_add(2)?)?.try_into().ok()?))
+}
+
+fn u32_at(data: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(data.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}
+
+fn u64_at(data: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(data.get(at..at.checked_add(8)?)?.try_into().ok()?))
+}

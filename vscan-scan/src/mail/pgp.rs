@@ -1,0 +1,35 @@
+//! OpenPGP messages in ASCII armour (RFC 9580 section 6). Whether one is encrypted is told by its first packet.
+
+use super::encoding;
+use crate::object::{Place, Walk};
+use crate::report::Reason;
+use memchr::memmem;
+
+/// Looks into the armoured message at the start of `data`.
+pub(crate) fn armoured(walk: &mut Walk<'_>, data: &[u8], place: Place) {
+    let end = memmem::find(data, b"-----END PGP MESSAGE-----").unwrap_or(data.len());
+    let block = &data[..end];
+    // The armour's header ends at a blank line; the base64 follows, then `=` and the checksum.
+    let body = memmem::find(block, b"\n\n")
+        .map(|i| i + 2)
+        .or_else(|| memmem::find(block, b"\n\r\n").map(|i| i + 3));
+    let decoded = body.map(|at| encoding::base64(&block[at..]).data).unwrap_or_default();
+    match decoded.first().map(|&b| tag(b)) {
+        // Session keys and encrypted data (RFC 9580 section 5).
+        Some(Some(1 | 3 | 9 | 18 | 20)) => {
+            walk.note(place.encrypted(), "OpenPGP encrypted message")
+        }
+        _ => {
+            walk.note(Reason::Unsupported, "OpenPGP message that is not encrypted");
+            walk.part("pgp", &decoded, place);
+        }
+    }
+}
+
+fn tag(byte: u8) -> Option<u8> {
+    match byte {
+        0..0x80 => None,
+        0x80..0xc0 => Some(byte >> 2 & 0x0f),
+        0xc0.. => Some(byte & 0x3f),
+    }
+}

@@ -1,0 +1,102 @@
+//! uuencode (POSIX uuencode(1)), the historical and the base64 form.
+
+use super::encoding;
+
+/// A section, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Section {
+    pub(crate) name: String,
+    pub(crate) data: Vec<u8>,
+    /// It has its last line.
+    pub(crate) ended: bool,
+}
+
+/// The line `begin MODE NAME` at the start of the data: its name, its length and whether the form is base64.
+pub(crate) fn begin_line(data: &[u8]) -> Option<(String, usize, bool)> {
+    let end = memchr::memchr(b'\n', &data[..data.len().min(1024)])?;
+    let line = data[..end].trim_ascii_end();
+    let (rest, base64) = match line.strip_prefix(b"begin-base64 ") {
+        Some(rest) => (rest, true),
+        None => (line.strip_prefix(b"begin ")?, false),
+    };
+    let digits = rest.iter().take_while(|b| (b'0'..=b'7').contains(b)).count();
+    let name = rest[digits..].trim_ascii_start();
+    if !(3..=4).contains(&digits) || name.is_empty() || rest.get(digits) != Some(&b' ') {
+        return None;
+    }
+    // The word begins many a line of a letter; a section goes on with a line of the right form.
+    let first = &data[end + 1..];
+    if !base64 && line_len(first).is_none() {
+        return None;
+    }
+    Some((String::from_utf8_lossy(name).into_owned(), end + 1, base64))
+}
+
+/// All sections in a text, wherever a line begins one.
+pub(crate) fn sections(data: &[u8]) -> impl Iterator<Item = Section> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < data.len() {
+            let start = at;
+            if let Some((name, skip, base64)) = begin_line(&data[start..]) {
+                let (section, end) = section(name, &data[start + skip..], base64);
+                at = start + skip + end;
+                return Some(section);
+            }
+            at = memchr::memmem::find(&data[start..], b"\nbegin")
+                .map_or(data.len(), |i| start + i + 1);
+        }
+        None
+    })
+}
+
+fn section(name: String, body: &[u8], base64: bool) -> (Section, usize) {
+    if base64 {
+        let end = memchr::memmem::find(body, b"====");
+        let text = &body[..end.unwrap_or(body.len())];
+        return (
+            Section { name, data: encoding::base64(text).data, ended: end.is_some() },
+            text.len(),
+        );
+    }
+    let mut data = Vec::new();
+    let mut at = 0;
+    loop {
+        let rest = &body[at..];
+        let Some(len) = line_len(rest) else {
+            let ended = rest.starts_with(b"end");
+            return (Section { name, data, ended }, at);
+        };
+        let line = &rest[..memchr::memchr(b'\n', rest).unwrap_or(rest.len())];
+        let mut line_data = Vec::with_capacity(48);
+        let value = |i: usize| line.get(i).map_or(0, |&b| b.wrapping_sub(0x20) & 0x3f);
+        for i in (1..).step_by(4).take(len.div_ceil(3)) {
+            let (a, b, c, d) = (value(i), value(i + 1), value(i + 2), value(i + 3));
+            line_data.extend_from_slice(&[a << 2 | b >> 4, b << 4 | c >> 2, c << 6 | d]);
+        }
+        line_data.truncate(len);
+        data.extend_from_slice(&line_data);
+        at = (at + line.len() + 1).min(body.len());
+        if at == body.len() {
+            return (Section { name, data, ended: false }, at);
+        }
+    }
+}
+
+/// The number of bytes that a line stands for; None when it is no line of a section.
+fn line_len(rest: &[u8]) -> Option<usize> {
+    let line = rest
+        [..memchr::memchr(b'\n', &rest[..rest.len().min(256)]).unwrap_or(rest.len().min(256))]
+        .trim_ascii_end();
+    let &first = line.first()?;
+    if line == b"end"
+        || !(0x20..=0x60).contains(&first)
+        || line.iter().any(|b| !(0x20..=0x60).contains(b))
+    {
+        return None;
+    }
+    let len = usize::from((first - 0x20) & 0x3f);
+    // Trailing spaces are often lost on the way; a checksum letter may follow.
+    let full = 1 + len.div_ceil(3) * 4;
+    (line.len() <= full + 2 && (len == 0 || line.len() > 1)).then_some(len)
+}

@@ -1,0 +1,333 @@
+//! The walk through an object: every part is given to the engine, then opened by every decoder that fits.
+//!
+//! The walk keeps the limits. It is the only place that writes to the report, so that nothing can be
+//! left out without being noted. Decoders live in [`crate::mail`] and [`crate::archive`], engines in
+//! [`crate::engine`].
+
+use crate::limits::{Limits, RATIO_FLOOR};
+use crate::report::{Reason, Report, Verdict};
+use crate::sniff::{self, Kind};
+use crate::wire::ObjectKind;
+use crate::{archive, mail};
+use std::io::Read;
+use std::time::Instant;
+
+/// One part as an engine sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// Its bytes, decoded.
+    pub data: &'a [u8],
+    /// Its type.
+    pub kind: Kind,
+    /// Its name, the last of its path; may be empty.
+    pub name: &'a str,
+    /// Names from the object down to it.
+    pub path: &'a [String],
+}
+
+/// What tells whether bytes are infected.
+pub trait Engine {
+    /// The word used in findings, e.g. `yara`.
+    fn name(&self) -> &'static str;
+
+    /// Appends the names of all detections in the part.
+    ///
+    /// # Errors
+    /// In words, when the engine failed; the report then is at least `error`.
+    fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<String>) -> Result<(), String>;
+}
+
+/// One object to be scanned.
+#[derive(Clone, Copy, Debug)]
+pub struct Object<'a> {
+    /// Its bytes.
+    pub data: &'a [u8],
+    /// What it is to be read as.
+    pub kind: ObjectKind,
+    /// Its name as the peer gave it.
+    pub name: Option<&'a str>,
+    /// When to stop; `Reason::Time`.
+    pub deadline: Instant,
+}
+
+/// Scans an object with all its parts. `micros` and `rules` of the report are left to the caller.
+pub fn scan(engine: &mut dyn Engine, limits: &Limits, object: &Object<'_>) -> Report {
+    let name = object.name.unwrap_or_default();
+    let mut walk = Walk {
+        engine,
+        limits,
+        deadline: object.deadline,
+        report: Report { verdict: Verdict::Clean, error: None, ..Report::error("") },
+        path: vec![if name.is_empty() && object.kind == ObjectKind::Message {
+            "message".into()
+        } else {
+            name.into()
+        }],
+        unpacked: 0,
+        depth: 0,
+        stopped: false,
+        hits: Vec::new(),
+    };
+    let mut data = object.data;
+    if data.len() as u64 > limits.object_size {
+        walk.note(Reason::Size, &format!("{} bytes, read {}", data.len(), limits.object_size));
+        data = &data[..limits.object_size as usize];
+    }
+    let kind = match object.kind {
+        ObjectKind::Message => Kind::Message,
+        ObjectKind::File => sniff::sniff(data),
+    };
+    walk.report.kind = kind.label().to_owned();
+    walk.visit(data, kind, Place::File);
+    walk.report
+}
+
+/// Where a part lies; it decides how encrypted content is called, and whether text is searched for encoded sections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A file by itself, or a member of an archive.
+    File,
+    /// A leaf of a message.
+    Mail,
+}
+
+impl Place {
+    pub(crate) fn encrypted(self) -> Reason {
+        match self {
+            Place::File => Reason::Encrypted,
+            Place::Mail => Reason::EncryptedMail,
+        }
+    }
+}
+
+/// The state of a walk.
+pub(crate) struct Walk<'e> {
+    engine: &'e mut dyn Engine,
+    pub(crate) limits: &'e Limits,
+    deadline: Instant,
+    report: Report,
+    path: Vec<String>,
+    unpacked: u64,
+    depth: u32,
+    stopped: bool,
+    hits: Vec<String>,
+}
+
+/// Bytes decoded between two looks at the limits.
+const CHUNK: usize = 64 * 1024;
+
+impl Walk<'_> {
+    /// A part with its type by its bytes.
+    pub(crate) fn part(&mut self, name: &str, data: &[u8], place: Place) {
+        self.part_as(name, data, sniff::sniff(data), place);
+    }
+
+    /// A part whose type its container fixes.
+    pub(crate) fn part_as(&mut self, name: &str, data: &[u8], kind: Kind, place: Place) {
+        self.within(name, |walk| walk.visit(data, kind, place));
+    }
+
+    /// Decodes `encoded` bytes through `reader` and takes the result as a part.
+    pub(crate) fn decoded(&mut self, name: &str, encoded: u64, reader: &mut dyn Read) {
+        self.within(name, |walk| {
+            let data = walk.decode(encoded, reader);
+            walk.visit(&data, sniff::sniff(&data), Place::File);
+        });
+    }
+
+    /// Runs `f` with `name` appended to the path.
+    pub(crate) fn within<T>(&mut self, name: &str, f: impl FnOnce(&mut Self) -> T) -> T {
+        self.path.push(name.to_owned());
+        let result = f(self);
+        self.path.pop();
+        result
+    }
+
+    /// Runs `f` one level deeper, or notes that the levels are used up.
+    pub(crate) fn deeper(&mut self, f: impl FnOnce(&mut Self)) {
+        if self.depth >= self.limits.depth {
+            self.note(Reason::Depth, &format!("more than {} levels", self.limits.depth));
+            return;
+        }
+        self.depth += 1;
+        f(self);
+        self.depth -= 1;
+    }
+
+    /// Notes that something at the current path was not read.
+    pub(crate) fn note(&mut self, reason: Reason, detail: &str) {
+        self.report.add_unread(reason, detail, &self.path);
+    }
+
+    /// True when nothing more is read: a limit that holds for the whole object was reached, and noted.
+    pub(crate) fn stopped(&mut self) -> bool {
+        if !self.stopped && Instant::now() >= self.deadline {
+            self.note(Reason::Time, "the time limit was reached");
+            self.stopped = true;
+        }
+        self.stopped
+    }
+
+    /// Reads a decoder to its end or to a limit, which is noted together with what fails. What was
+    /// decoded before counts.
+    fn decode(&mut self, encoded: u64, reader: &mut dyn Read) -> Vec<u8> {
+        let mut data = Vec::new();
+        if self.stopped() {
+            return data;
+        }
+        let room = self.limits.unpacked_size.saturating_sub(self.unpacked);
+        let most = room.min(self.limits.object_size);
+        loop {
+            let len = data.len();
+            if len as u64 > most {
+                data.truncate(most as usize);
+                if room < self.limits.object_size {
+                    self.note(
+                        Reason::Unpacked,
+                        &format!("more than {} bytes in all", self.limits.unpacked_size),
+                    );
+                    self.stopped = true;
+                } else {
+                    self.note(Reason::Size, &format!("more than {most} bytes"));
+                }
+                return data;
+            }
+            if len as u64 > RATIO_FLOOR
+                && len as u64 / encoded.max(1) >= u64::from(self.limits.ratio)
+            {
+                self.note(Reason::Ratio, &format!("more than {} bytes from {encoded}", len));
+                return data;
+            }
+            if self.stopped() {
+                return data;
+            }
+            if data.try_reserve(CHUNK).is_err() {
+                self.note(Reason::Memory, "no memory for the decoded bytes");
+                return data;
+            }
+            data.resize(len + CHUNK, 0);
+            match reader.read(&mut data[len..]) {
+                Ok(0) => {
+                    data.truncate(len);
+                    return data;
+                }
+                Ok(n) => data.truncate(len + n),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => data.truncate(len),
+                Err(e) => {
+                    data.truncate(len);
+                    self.note(Reason::Malformed, &e.to_string());
+                    return data;
+                }
+            }
+        }
+    }
+
+    fn visit(&mut self, data: &[u8], kind: Kind, place: Place) {
+        if self.stopped() {
+            return;
+        }
+        if self.report.parts >= self.limits.members {
+            self.note(Reason::Members, &format!("more than {} parts", self.limits.members));
+            self.stopped = true;
+            return;
+        }
+        if self.depth > 0 {
+            self.unpacked += data.len() as u64;
+        }
+        self.run_engine(data, kind);
+        if self.unpacked > self.limits.unpacked_size {
+            self.note(
+                Reason::Unpacked,
+                &format!("more than {} bytes in all", self.limits.unpacked_size),
+            );
+            self.stopped = true;
+            return;
+        }
+        if self.depth >= self.limits.depth {
+            // Only what could hold parts is unread here.
+            if !matches!(
+                kind,
+                Kind::Data | Kind::Text | Kind::Html | Kind::Exe | Kind::Elf | Kind::Media
+            ) || sniff::has_zip_end(data)
+            {
+                self.note(Reason::Depth, &format!("more than {} levels", self.limits.depth));
+            }
+            return;
+        }
+        self.deeper(|walk| walk.open(data, kind, place));
+    }
+
+    fn run_engine(&mut self, data: &[u8], kind: Kind) {
+        self.report.parts += 1;
+        self.report.bytes += data.len() as u64;
+        let mut hits = std::mem::take(&mut self.hits);
+        hits.clear();
+        let name = self.path.last().map_or("", String::as_str);
+        let result = self.engine.scan(&Part { data, kind, name, path: &self.path }, &mut hits);
+        for hit in &hits {
+            self.report.add_finding(hit, self.engine.name(), &self.path);
+        }
+        if let Err(e) = result {
+            self.report.add_error(&e);
+        }
+        self.hits = hits;
+    }
+
+    /// Opens a part by every decoder that fits: a polyglot has more than one.
+    fn open(&mut self, data: &[u8], kind: Kind, place: Place) {
+        match kind {
+            Kind::Message => mail::message(self, data),
+            Kind::Mbox => mail::mbox(self, data),
+            Kind::Gzip => archive::gzip::open(self, data),
+            Kind::Ar => archive::ar::open(self, data),
+            Kind::Cms => mail::cms::open(self, data, place),
+            Kind::Uuencoded => mail::sweep::sections(self, data, place),
+            Kind::Ole => {
+                // MS-OFFCRYPTO 2.3.4: an encrypted OOXML document is a stream of this name in an OLE file.
+                if memchr::memmem::find(data, b"E\0n\0c\0r\0y\0p\0t\0e\0d\0P\0a\0c\0k\0a\0g\0e\0")
+                    .is_some()
+                {
+                    self.note(Reason::Encrypted, "encrypted Office document");
+                }
+            }
+            Kind::Text | Kind::Html | Kind::PgpMessage | Kind::Rtf => {
+                if place == Place::Mail {
+                    mail::sweep::text(self, data);
+                } else if kind == Kind::PgpMessage {
+                    mail::pgp::armoured(self, data, place);
+                }
+            }
+            Kind::Unsupported(name) => {
+                self.note(Reason::Unsupported, &format!("{name} cannot be opened"))
+            }
+            Kind::Zip
+            | Kind::Tar
+            | Kind::Data
+            | Kind::Exe
+            | Kind::Elf
+            | Kind::Pdf
+            | Kind::Lnk
+            | Kind::Media => {}
+        }
+        // Scripts and pages in UTF-16: patterns are written for plain text.
+        if let Some(big_endian) = match data {
+            [0xff, 0xfe, ..] => Some(false),
+            [0xfe, 0xff, ..] => Some(true),
+            _ => None,
+        } {
+            let text = mail::encoding::narrow(&data[2..], big_endian);
+            let name = self.path.last().cloned().unwrap_or_default();
+            self.part(&name, &text, place);
+        }
+        if kind == Kind::Zip || sniff::has_zip_end(data) {
+            archive::zip::open(self, data, kind == Kind::Zip);
+        }
+        if kind == Kind::Tar || kind != Kind::Message && sniff::is_tar(data) {
+            archive::tar::open(self, data);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "object/tests.rs"]
+mod tests;

@@ -1,0 +1,124 @@
+//! fork, descriptors by number, and read-only mappings: the unsafe calls, each behind a safe function.
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::process::Pid;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Which side of a fork this is.
+#[derive(Debug)]
+pub enum Forked {
+    /// The parent, with the child's process id.
+    Parent(Pid),
+    /// The child.
+    Child,
+}
+
+/// Forks a process that has one thread.
+///
+/// # Errors
+/// Those of fork(2); `Unsupported` when there is a second thread, whose locks the child would inherit
+/// without their owner.
+pub fn fork() -> io::Result<Forked> {
+    let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count);
+    // Without a view of /proc (after landlock) the caller has checked before.
+    if threads.is_ok_and(|n| n != 1) {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "fork with more than one thread"));
+    }
+    // SAFETY: the process has one thread, so the child's copy of memory and locks is consistent.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Pid::from_raw(pid)
+            .map(Forked::Parent)
+            .ok_or_else(|| io::Error::other("fork returned no process")),
+    }
+}
+
+/// Takes over a descriptor that the parent process left open at this number.
+///
+/// # Errors
+/// When nothing is open there.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl with F_GETFD reads a flag and is defined for every number.
+    if number < 3 || unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("descriptor {number} is not open"),
+        ));
+    }
+    // SAFETY: it is open, and this function is called once for each number named on the command line,
+    // before anything else in the process opens descriptors.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(fd)
+}
+
+/// Moves the two descriptors to 3 and 4 and closes all others but 0, 1 and 2. For a child that never returns to
+/// code that owns one of the others.
+///
+/// # Errors
+/// Those of dup3(2), fcntl(2) and close_range(2).
+pub fn keep_only(socket: OwnedFd, pipe: OwnedFd) -> io::Result<(BorrowedFd<'static>, OwnedFd)> {
+    // Out of the way first: either may lie where the other has to go.
+    let high =
+        [rustix::io::fcntl_dupfd_cloexec(&socket, 5)?, rustix::io::fcntl_dupfd_cloexec(&pipe, 5)?];
+    std::mem::forget((socket, pipe));
+    for (fd, number) in high.iter().zip([3, 4]) {
+        // SAFETY: descriptors 3 and 4 of the child are owned by values that the child never drops.
+        if unsafe { libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    std::mem::forget(high);
+    // SAFETY: as above; the owners of the closed descriptors are never dropped in the child.
+    if unsafe { libc::close_range(5, libc::c_uint::MAX, 0) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: 3 is open now and stays so until the process ends; 4 is open and nothing else owns it.
+    Ok(unsafe { (BorrowedFd::borrow_raw(3), OwnedFd::from_raw_fd(4)) })
+}
+
+/// Ends the process without running destructors or handlers.
+pub fn exit(code: i32) -> ! {
+    // SAFETY: _exit(2) has no preconditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// A read-only view of a file.
+#[derive(Debug)]
+pub struct Mapping {
+    at: *mut std::ffi::c_void,
+    len: usize,
+}
+
+impl Mapping {
+    /// Maps the first `len` bytes, more than none.
+    ///
+    /// The file must not shrink: a read past its end is SIGBUS. A sealed memfd cannot; an unlinked spool file
+    /// is written by the gateway alone and complete. Should it shrink all the same, or should its disk fail,
+    /// the worker dies and the object's verdict is `error`: no bytes are taken for others.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
+    pub fn new(file: impl AsFd, len: usize) -> io::Result<Self> {
+        let flags = MapFlags::SHARED | MapFlags::POPULATE;
+        // SAFETY: a new mapping at an address that the kernel chooses; nothing else refers to it.
+        let at = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, flags, file, 0)? };
+        Ok(Self { at, len })
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: mapped readable for `len` bytes as long as `self` lives. The gateway does not write to an
+        // object that it has handed over (memfd: sealed against it).
+        unsafe { std::slice::from_raw_parts(self.at.cast(), self.len) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: exactly the range that `new` mapped, to which no reference is left.
+        let _ = unsafe { munmap(self.at, self.len) };
+    }
+}

@@ -1,0 +1,323 @@
+//! What a part is, by its bytes: never by its name or its label, which the sender chooses.
+//!
+//! Containers that this crate cannot open are known here too, so that they are reported as unread
+//! instead of passing as clean.
+
+use memchr::memmem;
+
+/// The type of a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Nothing that is known; scanned as it is.
+    Data,
+    /// Text without a more precise type.
+    Text,
+    /// An HTML page.
+    Html,
+    /// An Internet message (RFC 5322).
+    Message,
+    /// Several messages in mbox form.
+    Mbox,
+    /// ZIP, and what is built on it: OOXML, ODF, JAR, APK.
+    Zip,
+    /// gzip (RFC 1952).
+    Gzip,
+    /// tar (POSIX ustar, GNU, pax).
+    Tar,
+    /// Unix archive: Debian packages, static libraries.
+    Ar,
+    /// CMS (RFC 5652): S/MIME, PKCS#7.
+    Cms,
+    /// ASCII armour of an OpenPGP message (RFC 9580 section 6).
+    PgpMessage,
+    /// A file that is one uuencoded section.
+    Uuencoded,
+    /// Windows executable or library.
+    Exe,
+    /// ELF executable or library.
+    Elf,
+    /// OLE2 compound file: old Office documents, MSI. Scanned as it is.
+    Ole,
+    /// PDF. Scanned as it is; its compressed streams are not opened.
+    Pdf,
+    /// RTF.
+    Rtf,
+    /// Windows shortcut.
+    Lnk,
+    /// Pictures, sound, film: formats that carry no files.
+    Media,
+    /// A container without a decoder here, by the name of its format.
+    Unsupported(&'static str),
+}
+
+impl Kind {
+    /// The word used in reports, e.g. `zip`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Kind::Data => "data",
+            Kind::Text => "text",
+            Kind::Html => "html",
+            Kind::Message => "message",
+            Kind::Mbox => "mbox",
+            Kind::Zip => "zip",
+            Kind::Gzip => "gzip",
+            Kind::Tar => "tar",
+            Kind::Ar => "ar",
+            Kind::Cms => "cms",
+            Kind::PgpMessage => "pgp",
+            Kind::Uuencoded => "uuencoded",
+            Kind::Exe => "exe",
+            Kind::Elf => "elf",
+            Kind::Ole => "ole",
+            Kind::Pdf => "pdf",
+            Kind::Rtf => "rtf",
+            Kind::Lnk => "lnk",
+            Kind::Media => "media",
+            Kind::Unsupported(name) => name,
+        }
+    }
+
+    /// True for what a person reads as text, where encoded sections may lie in between.
+    pub fn is_text(self) -> bool {
+        matches!(self, Kind::Text | Kind::Html | Kind::Rtf | Kind::Uuencoded | Kind::PgpMessage)
+    }
+}
+
+/// Magic numbers: offset, bytes, type. The longer and surer ones first.
+const MAGIC: &[(usize, &[u8], Kind)] = &[
+    (0, b"PK\x03\x04", Kind::Zip),
+    (0, b"PK\x05\x06", Kind::Zip),
+    (0, b"PK00PK\x03\x04", Kind::Zip),
+    (0, b"PK\x07\x08PK\x03\x04", Kind::Zip),
+    (0, b"\x1f\x8b", Kind::Gzip),
+    (0, b"!<arch>\n", Kind::Ar),
+    (0, b"Rar!\x1a\x07", Kind::Unsupported("rar")),
+    (0, b"RE~^", Kind::Unsupported("rar")),
+    (0, b"7z\xbc\xaf\x27\x1c", Kind::Unsupported("7z")),
+    (0, b"MSCF\0\0\0\0", Kind::Unsupported("cab")),
+    (0, b"ISc(", Kind::Unsupported("installshield-cab")),
+    (0, b"\xfd7zXZ\0", Kind::Unsupported("xz")),
+    (0, b"LZIP\x01", Kind::Unsupported("lzip")),
+    (0, b"\x28\xb5\x2f\xfd", Kind::Unsupported("zstd")),
+    (0, b"\x04\x22\x4d\x18", Kind::Unsupported("lz4")),
+    (0, b"\x1f\x9d", Kind::Unsupported("compress")),
+    (0, b"\x1f\xa0", Kind::Unsupported("compress")),
+    (0, b"\x1f\x1e", Kind::Unsupported("pack")),
+    (0, b"\x5d\0\0\x80\0\xff\xff", Kind::Unsupported("lzma")),
+    (0, b"\x89LZO\0\r\n\x1a\n", Kind::Unsupported("lzop")),
+    (7, b"**ACE**", Kind::Unsupported("ace")),
+    (0, b"SZDD\x88\xf0\x27\x33", Kind::Unsupported("szdd")),
+    (0, b"KWAJ\x88\xf0\x27\xd1", Kind::Unsupported("kwaj")),
+    (0, b"\xed\xab\xee\xdb", Kind::Unsupported("rpm")),
+    (0, b"070701", Kind::Unsupported("cpio")),
+    (0, b"070702", Kind::Unsupported("cpio")),
+    (0, b"070707", Kind::Unsupported("cpio")),
+    (0, b"ITSF\x03\0\0\0", Kind::Unsupported("chm")),
+    (0, b"\x78\x9f\x3e\x22", Kind::Unsupported("tnef")),
+    (0, b"MSWIM\0\0\0", Kind::Unsupported("wim")),
+    (0, b"hsqs", Kind::Unsupported("squashfs")),
+    (0, b"xar!\0", Kind::Unsupported("xar")),
+    (0, b"zPQ\0", Kind::Unsupported("zpaq")),
+    (0, b"PAR\0", Kind::Unsupported("par")),
+    (0, b"StuffIt (c)1997", Kind::Unsupported("stuffit")),
+    (0, b"(This file must be converted with BinHex", Kind::Unsupported("binhex")),
+    (0, b"=ybegin ", Kind::Unsupported("yenc")),
+    (0, b"conectix", Kind::Unsupported("vhd")),
+    (0, b"vhdxfile", Kind::Unsupported("vhdx")),
+    (0, b"KDMV", Kind::Unsupported("vmdk")),
+    (0, b"QFI\xfb", Kind::Unsupported("qcow")),
+    (0, b"MZ", Kind::Exe),
+    (0, b"\x7fELF", Kind::Elf),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind::Ole),
+    (0, b"%PDF-", Kind::Pdf),
+    (0, b"{\\rt", Kind::Rtf),
+    (0, b"\x4c\0\0\0\x01\x14\x02\0\0\0\0\0\xc0\0\0\0\0\0\0\x46", Kind::Lnk),
+    (0, b"\x89PNG\r\n\x1a\n", Kind::Media),
+    (0, b"GIF8", Kind::Media),
+    (0, b"\xff\xd8\xff", Kind::Media),
+    (0, b"ID3", Kind::Media),
+    (0, b"OggS", Kind::Media),
+    (4, b"ftyp", Kind::Media),
+    (0, b"-----BEGIN PGP MESSAGE-----", Kind::PgpMessage),
+];
+
+/// Header fields with which messages begin, in lower case.
+const FIELDS: &[&str] = &[
+    "received",
+    "return-path",
+    "delivered-to",
+    "from",
+    "to",
+    "cc",
+    "subject",
+    "date",
+    "message-id",
+    "mime-version",
+    "content-type",
+    "content-transfer-encoding",
+    "reply-to",
+    "sender",
+    "x-mailer",
+    "dkim-signature",
+    "arc-seal",
+    "user-agent",
+    "list-id",
+    "x-original-to",
+    "x-received",
+];
+
+/// The type of a part by its bytes.
+pub fn sniff(data: &[u8]) -> Kind {
+    for &(offset, magic, kind) in MAGIC {
+        if data.get(offset..).is_some_and(|d| d.starts_with(magic)) {
+            return kind;
+        }
+    }
+    if is_tar(data) {
+        return Kind::Tar;
+    }
+    if crate::mail::cms::is_cms(data) {
+        return Kind::Cms;
+    }
+    if data.len() > 10
+        && data.starts_with(b"BZh")
+        && data[3].is_ascii_digit()
+        && data[4..10] == *b"1AY&SY"
+    {
+        return Kind::Unsupported("bzip2");
+    }
+    // LHA: level 0 to 2 headers carry the method at offset 2, e.g. `-lh5-` or `-pm2-`.
+    if data.len() > 24
+        && data[2] == b'-'
+        && data[6] == b'-'
+        && (data[3..5] == *b"lh" || data[3..5] == *b"lz" || data[3..5] == *b"pm")
+    {
+        return Kind::Unsupported("lha");
+    }
+    // ARJ: a header size of at most 2600, then a first header of at least 30 bytes, then a host system below 12.
+    if data.len() > 34 && data.starts_with(b"\x60\xea") {
+        let size = u16::from_le_bytes([data[2], data[3]]);
+        if (30..=2600).contains(&size) && data[4] >= 30 && data[7] < 12 {
+            return Kind::Unsupported("arj");
+        }
+    }
+    if data.get(32769..).is_some_and(|d| d.starts_with(b"CD001")) {
+        return Kind::Unsupported("iso9660");
+    }
+    // Apple disk image: the trailer is its last 512 bytes.
+    if data.len() > 512 && data[data.len() - 512..].starts_with(b"koly\0\0\0\x04") {
+        return Kind::Unsupported("dmg");
+    }
+    if is_text(data) {
+        return text_kind(data);
+    }
+    Kind::Data
+}
+
+/// True when a ZIP archive lies in the data though it does not begin it: an end record near the end
+/// (APPNOTE.TXT 4.3.16: at most 65,535 bytes of comment follow it).
+pub fn has_zip_end(data: &[u8]) -> bool {
+    let tail = &data[data.len().saturating_sub(22 + 65_535)..];
+    memmem::rfind(tail, b"PK\x05\x06").is_some()
+}
+
+/// True when the bytes carry a tar header, whatever else they begin like.
+pub fn is_tar(data: &[u8]) -> bool {
+    let Some(header) = data.get(..512) else { return false };
+    if header[257..].starts_with(b"ustar") {
+        return true;
+    }
+    // The old format has no magic; its checksum must agree and its name must be printable.
+    header[0].is_ascii_graphic() && crate::archive::tar::checksum_agrees(header)
+}
+
+fn is_text(data: &[u8]) -> bool {
+    let head = &data[..data.len().min(512)];
+    !head.is_empty()
+        && head
+            .iter()
+            .all(|&b| b >= 0x20 && b != 0x7f || matches!(b, b'\t' | b'\n' | b'\r' | 0x0c | 0x1b))
+}
+
+fn text_kind(data: &[u8]) -> Kind {
+    let head = &data[..data.len().min(4096)];
+    let trimmed = head.trim_ascii_start();
+    let begins =
+        |word: &[u8]| trimmed.get(..word.len()).is_some_and(|d| d.eq_ignore_ascii_case(word));
+    if begins(b"<!doctype html")
+        || begins(b"<html")
+        || begins(b"<head")
+        || begins(b"<body")
+        || begins(b"<script")
+    {
+        return Kind::Html;
+    }
+    if crate::mail::uu::begin_line(head).is_some() {
+        return Kind::Uuencoded;
+    }
+    if head.starts_with(b"From ") {
+        let rest = memchr::memchr(b'\n', head).map_or(&head[..0], |i| &head[i + 1..]);
+        if known_fields(rest) >= 2 {
+            return Kind::Mbox;
+        }
+    }
+    if known_fields(head) >= 2 { Kind::Message } else { Kind::Text }
+}
+
+/// Number of different known header fields in the lines that begin `head`, up to the first line that is none.
+fn known_fields(head: &[u8]) -> usize {
+    let mut seen = [false; FIELDS.len()];
+    for line in head.split(|&b| b == b'\n') {
+        if line.first().is_some_and(|&b| b == b' ' || b == b'\t') {
+            continue;
+        }
+        let Some(colon) = memchr::memchr(b':', line) else { break };
+        let name = &line[..colon];
+        if name.is_empty() || name.iter().any(|&b| !b.is_ascii_graphic()) {
+            break;
+        }
+        if let Some(i) = FIELDS.iter().position(|f| name.eq_ignore_ascii_case(f.as_bytes())) {
+            seen[i] = true;
+        }
+    }
+    seen.iter().filter(|&&s| s).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_are_told_by_bytes() {
+        let mut tar = vec![0; 1024];
+        tar[..5].copy_from_slice(b"a.txt");
+        tar[257..262].copy_from_slice(b"ustar");
+        let mut iso = vec![0; 40_000];
+        iso[32769..32774].copy_from_slice(b"CD001");
+        for (data, kind) in [
+            (&b"PK\x03\x04\x14\0"[..], Kind::Zip),
+            (b"\x1f\x8b\x08\0", Kind::Gzip),
+            (&tar, Kind::Tar),
+            (&iso, Kind::Unsupported("iso9660")),
+            (b"BZh91AY&SY\0\0", Kind::Unsupported("bzip2")),
+            (b"BZh is not a bzip2 file", Kind::Text),
+            (b"Rar!\x1a\x07\x01\0", Kind::Unsupported("rar")),
+            (b"MZ\x90\0", Kind::Exe),
+            (b"hello", Kind::Text),
+            (b"", Kind::Data),
+            (b"\0\x01\x02", Kind::Data),
+            (b" <!DOCTYPE HTML><p>", Kind::Html),
+            (b"Received: from a\r\n\tby b\r\nSubject: hi\r\n\r\n", Kind::Message),
+            (b"To: the reader\nthis is a letter, not a message\n", Kind::Text),
+            (b"From a@b Mon Jan  1\nFrom: a@b\nTo: c@d\n\nhi\n", Kind::Mbox),
+            (b"begin 644 a.txt\n#86)C\n`\nend\n", Kind::Uuencoded),
+        ] {
+            assert_eq!(
+                sniff(data),
+                kind,
+                "{:?}",
+                String::from_utf8_lossy(&data[..data.len().min(30)])
+            );
+        }
+    }
+}

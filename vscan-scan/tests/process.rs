@@ -1,0 +1,277 @@
+//! The scanner process as a whole: workers that serve, end, are replaced, and have no rights.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests, outside of #[test] functions")]
+
+mod common;
+
+use common::{Scanner, eicar, rules};
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::process::Command;
+use vscan_scan::channel;
+use vscan_scan::report::Verdict;
+use vscan_scan::wire::{Content, ObjectKind, Request, Status};
+
+fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+#[test]
+fn objects_are_scanned_inline_and_by_descriptor() {
+    let mut scanner = Scanner::shipped(1);
+    let mut worker = scanner.worker();
+    let report = worker.scan(ObjectKind::File, "hello.txt", b"hello");
+    assert_eq!(
+        (report.verdict, report.parts, report.bytes, &*report.kind),
+        (Verdict::Clean, 1, 5, "text")
+    );
+    assert!(report.rules.starts_with("yara-x "), "{}", report.rules);
+    for inline in [true, false] {
+        worker.send(ObjectKind::File, "eicar.com", &eicar(), inline);
+        let report = worker.answer().unwrap();
+        assert_eq!(report.verdict, Verdict::Infected, "{report:?}");
+        assert_eq!(report.findings[0].name, "EICAR_Test_File");
+        assert_eq!(report.findings[0].path, ["eicar.com"]);
+    }
+    let mut large = vec![b'\n'; 8 << 20];
+    large[8..76].copy_from_slice(&eicar());
+    assert_eq!(worker.scan(ObjectKind::File, "large", &large).verdict, Verdict::Infected);
+    large[8] = b'x';
+    assert_eq!(worker.scan(ObjectKind::File, "large", &large).verdict, Verdict::Clean);
+}
+
+#[test]
+fn an_object_in_a_file_is_read_whatever_the_shared_offset() {
+    let mut scanner = Scanner::shipped(1);
+    let worker = scanner.worker();
+    let mut buffer = vec![0; vscan_scan::wire::DATAGRAM_MAX];
+    for (size, shrink) in [(68, false), (1 << 20, false), (1 << 20, true)] {
+        let mut file = tempfile::tempfile().unwrap();
+        let mut data = eicar();
+        data.resize(size, b' ');
+        file.write_all(&data).unwrap();
+        if shrink {
+            file.set_len(10).unwrap();
+        }
+        let request = Request {
+            id: size as u64,
+            kind: ObjectKind::File,
+            name: None,
+            time_limit_ms: 10_000,
+            content: Content::Descriptor { len: size as u64 },
+        };
+        channel::send(worker.socket(), &request, Some(file.as_fd())).unwrap();
+        common::readable(worker.socket());
+        let (response, _) =
+            channel::recv::<vscan_scan::wire::Response>(worker.socket(), &mut buffer)
+                .unwrap()
+                .unwrap();
+        assert_eq!(response.id, size as u64);
+        let expected = if shrink { Verdict::Error } else { Verdict::Infected };
+        assert_eq!(response.report.verdict, expected, "{:?}", response.report);
+    }
+}
+
+#[test]
+fn a_dead_worker_is_replaced_and_the_gateway_told() {
+    let mut scanner = Scanner::shipped(2);
+    let (first, mut second) = (scanner.worker(), scanner.worker());
+    assert_ne!(first.slot, second.slot);
+    // Not SIGSEGV: its handler in the WebAssembly runtime returns when no instruction faulted.
+    signal(first.pid, Signal::QUIT);
+    let (slot, pid, cause) = scanner.exited();
+    assert_eq!((slot, pid, &*cause), (first.slot, first.pid, "signal 3"));
+    let mut replaced = scanner.worker();
+    assert_eq!(replaced.slot, first.slot);
+    assert_ne!(replaced.pid, first.pid);
+    for worker in [&mut replaced, &mut second] {
+        assert_eq!(worker.scan(ObjectKind::File, "", &eicar()).verdict, Verdict::Infected);
+    }
+}
+
+#[test]
+fn a_worker_over_its_deadline_is_killed_by_order_and_only_it() {
+    let mut scanner = Scanner::shipped(1);
+    let mut worker = scanner.worker();
+    // Stopped, it answers nothing: what a hanging scan looks like from outside.
+    signal(worker.pid, Signal::STOP);
+    worker.send(ObjectKind::File, "x", b"x", true);
+    scanner.kill(&worker);
+    assert!(worker.answer().is_none(), "the socket tells the death");
+    assert_eq!(scanner.exited(), (worker.slot, worker.pid, "killed as ordered".to_owned()));
+    let mut next = scanner.worker();
+    // A late order for the old worker does not hit the new one.
+    scanner.kill(&worker);
+    assert_eq!(next.scan(ObjectKind::File, "", &eicar()).verdict, Verdict::Infected);
+}
+
+#[test]
+fn many_deaths_in_a_row_end_in_a_working_worker() {
+    let mut scanner = Scanner::shipped(1);
+    for _ in 0..40 {
+        let worker = scanner.worker();
+        signal(worker.pid, Signal::KILL);
+        let (_, pid, cause) = scanner.exited();
+        assert_eq!((pid, &*cause), (worker.pid, "signal 9"));
+    }
+    assert_eq!(scanner.worker().scan(ObjectKind::File, "", &eicar()).verdict, Verdict::Infected);
+}
+
+#[test]
+fn a_gateway_that_went_away_costs_nothing_and_the_next_one_finds_fresh_workers() {
+    let mut scanner = Scanner::shipped(2);
+    let (first, second) = (scanner.worker(), scanner.worker());
+    let old = [first.pid, second.pid];
+    // The gateway dies: its sockets close. The supervisor's duplicate of the control socket stays.
+    drop((first, second));
+    let mut fresh = Vec::new();
+    let mut ends = 0;
+    while fresh.len() < 2 {
+        match scanner.next() {
+            (vscan_scan::wire::ToGateway::Exited { pid, .. }, _) => {
+                assert!(old.contains(&pid));
+                ends += 1;
+            }
+            (vscan_scan::wire::ToGateway::Worker { pid, .. }, Some(socket)) => {
+                fresh.push((pid, socket))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(ends, 2);
+    assert!(fresh.iter().all(|(pid, _)| !old.contains(pid)));
+}
+
+#[test]
+fn without_a_reader_the_control_socket_fills_no_memory_and_blocks_nobody() {
+    let mut scanner = Scanner::shipped(1);
+    let first = scanner.worker();
+    drop(first);
+    // Nobody reads: each replacement is announced once at most, because its end is told first, and a worker
+    // whose announcement is under way cannot see the end of its socket.
+    let (_, _, cause) = scanner.exited();
+    assert_eq!(cause, "its client is gone");
+    let mut second = scanner.worker();
+    assert_eq!(second.scan(ObjectKind::File, "", b"x").verdict, Verdict::Clean);
+}
+
+#[test]
+fn the_zygote_ends_with_its_control_socket_and_the_workers_with_it() {
+    let mut scanner = Scanner::shipped(2);
+    let workers = [scanner.worker(), scanner.worker()];
+    let pidfds = workers.each_ref().map(|w| {
+        rustix::process::pidfd_open(
+            Pid::from_raw(w.pid).unwrap(),
+            rustix::process::PidfdFlags::empty(),
+        )
+        .unwrap()
+    });
+    scanner.control = None;
+    assert!(scanner.wait().success());
+    for pidfd in &pidfds {
+        common::readable(pidfd);
+    }
+}
+
+fn status_of(pid: i32, field: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line =
+        status.lines().find(|l| l.starts_with(field)).unwrap_or_else(|| panic!("no {field}"));
+    line.split_once(':').unwrap().1.trim().to_owned()
+}
+
+#[test]
+fn zygote_and_workers_have_no_rights() {
+    let mut scanner = Scanner::shipped(1);
+    let worker = scanner.worker();
+    let zygote = scanner.pid().cast_signed();
+    for pid in [zygote, worker.pid] {
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert_eq!(status_of(pid, set), "0000000000000000", "{set} of {pid}");
+        }
+        assert_eq!(status_of(pid, "NoNewPrivs"), "1");
+        assert_eq!(status_of(pid, "Threads"), "1");
+    }
+    assert_eq!(status_of(worker.pid, "Seccomp"), "2", "a filter");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", worker.pid)).unwrap();
+    let core = limits.lines().find(|l| l.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"));
+    assert_eq!(core.split_whitespace().nth(5), Some("0"));
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", worker.pid)).unwrap();
+    let mut fds: Vec<_> = fds.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    fds.sort();
+    assert_eq!(fds, ["0", "1", "2", "3"], "null, null, errors, its socket");
+}
+
+#[test]
+fn a_worker_does_not_outlive_a_killed_zygote() {
+    let mut scanner = Scanner::shipped(1);
+    let worker = scanner.worker();
+    let pidfd = rustix::process::pidfd_open(
+        Pid::from_raw(worker.pid).unwrap(),
+        rustix::process::PidfdFlags::empty(),
+    )
+    .unwrap();
+    signal(scanner.pid().cast_signed(), Signal::KILL);
+    common::readable(&pidfd);
+}
+
+#[test]
+fn wrong_rules_are_all_told_at_once_with_file_and_line() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("sub")).unwrap();
+    std::fs::write(
+        dir.path().join("a.yar"),
+        "rule a { condition: true }\nrule b { condition: nothing }\n",
+    )
+    .unwrap();
+    std::fs::write(dir.path().join("sub/c.yara"), "rule c {\n condition:\n  $missing\n}\n")
+        .unwrap();
+    std::fs::write(dir.path().join("ignored.txt"), "not a rule").unwrap();
+    let scanner = Scanner::start(&[dir.path().to_owned(), dir.path().join("absent")], 1, "{}");
+    let Status::Failed { error } = &scanner.status else { panic!("{:?}", scanner.status) };
+    assert!(error.contains("a.yar:2: "), "{error}");
+    assert!(error.contains("c.yara:3: "), "{error}");
+    assert!(error.contains("absent: cannot be read"), "{error}");
+    assert!(!error.contains("ignored"), "{error}");
+
+    let check = |path: &std::path::Path| {
+        let output = Command::new(env!("CARGO_BIN_EXE_vscan-scanner"))
+            .args(["--check", "--rules"])
+            .arg(path)
+            .output()
+            .unwrap();
+        (output.status.code(), serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap())
+    };
+    let (code, json) = check(dir.path());
+    assert_eq!(code, Some(65));
+    assert_eq!(json["errors"].as_array().unwrap().len(), 2);
+    assert_eq!(json["errors"][0]["line"], 2);
+    let (code, json) = check(&rules());
+    assert_eq!(
+        (
+            code,
+            json["errors"].as_array().unwrap().len(),
+            json["warnings"].as_array().unwrap().len()
+        ),
+        (Some(0), 0, 0)
+    );
+    let empty = tempfile::tempdir().unwrap();
+    assert_eq!(
+        check(empty.path()).0,
+        Some(65),
+        "a scanner without rules would call everything clean"
+    );
+}
+
+#[test]
+fn wrong_arguments_are_refused() {
+    for args in
+        [&["--rules"][..], &["--rules", "x"], &["--nonsense", "1"], &["--limits", "{\"dpeth\":1}"]]
+    {
+        let output = Command::new(env!("CARGO_BIN_EXE_vscan-scanner")).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(64), "{args:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("usage:"), "{args:?}");
+    }
+}
