@@ -47,6 +47,13 @@ pub enum Output {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the agent: guard the interfaces, intercept, scan. Ends with SIGTERM, reloads with SIGHUP.
+    Run,
+
+    /// The process that `run` starts for the sessions.
+    #[command(hide = true)]
+    Gateway,
+
     /// Check configuration, rules and interfaces; change nothing.
     Check,
 

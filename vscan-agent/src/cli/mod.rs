@@ -15,7 +15,8 @@ mod status;
 mod table;
 
 use crate::config::Config;
-use crate::observe::control::Request;
+use crate::observe::{control::Request, logging};
+use crate::{gateway, supervisor};
 use args::{Cli, Command};
 use clap::Parser;
 use failure::{EX_USAGE, Failure};
@@ -51,6 +52,11 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
     let mut stdout = io::BufWriter::new(io::stdout().lock());
     let out = &mut stdout;
     match &cli.command {
+        Command::Run => {
+            logging::init(&config()?.log);
+            return Ok(supervisor::run(&cli.config));
+        }
+        Command::Gateway => return Ok(gateway::process::main()),
         Command::Check => check::run(&cli.config, cli.output, out)?,
         Command::Status => status::run(&config()?.paths.control, cli.output, out)?,
         Command::Flows(args) => {

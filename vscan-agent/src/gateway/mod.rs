@@ -5,7 +5,10 @@
 
 pub mod ftp;
 pub mod inspect;
+pub mod process;
+mod services;
 pub mod smtp;
+mod uninspected;
 
 use crate::{
     config::{Config, Protocol},

@@ -6,7 +6,7 @@ use super::{
 };
 use std::{
     io,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::process::CommandExt},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
@@ -56,6 +56,7 @@ impl Gateway {
         let (channel, theirs) = Channel::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command
+            .arg0("vscan")
             .arg("gateway")
             .env(DESCRIPTOR_VARIABLE, inherited_number(&theirs))
             .env_remove("NOTIFY_SOCKET")

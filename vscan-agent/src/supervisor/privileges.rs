@@ -80,7 +80,7 @@ pub fn prepare() -> Result<(), PrivilegeError> {
     Ok(())
 }
 
-/// Gives up what setting up needed and running does not.
+/// Gives up everything that is not needed. No thread may exist yet: each would keep what it has.
 ///
 /// # Errors
 /// [`PrivilegeError::Change`].

@@ -1,0 +1,342 @@
+//! The gateway's process: started by the supervisor, ended by it or by the end of its channel.
+
+use super::{
+    Admission, Gateway, refuse,
+    services::{self, ReloadRequest},
+    uninspected,
+};
+use crate::{
+    config::Config,
+    net::tproxy_listener,
+    observe::{Observer, logging},
+    quarantine,
+    spool::Spool,
+    supervisor::{
+        channel::{Channel, DESCRIPTOR_VARIABLE, ToGateway, ToSupervisor, descriptor_to_text},
+        exit,
+    },
+};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{FromRawFd, OwnedFd},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+
+/// How often the gateway shows that its workers make progress.
+const BEAT: Duration = Duration::from_millis(250);
+
+/// Accepting pauses this long when descriptors or memory have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Reload requests that may wait for the supervisor.
+const RELOADS_WAITING: usize = 16;
+
+/// Why the gateway cannot start.
+pub(super) struct Failure {
+    pub(super) code: u8,
+    pub(super) error: String,
+}
+
+impl Failure {
+    pub(super) fn new(code: u8, what: &str, error: impl ToString) -> Self {
+        Self { code, error: format!("{what}: {}", error.to_string()) }
+    }
+}
+
+/// Runs the gateway as the supervisor's child.
+pub fn main() -> ExitCode {
+    match inherited_channel() {
+        Ok(descriptor) => start(descriptor),
+        Err(error) => {
+            tracing::error!("{error}; `vscan run` starts the gateway");
+            ExitCode::from(64)
+        }
+    }
+}
+
+fn inherited_channel() -> Result<OwnedFd, String> {
+    let number = std::env::var(DESCRIPTOR_VARIABLE).map_err(|_| "no channel to a supervisor")?;
+    let number: i32 =
+        number.parse().map_err(|_| format!("{DESCRIPTOR_VARIABLE}={number} is no descriptor"))?;
+    // SAFETY: the supervisor passed exactly this descriptor on for this purpose; nothing else in this
+    // process knows it. Were it another file, Seqpacket operations would fail, not misbehave.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC)
+        .map_err(|error| format!("{DESCRIPTOR_VARIABLE}={number}: {error}"))?;
+    Ok(descriptor)
+}
+
+fn start(descriptor: OwnedFd) -> ExitCode {
+    // The number of workers is in the configuration, which comes over the channel: a small runtime
+    // reads it, the real one serves.
+    let first = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let started = first.map_err(|error| error.to_string()).and_then(|runtime| {
+        let copy = rustix::io::fcntl_dupfd_cloexec(&descriptor, 3).map_err(|e| e.to_string())?;
+        runtime.block_on(async {
+            let channel = Channel::new(copy).map_err(|error| error.to_string())?;
+            match channel.receive().await.map_err(|error| error.to_string())? {
+                Some((ToGateway::Start { file }, mut attached)) => {
+                    let text = attached.pop().ok_or("no configuration attached")?;
+                    let text = descriptor_to_text(text).map_err(|error| error.to_string())?;
+                    let config = Config::parse(&text, &file).map_err(|error| error.to_string())?;
+                    Ok((config, file))
+                }
+                other => Err(format!("the supervisor began with {other:?}")),
+            }
+        })
+    });
+    let (config, file) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            tracing::error!("{error}");
+            return ExitCode::from(exit::SOFTWARE);
+        }
+    };
+    logging::init(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.gateway.workers.get())
+        .thread_name("session")
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(run(descriptor, config, file)),
+        Err(error) => {
+            tracing::error!("no threads: {error}");
+            ExitCode::from(exit::OSERR)
+        }
+    }
+}
+
+async fn run(descriptor: OwnedFd, config: Config, file: PathBuf) -> ExitCode {
+    let channel = match Channel::new(descriptor) {
+        Ok(channel) => Arc::new(channel),
+        Err(error) => {
+            tracing::error!("channel: {error}");
+            return ExitCode::from(exit::SOFTWARE);
+        }
+    };
+    match serve(&channel, config, file).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code, error }) => {
+            let message = ToSupervisor::Failed { code, error };
+            // Without a supervisor nobody waits for the answer.
+            let _ = channel.send(&message, &[]).await;
+            ExitCode::from(code)
+        }
+    }
+}
+
+async fn serve(channel: &Arc<Channel>, config: Config, file: PathBuf) -> Result<(), Failure> {
+    let listeners = listen(&config)?;
+    let observer = Observer::new(&config.paths.events)
+        .map_err(|error| Failure::new(exit::CANTCREAT, "event log", error))?;
+    let spool = Spool::new(
+        &config.paths.spool,
+        config.spool.memory,
+        config.spool.disk,
+        config.spool.hold_max,
+    )
+    .map_err(|error| {
+        Failure::new(exit::CANTCREAT, &format!("spool {}", config.paths.spool.display()), error)
+    })?;
+    let quarantine = quarantine::Store::open(&config.paths.quarantine, config.quarantine.clone())
+        .map_err(|error| Failure::new(exit::CANTCREAT, "quarantine", error))?;
+    let gateway = Arc::new(Gateway::new(config, observer, spool, quarantine));
+    let (reload, reloads) = mpsc::channel(RELOADS_WAITING);
+    let services = services::start(&gateway, file, reload).await?;
+    let beating = tokio::spawn(beat(Arc::clone(channel), Arc::clone(&gateway)));
+    channel
+        .send(&ToSupervisor::Listening, &[])
+        .await
+        .map_err(|error| Failure::new(exit::SOFTWARE, "supervisor", error))?;
+    let mut sessions = JoinSet::new();
+    let stop = tokio::select! {
+        () = accept(&gateway, &listeners, &mut sessions) => false,
+        stop = converse(channel, &gateway, reloads) => stop,
+    };
+    drop(listeners);
+    if stop {
+        tracing::info!(sessions = sessions.len(), "draining");
+        gateway.drain();
+        // The supervisor sets the deadline, and kills us at its end; sessions reset then.
+        let ended = async { while sessions.join_next().await.is_some() {} };
+        tokio::select! {
+            () = ended => {}
+            () = supervisor_gone(channel) => {}
+        }
+    }
+    beating.abort();
+    services.stop();
+    gateway.observer.events.flush();
+    Ok(())
+}
+
+fn listen(config: &Config) -> Result<Vec<TcpListener>, Failure> {
+    let port = config.gateway.tproxy_port.get();
+    [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
+        .into_iter()
+        .filter_map(|address| {
+            let address = SocketAddr::new(address, port);
+            match tproxy_listener(address) {
+                Ok(listener) => Some(Ok(listener)),
+                // A machine without IPv6 has no ::1, and no IPv6 to intercept.
+                Err(error)
+                    if address.is_ipv6()
+                        && matches!(
+                            error.raw_os_error(),
+                            Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+                        ) =>
+                {
+                    None
+                }
+                Err(error) => {
+                    let hint = match error.kind() {
+                        io::ErrorKind::AddrInUse => {
+                            "; another program, or another vscan, has the port: \
+                             choose another [gateway] tproxy_port"
+                        }
+                        io::ErrorKind::PermissionDenied => "; CAP_NET_RAW is missing",
+                        _ => "",
+                    };
+                    let what = format!("cannot listen on {address}");
+                    Some(Err(Failure::new(exit::OSERR, &what, format!("{error}{hint}"))))
+                }
+            }
+        })
+        .collect()
+}
+
+/// Accepts for ever.
+async fn accept(gateway: &Arc<Gateway>, listeners: &[TcpListener], sessions: &mut JoinSet<()>) {
+    loop {
+        let accepted = match listeners {
+            [v4, v6, ..] => tokio::select! {
+                accepted = v4.accept() => accepted,
+                accepted = v6.accept() => accepted,
+                Some(_) = sessions.join_next() => continue,
+            },
+            [only] => tokio::select! {
+                accepted = only.accept() => accepted,
+                Some(_) = sessions.join_next() => continue,
+            },
+            [] => return,
+        };
+        match accepted {
+            Ok((client, address)) => match gateway.admit(client, address) {
+                Admission::Gone => {}
+                Admission::Refused(client, protocol) => {
+                    sessions.spawn(refuse(client, protocol, "too many sessions, try again later"));
+                }
+                Admission::Session(session) => {
+                    let flow = session.flow.share();
+                    flow.set_abort(sessions.spawn(session.serve(Arc::clone(gateway))));
+                }
+            },
+            Err(error) => {
+                // EMFILE and ENOMEM do not pass by themselves: leave the CPU to what could end them.
+                gateway.observer.metrics.anomaly_without_flow("accept_failed");
+                tracing::error!("accept: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Answers the supervisor and passes operators' reloads on; true when it wants the gateway to
+/// drain, false when it is gone.
+async fn converse(
+    channel: &Arc<Channel>,
+    gateway: &Arc<Gateway>,
+    mut reloads: mpsc::Receiver<ReloadRequest>,
+) -> bool {
+    let mut waiting: Vec<ReloadRequest> = Vec::new();
+    loop {
+        let received = tokio::select! {
+            received = channel.receive::<ToGateway>() => received,
+            Some(answer) = reloads.recv() => {
+                waiting.push(answer);
+                if waiting.len() == 1 && channel.send(&ToSupervisor::Reload, &[]).await.is_err() {
+                    return false;
+                }
+                continue;
+            }
+        };
+        let (message, mut attached) = match received {
+            Ok(Some(received)) => received,
+            Ok(None) => return false,
+            Err(error) => {
+                tracing::error!("message of the supervisor: {error}");
+                continue;
+            }
+        };
+        match message {
+            ToGateway::Scanner { version, rules } => {
+                let Some(control) = attached.pop() else { continue };
+                gateway.observer.metrics.set_rules(rules);
+                if let Err(error) = gateway.scanner.attach(control, version, rules) {
+                    tracing::error!("scanner: {error}");
+                }
+            }
+            ToGateway::Kernel { names, steering } => {
+                gateway.set_steering(steering);
+                uninspected::watch(gateway, names, attached);
+            }
+            ToGateway::Reload { file } => {
+                let Some(text) = attached.pop() else { continue };
+                let parsed =
+                    descriptor_to_text(text).map_err(|error| error.to_string()).and_then(|text| {
+                        Config::parse(&text, &file).map_err(|error| error.to_string())
+                    });
+                match parsed {
+                    Ok(config) => {
+                        logging::set_level(&config.log.level);
+                        gateway.set_config(config);
+                    }
+                    Err(error) => tracing::error!("{error}"),
+                }
+                gateway.observer.events.reopen();
+            }
+            ToGateway::Reloaded { error } => {
+                gateway.observer.metrics.reloaded(error.is_none());
+                for answer in waiting.drain(..) {
+                    // Whoever asked may have gone.
+                    let _ = answer.send(error.clone().map_or(Ok(()), Err));
+                }
+            }
+            ToGateway::Drain => return true,
+            ToGateway::Start { .. } => tracing::error!("the supervisor started us twice"),
+        }
+    }
+}
+
+async fn supervisor_gone(channel: &Channel) {
+    while let Ok(Some(_)) = channel.receive::<ToGateway>().await {}
+}
+
+/// Beats while session workers make progress: each beat goes through a task of its own on the
+/// workers' queue, as sessions do.
+async fn beat(channel: Arc<Channel>, gateway: Arc<Gateway>) {
+    let mut interval = tokio::time::interval(BEAT);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let probe = tokio::spawn(async { tokio::task::yield_now().await });
+        if probe.await.is_err() || channel.send(&ToSupervisor::Beat, &[]).await.is_err() {
+            return;
+        }
+        gateway.observer.metrics.beat();
+        let (memory, disk) = gateway.spool.used();
+        gateway.observer.metrics.set_spool(memory, disk);
+        let status = gateway.scanner.status();
+        let (workers, busy) = (status.workers, status.busy);
+        gateway.observer.metrics.set_workers(
+            usize::try_from(workers.saturating_sub(busy)).unwrap_or(usize::MAX),
+            usize::try_from(busy).unwrap_or(usize::MAX),
+        );
+    }
+}

@@ -1,0 +1,157 @@
+//! What the gateway offers besides sessions: control socket, metrics and health, retention.
+
+use super::{Gateway, process::Failure};
+use crate::{
+    observe::{
+        Observer,
+        control::{self, Backend, Boxed, Status},
+        http,
+    },
+    supervisor::exit,
+};
+use jiff::Timestamp;
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+
+/// How often the quarantine drops what is too old or too much.
+const RETENTION: Duration = Duration::from_secs(60);
+
+/// Above this age of the last heartbeat the gateway calls itself unhealthy: new connections are
+/// treated as `on_agent_down` says by then.
+const BEAT_OVERDUE: f64 = 2.5;
+
+/// An operator's request for a reload, to be answered with what became of it.
+pub(super) type ReloadRequest = oneshot::Sender<Result<(), String>>;
+
+/// The running services; they end when this is dropped.
+pub(super) struct Services {
+    _tasks: JoinSet<()>,
+    control: PathBuf,
+}
+
+/// Opens control socket and metrics port, and starts serving them.
+pub(super) async fn start(
+    gateway: &Arc<Gateway>,
+    file: PathBuf,
+    reload: mpsc::Sender<ReloadRequest>,
+) -> Result<Services, Failure> {
+    let config = gateway.config();
+    let path = config.paths.control.clone();
+    let socket = control::bind(&path).map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "; another vscan answers there: stop it, or set [paths] control"
+            }
+            _ => "",
+        };
+        let what = format!("control socket {}", path.display());
+        Failure::new(exit::CANTCREAT, &what, format!("{error}{hint}"))
+    })?;
+    let backend: Arc<dyn Backend> =
+        Arc::new(Operated { gateway: Arc::clone(gateway), file, reload });
+    let mut tasks = JoinSet::new();
+    if let Some(listen) = config.metrics.listen {
+        let listener = TcpListener::bind(listen).await.map_err(|error| {
+            let hint = match error.kind() {
+                io::ErrorKind::AddrInUse => "; another program has the port: set [metrics] listen",
+                io::ErrorKind::AddrNotAvailable => {
+                    "; no interface has that address: set [metrics] listen"
+                }
+                _ => "",
+            };
+            Failure::new(exit::OSERR, &format!("metrics on {listen}"), format!("{error}{hint}"))
+        })?;
+        tasks.spawn(http::serve(listener, Arc::clone(&backend)));
+    }
+    tasks.spawn(control::serve(socket, backend));
+    tasks.spawn(retain(Arc::clone(gateway)));
+    Ok(Services { _tasks: tasks, control: path })
+}
+
+impl Services {
+    /// Ends them and removes the control socket.
+    pub(super) fn stop(self) {
+        if let Err(error) = std::fs::remove_file(&self.control)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!("control socket {}: {error}", self.control.display());
+        }
+    }
+}
+
+async fn retain(gateway: Arc<Gateway>) {
+    let mut interval = tokio::time::interval(RETENTION);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let gateway = Arc::clone(&gateway);
+        let retained = tokio::task::spawn_blocking(move || {
+            let retained = gateway.quarantine.retain(Timestamp::now());
+            if let Ok(retained) = &retained {
+                gateway.observer.metrics.set_quarantine(retained.usage);
+            }
+            retained
+        });
+        match retained.await {
+            Ok(Ok(retained)) if retained.removed > 0 => {
+                tracing::info!(removed = retained.removed, "quarantine: old objects removed");
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::error!("quarantine: {error}"),
+            Err(error) => tracing::error!("quarantine: {error}"),
+        }
+    }
+}
+
+/// The gateway, as operators see it.
+struct Operated {
+    gateway: Arc<Gateway>,
+    file: PathBuf,
+    reload: mpsc::Sender<ReloadRequest>,
+}
+
+impl Backend for Operated {
+    fn observer(&self) -> &Observer {
+        &self.gateway.observer
+    }
+
+    fn status(&self) -> Status {
+        let config = self.gateway.config();
+        let (spool_memory, spool_disk) = self.gateway.spool.used();
+        Status {
+            config: self.file.clone(),
+            steering: self.gateway.steering(),
+            interfaces: config.gateway.interfaces.iter().map(ToString::to_string).collect(),
+            draining: *self.gateway.draining().borrow(),
+            sessions_max: config.gateway.max_sessions.get() as u64,
+            scanner: self.gateway.scanner.status().into(),
+            spool_memory,
+            spool_disk,
+            quarantine: self.gateway.quarantine.usage().unwrap_or_default(),
+            ..Status::of(&self.gateway.observer)
+        }
+    }
+
+    fn reload(&self) -> Boxed<'_, Result<(), String>> {
+        Box::pin(async {
+            let (answer, answered) = oneshot::channel();
+            self.reload.send(answer).await.map_err(|_| "the gateway is stopping".to_owned())?;
+            answered.await.map_err(|_| "the gateway is stopping".to_owned())?
+        })
+    }
+
+    fn health(&self) -> Result<(), String> {
+        if self.gateway.scanner.status().workers == 0 {
+            return Err("no scanner worker is alive".to_owned());
+        }
+        match self.gateway.observer.metrics.heartbeat_age() {
+            Some(age) if age <= BEAT_OVERDUE => Ok(()),
+            Some(age) => Err(format!("the last heartbeat is {age:.1} s old")),
+            None => Err("no heartbeat yet".to_owned()),
+        }
+    }
+}
