@@ -47,10 +47,13 @@ pub enum Output {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the agent: guard the interfaces, intercept, scan. Ends with SIGTERM, reloads with SIGHUP.
+    /// Run the gateway.
+    ///
+    /// Installs the kernel state, starts the gateway and the scanner and watches them. Says READY=1 to systemd when
+    /// connections are steered. SIGHUP reloads, SIGTERM lets sessions end (gateway.drain) and removes the kernel state.
     Run,
 
-    /// The process that `run` starts for the sessions.
+    /// The gateway process; started by `vscan run`.
     #[command(hide = true)]
     Gateway,
 
@@ -92,6 +95,12 @@ pub enum Command {
 
     /// Make the running gateway read configuration and rules again; what is wrong changes nothing.
     Reload,
+
+    /// Say what this machine offers, what is missing, and what would be in the way.
+    Doctor,
+
+    /// Remove every trace of vscan from the kernel: its nftables table, rules, routes and pins.
+    Cleanup,
 
     /// Print a completion script.
     Completions {

@@ -68,7 +68,7 @@ pub(super) fn run(path: &Path, output: Output, out: &mut dyn Write) -> Result<()
             }
             for interface in &config.gateway.interfaces {
                 if !Path::new("/sys/class/net").join(interface.as_str()).exists() {
-                    code = if code == 0 { EX_UNAVAILABLE } else { code };
+                    code = if code == 0 { EX_CONFIG } else { code };
                     complaints.push(system(format!(
                         "there is no interface {interface}; `ip link` lists those that exist (gateway.interfaces)"
                     )));

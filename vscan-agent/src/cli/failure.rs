@@ -22,6 +22,8 @@ pub(super) const EX_OSERR: u8 = 71;
 pub(super) const EX_CANTCREAT: u8 = 73;
 /// `EX_IOERR`: reading or writing failed.
 pub(super) const EX_IOERR: u8 = 74;
+/// `EX_TEMPFAIL`: not now.
+pub(super) const EX_TEMPFAIL: u8 = 75;
 /// `EX_NOPERM`: no permission.
 pub(super) const EX_NOPERM: u8 = 77;
 /// `EX_CONFIG`: a wrong configuration.

@@ -5,6 +5,7 @@
 pub mod args;
 mod check;
 mod client;
+mod doctor;
 mod failure;
 pub mod filter;
 mod flows;
@@ -14,7 +15,7 @@ mod scan;
 mod status;
 mod table;
 
-use crate::config::Config;
+use crate::config::{Config, ConfigErrors};
 use crate::observe::{control::Request, logging};
 use crate::{gateway, supervisor};
 use args::{Cli, Command};
@@ -76,8 +77,8 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Scan(args) => {
             // without a configuration the defaults serve: scanning needs no gateway
             let config = match config() {
-                Err(crate::config::ConfigErrors::Unreadable { .. }) if !args.rules.is_empty() => {
-                    Config::for_scanning()
+                Err(ConfigErrors::Unreadable { .. }) if !args.rules.is_empty() => {
+                    Config::defaults()
                 }
                 other => other?,
             };
@@ -95,6 +96,15 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Reload => {
             client::ask_once(&config()?.paths.control, &Request::Reload)?;
             writeln!(out, "configuration and rules are reloaded")?;
+        }
+        Command::Doctor => doctor::run(&config()?, cli.output, out)?,
+        Command::Cleanup => {
+            // also after the configuration is gone: then what the defaults would have made
+            let config = match config() {
+                Err(ConfigErrors::Unreadable { .. }) => Config::defaults(),
+                other => other?,
+            };
+            doctor::cleanup(&config, cli.output, out)?;
         }
         Command::Completions { shell } => pages::completions(*shell, out),
         Command::Man { directory } => pages::manual(directory.as_deref(), out)?,

@@ -66,9 +66,10 @@ impl Config {
         Self::parse(&text, path)
     }
 
-    /// The defaults, for `vscan scan` on a machine that is no gateway: it has no interfaces and no inside.
+    /// The defaults, for commands that work without a configuration file: no gateway, as it has no interfaces and no
+    /// inside.
     #[must_use]
-    pub fn for_scanning() -> Self {
+    pub fn defaults() -> Self {
         Self {
             gateway: Gateway::default(),
             paths: Paths::default(),
