@@ -85,9 +85,10 @@ const FRAG_MASK: u16 = 0x3fff;
 #[inline(always)]
 pub fn find<P: Packet>(packet: &P, start: Start) -> Found {
     match start {
-        Start::Ip => match packet.load::<u8>(0) {
-            Some(byte) if byte >> 4 == 4 => ipv4(packet, 0),
-            Some(byte) if byte >> 4 == 6 => ipv6(packet, 0),
+        // two bytes: the verifier learns nothing from a check for one at the very start
+        Start::Ip => match packet.load::<u16>(0).map(|word| u16::from_be(word) >> 12) {
+            Some(4) => ipv4(packet, 0),
+            Some(6) => ipv6(packet, 0),
             Some(_) => Found::Other,
             None => Found::Short,
         },
@@ -148,11 +149,11 @@ fn ipv6<P: Packet>(packet: &P, ip: usize) -> Found {
             IPPROTO_AH => (4, 2),
             _ => return Found::Other,
         };
-        let (Some(after), Some(length)) = (packet.load::<u8>(at), packet.load::<u8>(at + 1)) else {
+        let Some(word) = packet.load::<u16>(at).map(u16::from_be) else {
             return Found::Short;
         };
-        next = after;
-        at += (length as usize + extra) * unit;
+        next = (word >> 8) as u8;
+        at += ((word & 0xff) as usize + extra) * unit;
     }
     Found::Deep
 }

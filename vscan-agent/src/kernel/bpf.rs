@@ -547,10 +547,18 @@ fn refused<E: std::error::Error + 'static>(error: E) -> BpfError {
         }
         cause = e.source();
     }
-    // a verifier log may follow: its last lines say it, the journal has the rest
-    let short: String = text.lines().next().unwrap_or_default().chars().take(500).collect();
     tracing::debug!(error = %text, "BPF");
-    BpfError::Refused(short)
+    // a verifier log says in its last lines what it does not like; the debug log has it whole
+    let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+    let short = match lines.as_slice() {
+        [first, .., before, last] if first.contains("Verifier") => {
+            let call = first.split(". Verifier").next().unwrap_or_default();
+            format!("{call}: {before}: {last}")
+        }
+        [first, ..] => (*first).to_owned(),
+        [] => String::new(),
+    };
+    BpfError::Refused(short.chars().take(500).collect())
 }
 
 /// A map from a descriptor that was handed over.
