@@ -5,8 +5,12 @@
 
 use super::{Place, transfer::Watch};
 use crate::net::{self, relay};
+use rustix::net::RecvFlags;
 use std::{io, pin::pin};
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{
+    io::{AsyncWriteExt, Interest},
+    net::TcpStream,
+};
 use vscan_proto::ftp::is_tls_record;
 
 /// Bytes read at a time until the server has begun, too.
@@ -62,10 +66,17 @@ async fn begin(
             readable = upstream.readable() => {
                 readable?;
                 let mut first = [0; 2];
-                return match upstream.peek(&mut first).await? {
-                    0 => Err(io::ErrorKind::UnexpectedEof.into()),
-                    count => Ok(begun && is_tls_record(&first[..count])),
-                };
+                // Readiness may be left over from the dialogue, so this must not wait.
+                let peeked = upstream.try_io(Interest::READABLE, || {
+                    let (count, _) = rustix::net::recv(&*upstream, &mut first, RecvFlags::PEEK)?;
+                    Ok(count)
+                });
+                match peeked {
+                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(count) => return Ok(begun && is_tls_record(&first[..count])),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
             }
             readable = client.readable() => {
                 readable?;
