@@ -330,4 +330,4 @@ impl Walk<'_> {
 
 #[cfg(test)]
 #[path = "object/tests.rs"]
-mod tests;
+pub(crate) mod tests;

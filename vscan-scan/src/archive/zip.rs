@@ -30,7 +30,7 @@ const CENTRAL: &[u8] = b"PK\x01\x02";
 /// Opens the archive. `begins` says that the data begins as one: only then is an unusable archive worth a note.
 pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
     // The places of packed data with the way they were opened, so that nothing is opened twice the same way.
-    let mut opened: HashSet<(usize, u16, Option<u64>)> = HashSet::new();
+    let mut opened: HashSet<(usize, bool, u16, Option<u64>)> = HashSet::new();
     let mut covered = Vec::new();
     let most = walk.limits.members as usize;
     let directory = central(data, most);
@@ -38,6 +38,9 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
         walk.note(Reason::Members, "too many entries in the zip directory");
     }
     let mut any = false;
+    // Members that do not lie where the directory says; the second view may find them.
+    let mut missing: Vec<&str> = Vec::new();
+    let mut names: HashSet<String> = HashSet::new();
     for member in &directory {
         if walk.stopped() {
             return;
@@ -56,9 +59,7 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
                     open_member(walk, data, &local, body, &mut opened);
                 }
             }
-            None => walk.within(&member.name, |walk| {
-                walk.note(Reason::Malformed, "the zip directory points to no member")
-            }),
+            None => missing.push(&member.name[..]),
         }
     }
     covered.sort_by_key(|r| r.start);
@@ -86,9 +87,17 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
         };
         any = true;
         open_member(walk, data, &member, body, &mut opened);
+        if !missing.is_empty() {
+            names.insert(member.name.clone());
+        }
         if let Some(packed) = member.packed {
             at = at.max(body.saturating_add(packed as usize).min(data.len()));
         }
+    }
+    for name in missing.into_iter().filter(|name| !names.contains(*name)) {
+        walk.within(name, |walk| {
+            walk.note(Reason::Malformed, "the zip directory points to no member")
+        });
     }
     if begins && !any && !data.starts_with(b"PK\x05\x06") {
         walk.note(Reason::Malformed, "zip archive without a usable member");
@@ -106,9 +115,9 @@ fn open_member(
     data: &[u8],
     member: &Member,
     body: usize,
-    opened: &mut HashSet<(usize, u16, Option<u64>)>,
+    opened: &mut HashSet<(usize, bool, u16, Option<u64>)>,
 ) {
-    if !opened.insert((body, member.method, member.packed)) {
+    if !opened.insert((body, member.flags & ENCRYPTED != 0, member.method, member.packed)) {
         return;
     }
     if member.flags & ENCRYPTED != 0 || member.method == 99 {
@@ -165,22 +174,20 @@ fn central(data: &[u8], most: usize) -> Vec<Member> {
         };
         // The directory lies right before the end record; the offset in it is wrong when something was put in
         // front of the archive. ZIP64 puts two more records between.
-        let mut starts = vec![(end as u64).saturating_sub(u64::from(size)), u64::from(offset)];
+        let (size, offset) = (u64::from(size), u64::from(offset));
+        let mut starts = vec![((end as u64).saturating_sub(size), offset), (offset, offset)];
         if let Some(zip64) = memmem::rfind(&data[..end], b"PK\x06\x06")
             && let (Some(size), Some(offset)) = (u64_at(data, zip64 + 40), u64_at(data, zip64 + 48))
         {
-            starts.push((zip64 as u64).saturating_sub(size));
-            starts.push(offset);
+            starts.splice(..0, [((zip64 as u64).saturating_sub(size), offset), (offset, offset)]);
         }
-        for (i, &start) in starts.iter().enumerate() {
+        for (start, offset) in starts {
             let Ok(start) = usize::try_from(start) else { continue };
             if data.get(start..).is_some_and(|d| d.starts_with(CENTRAL)) {
                 // What precedes the archive, for example the program of a self-extracting one.
-                let shift = match i {
-                    0 => start.saturating_sub(offset as usize),
-                    _ => 0,
-                };
-                return entries(data, start, if offset == u32::MAX { 0 } else { shift }, most);
+                let shift =
+                    usize::try_from(offset).map_or(0, |offset| start.saturating_sub(offset));
+                return entries(data, start, shift, most);
             }
         }
     }

@@ -46,6 +46,7 @@ struct Checked<'a> {
 }
 
 fn main() -> ExitCode {
+    sys::forget_backtrace();
     let args = match parse(std::env::args_os().skip(1)) {
         Ok(args) => args,
         Err(e) => return refuse(EX_USAGE, &format!("{e}\n{USAGE}")),

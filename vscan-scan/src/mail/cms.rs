@@ -55,8 +55,9 @@ fn signed(walk: &mut Walk<'_>, data: &[u8], place: Place) {
     for at in memchr::memmem::find_iter(data, &oid).take(16) {
         let Some((0xa0, _, inner)) = element(&data[at + oid.len()..]) else { continue };
         let mut octets = Vec::new();
+        // In a detached signature the signer's certificates follow here: no content.
         if !octet_string(inner, &mut octets, 0) {
-            walk.note(Reason::Malformed, "CMS content that is no octet string");
+            continue;
         }
         let kind = match sniff::sniff(&octets) {
             // A MIME part, which begins with a MIME field.

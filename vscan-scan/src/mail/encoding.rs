@@ -14,7 +14,10 @@ pub(crate) fn decode<'a>(walk: &mut Walk<'_>, encoding: Encoding, body: &'a [u8]
         Encoding::Base64 => {
             let decoded = base64(body);
             // Some junk is passed over by every reader; when a quarter is junk, nobody knows what is meant.
-            if decoded.junk * 4 > decoded.letters + decoded.junk {
+            // Blanks between every few letters are those of words.
+            if decoded.junk * 4 > decoded.letters + decoded.junk
+                || decoded.blanks * 10 > decoded.letters
+            {
                 walk.note(Reason::Malformed, "called base64, but is not");
             }
             Cow::Owned(decoded.data)
@@ -39,6 +42,8 @@ pub(crate) struct Base64 {
     pub(crate) letters: usize,
     /// Bytes that are neither of the alphabet nor padding nor white space, before the last padding.
     pub(crate) junk: usize,
+    /// Spaces and tabs, before the last padding.
+    pub(crate) blanks: usize,
 }
 
 const NONE: u8 = 0xff;
@@ -67,7 +72,7 @@ pub(crate) const ALPHABET: [u8; 256] = {
 pub(crate) fn base64(body: &[u8]) -> Base64 {
     let mut out = Base64 { data: Vec::with_capacity(body.len() / 4 * 3 + 3), ..Base64::default() };
     let (mut bits, mut count) = (0u32, 0u8);
-    let (mut junk, mut padded) = (0, false);
+    let (mut junk, mut blanks, mut padded) = (0, 0, false);
     let mut rest = body;
     while !rest.is_empty() {
         // Whole quanta without anything in between: nearly all of a body.
@@ -94,12 +99,13 @@ pub(crate) fn base64(body: &[u8]) -> Base64 {
         rest = tail;
         match ALPHABET[byte as usize] {
             NONE => junk += 1,
-            SPACE => {}
+            SPACE => blanks += usize::from(byte == b' ' || byte == b'\t'),
             PAD => {
                 flush(&mut out.data, bits, count);
                 (bits, count) = (0, 0);
                 padded = true;
                 out.junk += std::mem::take(&mut junk);
+                out.blanks += std::mem::take(&mut blanks);
             }
             value => {
                 bits = bits << 6 | u32::from(value);
@@ -116,6 +122,7 @@ pub(crate) fn base64(body: &[u8]) -> Base64 {
     // Text behind the padding is a mailing list's footer, which readers drop.
     if !padded && out.letters > 0 || out.letters == 0 {
         out.junk += junk;
+        out.blanks += blanks;
     }
     out
 }

@@ -35,6 +35,15 @@ pub fn fork() -> io::Result<Forked> {
     }
 }
 
+/// Switches backtraces off: the runtime would look for source files where a worker may not look, and end as
+/// a breach of the sandbox what was an abort for want of memory. To be called first in `main`.
+pub fn forget_backtrace() {
+    for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+        // SAFETY: no other thread exists that could read the environment.
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
 /// Takes over a descriptor that the parent process left open at this number.
 ///
 /// # Errors

@@ -1,0 +1,147 @@
+//! Proof of the sandbox: children under the very functions that confine workers try what they must not do.
+//!
+//! Without the test harness, because only a process of one thread may fork.
+
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::undocumented_unsafe_blocks,
+    reason = "a test without harness: a failure is a panic; raw system calls are what it tries"
+)]
+
+use rustix::process::{WaitOptions, getpid, waitpid};
+use std::net::TcpStream;
+use vscan_scan::process::sandbox;
+use vscan_scan::process::sys::{self, Forked};
+
+/// How a child ended: its exit code or its signal.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Code(i32),
+    Signal(i32),
+}
+
+fn confined(seccomp: bool, what: impl FnOnce() -> i32) -> End {
+    let parent = getpid();
+    match sys::fork().expect("fork") {
+        Forked::Child => {
+            let filter = sandbox::worker_filter(std::process::id()).expect("filter");
+            sandbox::confine_worker(parent, 64 << 20).expect("confine");
+            if seccomp {
+                sandbox::filter(&filter).expect("seccomp");
+            }
+            sys::exit(what())
+        }
+        Forked::Parent(pid) => {
+            let (_, status) =
+                waitpid(Some(pid), WaitOptions::empty()).expect("waitpid").expect("status");
+            match status.exit_status() {
+                Some(code) => End::Code(code),
+                None => End::Signal(status.terminating_signal().expect("a signal")),
+            }
+        }
+    }
+}
+
+type Attempt = fn() -> i32;
+
+const SIGSYS: End = End::Signal(libc::SIGSYS);
+
+fn main() {
+    sys::forget_backtrace();
+    // What a worker does is allowed.
+    assert_eq!(confined(true, || 7), End::Code(7));
+    assert_eq!(
+        confined(true, || vec![1u8; 8 << 20].iter().map(|&b| i32::from(b)).sum::<i32>() >> 20),
+        End::Code(8)
+    );
+    assert_eq!(
+        confined(true, || std::time::Instant::now().elapsed().as_secs() as i32),
+        End::Code(0)
+    );
+    println!("allowed: memory and time");
+
+    // What reaches outside ends it.
+    let forbidden: [(&str, Attempt); 13] = [
+        ("open", || i32::from(std::fs::File::open("/etc/passwd").is_ok())),
+        ("create", || i32::from(std::fs::File::create("/tmp/vscan-sandbox-test").is_ok())),
+        ("readdir", || i32::from(std::fs::read_dir("/proc").is_ok())),
+        ("unlink", || i32::from(std::fs::remove_file("/nonexistent").is_ok())),
+        ("socket and connect", || i32::from(TcpStream::connect("127.0.0.1:9").is_ok())),
+        ("bind", || i32::from(std::net::UdpSocket::bind("127.0.0.1:0").is_ok())),
+        ("unix socket", || i32::from(std::os::unix::net::UnixStream::pair().is_ok())),
+        ("exec", || i32::from(std::process::Command::new("/bin/true").spawn().is_ok())),
+        ("thread", || i32::from(std::thread::Builder::new().spawn(|| ()).is_ok())),
+        ("kill", || unsafe { libc::kill(1, 0) }),
+        ("ptrace", || unsafe { libc::ptrace(libc::PTRACE_TRACEME) as i32 }),
+        ("executable memory", || {
+            let rwx = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+            let at = unsafe {
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    4096,
+                    rwx,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                    -1,
+                    0,
+                )
+            };
+            i32::from(at != libc::MAP_FAILED)
+        }),
+        ("write to what is not the error output", || unsafe {
+            libc::write(1, "x".as_ptr().cast(), 1) as i32
+        }),
+    ];
+    for (what, attempt) in forbidden {
+        assert_eq!(confined(true, attempt), SIGSYS, "{what}");
+        println!("ended by the filter: {what}");
+    }
+
+    // Landlock and the empty capabilities stand by themselves, should a system call be missed.
+    if sandbox_has_landlock() {
+        assert_eq!(
+            confined(false, || i32::from(std::fs::File::open("/etc/passwd").is_ok())),
+            End::Code(0)
+        );
+        assert_eq!(confined(false, || i32::from(std::fs::read_dir("/").is_ok())), End::Code(0));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let port = listener.local_addr().expect("address").port();
+        assert!(
+            TcpStream::connect(("127.0.0.1", port)).is_ok(),
+            "it can be reached from outside the sandbox"
+        );
+        let refused = move || {
+            let error = TcpStream::connect(("127.0.0.1", port)).map(drop).err();
+            error
+                .map_or(1, |e| if e.kind() == std::io::ErrorKind::PermissionDenied { 0 } else { 2 })
+        };
+        assert_eq!(confined(false, refused), End::Code(0));
+        println!("denied by landlock: files, TCP");
+    }
+
+    // More memory than the limit: an allocation that can fail does, and is told.
+    let tight = || match std::hint::black_box(Vec::<u8>::new()).try_reserve_exact(256 << 20) {
+        Ok(()) => 1,
+        Err(_) => 0,
+    };
+    assert_eq!(confined(true, tight), End::Code(0));
+    assert_eq!(
+        confined(true, || std::hint::black_box(vec![1u8; 256 << 20]).len() as i32),
+        End::Signal(libc::SIGABRT)
+    );
+    println!("bounded: memory");
+}
+
+/// Whether this kernel has landlock, asked of the kernel and not of the code under test.
+fn sandbox_has_landlock() -> bool {
+    const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0usize,
+            LANDLOCK_CREATE_RULESET_VERSION,
+        )
+    };
+    version >= 4
+}
