@@ -10,7 +10,9 @@ use vscan_agent::{
 
 #[expect(clippy::print_stdout, reason = "a command-line tool")]
 fn main() -> Result<()> {
-    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
     let mut args = std::env::args().skip(1);
     let (Some(command), Some(file)) = (args.next(), args.next().map(PathBuf::from)) else {
         bail!("usage: kernel load|unload CONFIG");

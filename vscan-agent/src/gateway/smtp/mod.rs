@@ -27,10 +27,21 @@ pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
         Ok(upstream) => upstream,
         Err(error) => return Box::pin(unreachable(conn.client, &flow, error)).await,
     };
-    let mut driver = Driver::new(gateway, &config, &flow, machine(&config), conn.client, upstream);
+    serve(gateway, &config, &flow, conn.client, upstream).await;
+}
+
+/// Serves a session whose legs are connected.
+async fn serve(
+    gateway: &Gateway,
+    config: &config::Config,
+    flow: &FlowHandle,
+    client: TcpStream,
+    upstream: TcpStream,
+) {
+    let mut driver = Driver::new(gateway, config, flow, machine(config), client, upstream);
     let end = poll_fn(|cx| driver.poll(cx)).await;
     let (client, upstream) = driver.into_legs();
-    Box::pin(finish(end, client, upstream, &config, &flow)).await;
+    Box::pin(finish(end, client, upstream, config, flow)).await;
 }
 
 fn machine(config: &config::Config) -> Arc<Config> {
