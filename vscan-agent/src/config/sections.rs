@@ -144,14 +144,16 @@ fn seconds(duration: Duration) -> u32 {
 }
 
 fn rate_limit(r: &mut Reader<'_>, t: &mut Table<'_, '_>) -> Option<RateLimit> {
-    if !t.has("rate_limit") {
-        t.raw("rate_limit");
+    if t.raw("rate_limit")?.get_ref().as_table().is_none() {
+        let wrong = Wrong::new("`gateway.rate_limit` must be a table")
+            .help("write rate_limit = { per_second = 50, burst = 100 }");
+        r.report(t.span_of("rate_limit"), wrong);
         return None;
     }
     let mut t = t.table(r, "rate_limit");
     let per_second = t.opt(r, "per_second");
     let burst = t.opt(r, "burst").or(per_second);
-    if per_second.is_none() && !t.has("per_second") {
+    if !t.has("per_second") {
         let wrong = Wrong::new("`gateway.rate_limit.per_second` is missing")
             .help("write rate_limit = { per_second = 50, burst = 100 }");
         r.report(t.span(), wrong);

@@ -1,17 +1,400 @@
 use super::*;
+use proptest::prelude::*;
 use std::path::Path;
+use std::time::Duration;
+use vscan_scan::report::{Reason, Verdict};
 
-const LEAST: &str =
-    "[gateway]\ninterfaces = [\"lan0\", \"wan0\"]\ninside = [\"192.168.0.0/16\", \"fd00::/8\"]\n";
+const LEAST: &str = "\
+[gateway]
+interfaces = [\"lan0\", \"wan0\"]
+inside = [\"192.168.0.0/16\", \"fd00::/8\"]
+";
 
 fn parse(text: &str) -> Result<Config, ConfigErrors> {
     Config::parse(text, Path::new("vscan.toml"))
 }
 
+fn with(more: &str) -> Result<Config, ConfigErrors> {
+    parse(&format!("{LEAST}{more}"))
+}
+
+/// The messages, as the user sees them.
+fn complaints(text: &str) -> String {
+    parse(text).unwrap_err().to_string()
+}
+
 #[test]
 fn least_configuration_has_defaults() {
     let c = parse(LEAST).unwrap();
-    assert_eq!(c.ftp.ports, [21.try_into().unwrap()]);
+    assert_eq!(c.ftp, Ftp::default());
+    assert_eq!(c.smtp, Smtp::default());
     assert_eq!(c.paths.control, Path::new("/run/vscan/control.sock"));
     assert_eq!(c.gateway.table.get(), 181);
+    assert_eq!(c.gateway.on_agent_down, OnAgentDown::Closed);
+    assert_eq!(c.metrics.listen, Some("127.0.0.1:9321".parse().unwrap()));
+    let defaults = Config {
+        gateway: Gateway {
+            interfaces: c.gateway.interfaces.clone(),
+            inside: c.gateway.inside.clone(),
+            ..Gateway::default()
+        },
+        ..Config::defaults()
+    };
+    assert_eq!(c, defaults);
+}
+
+#[test]
+fn the_example_is_right_and_says_the_defaults() {
+    let text = include_str!("../../../deploy/vscan.toml");
+    let example = parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let defaults = Config {
+        gateway: Gateway {
+            interfaces: example.gateway.interfaces.clone(),
+            inside: example.gateway.inside.clone(),
+            ..Gateway::default()
+        },
+        ..Config::defaults()
+    };
+    assert_eq!(example, defaults);
+    // every key that is shown in a comment is one that can be written, with the default shown
+    let shown: String = text
+        .lines()
+        .map(|line| match line.strip_prefix("#") {
+            Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => rest,
+            _ => line,
+        })
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert!(shown.lines().count() == text.lines().count() && shown.contains("\nhold_max ="));
+    let mut uncommented = parse(&shown).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((uncommented.access.len(), uncommented.treat.len()), (2, 3), "the examples");
+    uncommented.access.clear();
+    uncommented.treat.clear();
+    // as many as there are cores, so no number could be shown
+    uncommented.gateway.workers = defaults.gateway.workers;
+    uncommented.scan.workers = defaults.scan.workers;
+    assert_eq!(uncommented.gateway.rate_limit.take().map(|r| r.per_second.get()), Some(50));
+    assert_eq!(uncommented.paths.scanner.take().unwrap(), Path::new("/usr/bin/vscan-scanner"));
+    uncommented.gateway.exempt.clear();
+    uncommented.gateway.deny.clear();
+    uncommented.gateway.publish.clear();
+    uncommented.scan.skip_extensions.clear();
+    assert_eq!(uncommented, defaults);
+}
+
+#[test]
+fn everything_can_be_said() {
+    let c = with(
+        r#"
+exempt = ["10.9.0.0/16", "10.8.0.1"]
+deny = ["2001:db8:bad::/48"]
+on_agent_down = "open"
+steering = "nft"
+attach = "clsact"
+publish = ["192.168.1.5:25", "[fd00::5]:25", "192.168.2.0/24", "fd00:2::1"]
+intercept_own = true
+rate_limit = { per_second = 50 }
+marks = { client = 0x100, upstream = 0x200, bypass = 0x400, related = 0x300, mask = 0xf00 }
+table = 200
+tproxy_port = 4000
+max_sessions = 100
+workers = 2
+drain = "1m 30s"
+connect_timeout = "500ms"
+idle_timeout = "1h"
+
+[paths]
+run_dir = "/run/a"
+state_dir = "/var/a"
+events = "/tmp/events"
+
+[[access]]
+action = "deny"
+from = "192.168.9.0/24"
+protocol = "ftp"
+
+[[access]]
+to = ["0.0.0.0/0"]
+
+[ftp]
+ports = [21, 2121]
+tls = "refuse"
+
+[smtp]
+ports = [25, 587]
+starttls = "strip"
+bare_newline = "refuse"
+noop_interval = "10s"
+
+[scan]
+rules = ["/tmp/rules"]
+skip_extensions = ["TXT"]
+deadline = "1500ms"
+workers = 1
+[scan.limits]
+object_size = "1 MiB"
+header_bytes = 4096
+
+[[treat]]
+protocol = ["smtp"]
+direction = ["inbound", "internal"]
+verdict = "unscannable"
+reason = ["encrypted", "encrypted-mail"]
+action = "pass"
+
+[[treat]]
+detection = "Win.*"
+extension = ["exe"]
+from = "10.0.0.0/8"
+to = "192.0.2.1"
+action = "quarantine"
+
+[quarantine]
+max_age = "none"
+max_size = "10 GB"
+min_free = 0
+
+[spool]
+memory = "1 GiB"
+
+[metrics]
+listen = "none"
+
+[log]
+level = "info,vscan_agent::net=debug"
+format = "json"
+"#,
+    )
+    .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(c.gateway.publish.len(), 4);
+    assert_eq!(c.gateway.publish[1].net, "fd00::5/128".parse().unwrap());
+    assert_eq!(c.gateway.publish[1].port.map(|p| p.get()), Some(25));
+    assert_eq!(c.gateway.publish[3].port, None);
+    assert_eq!(c.gateway.drain, Duration::from_secs(90));
+    assert_eq!(c.gateway.rate_limit.map(|r| r.burst.get()), Some(50));
+    assert_eq!(c.gateway.marks.related, 0x300);
+    assert_eq!(c.paths.control, Path::new("/run/a/control.sock"));
+    assert_eq!(c.paths.quarantine, Path::new("/var/a/quarantine"));
+    assert_eq!(c.access[0].from, ["192.168.9.0/24".parse().unwrap()]);
+    assert_eq!(c.access[1].action, Permission::Allow);
+    assert_eq!(c.scan.limits.seconds, 2, "the deadline, rounded up");
+    assert_eq!(c.scan.limits.header_bytes, 4096);
+    assert!(c.scan.skips(b"/a/b.TxT") && !c.scan.skips(b"/a.txt/b") && !c.scan.skips(b"txt"));
+    assert_eq!(c.treat[0].verdict, [Verdict::Unscannable]);
+    assert_eq!(c.treat[0].reason, [Reason::Encrypted, Reason::EncryptedMail]);
+    assert!(c.treat[1].detection[0].matches("win.trojan"));
+    assert_eq!(
+        c.quarantine,
+        Quarantine { max_age: None, max_size: Some(10_000_000_000), min_free: 0 }
+    );
+    assert_eq!(c.metrics.listen, None);
+}
+
+#[test]
+fn every_error_at_once_with_place_and_help() {
+    let text = r#"[gateway]
+interfaces = ["lan0", "a name that is too long"]
+inside = ["192.168.1.1/16", "nonsense"]
+on_agent_down = "opne"
+max_sesions = 5
+
+[ftp]
+ports = [0]
+tls = "terminate"
+resume = "whole"
+
+[spool]
+memory = "lots"
+
+[[treat]]
+verdict = "infected"
+action = "strip"
+
+[mailbox.support]
+host = "x"
+"#;
+    assert_eq!(
+        complaints(text),
+        r#"vscan.toml:2:23: `gateway.interfaces[1]`: "a name that is too long" cannot be the name of an interface
+  2 | interfaces = ["lan0", "a name that is too long"]
+    |                       ^^^^^^^^^^^^^^^^^^^^^^^^^
+  help: `ip link` lists them; a name has 1 to 15 bytes, no space and no slash
+vscan.toml:3:11: `gateway.inside[0]`: "192.168.1.1/16" has bits set behind its prefix
+  3 | inside = ["192.168.1.1/16", "nonsense"]
+    |           ^^^^^^^^^^^^^^^^
+  help: write "192.168.0.0/16" for the network, or "192.168.1.1" for the host
+vscan.toml:3:29: `gateway.inside[1]`: "nonsense" is not a network
+  3 | inside = ["192.168.1.1/16", "nonsense"]
+    |                             ^^^^^^^^^^
+  help: write an address with its prefix length, as in "192.168.0.0/16" or "fd00::/8"
+vscan.toml:4:17: `gateway.on_agent_down`: "opne" is not known here
+  4 | on_agent_down = "opne"
+    |                 ^^^^^^
+  help: did you mean "open"?
+vscan.toml:5:1: unknown key `gateway.max_sesions`
+  5 | max_sesions = 5
+    | ^^^^^^^^^^^
+  help: did you mean `max_sessions`?
+vscan.toml:8:10: `ftp.ports[0]`: must be a port from 1 to 65535, this is 0
+  8 | ports = [0]
+    |          ^
+vscan.toml:9:7: `ftp.tls`: this version does not have "terminate": TLS is passed or refused, not opened
+  9 | tls = "terminate"
+    |       ^^^^^^^^^^^
+  help: choose one of "pass", "refuse"
+vscan.toml:10:10: `ftp.resume`: this version does not have "whole": a resumed transfer cannot be completed from the server
+  10 | resume = "whole"
+     |          ^^^^^^^
+  help: choose one of "refuse"
+vscan.toml:13:10: `spool.memory`: "lots" is not a size
+  13 | memory = "lots"
+     |          ^^^^^^
+  help: write a number and one of B, KiB, MiB, GiB, TiB, kB, MB, GB, TB
+vscan.toml:17:10: `treat[0].action`: this version does not have "strip": infected parts cannot be taken out of a message
+  17 | action = "strip"
+     |          ^^^^^^^
+  help: choose one of "pass", "block", "quarantine"
+vscan.toml:19:2: unknown table `mailbox`
+  19 | [mailbox.support]
+     |  ^^^^^^^
+  help: known here: gateway, paths, access, ftp, smtp, scan, treat, quarantine, spool, metrics, log"#
+    );
+    assert_eq!(parse(text).unwrap_err().exit_code(), 78);
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    assert_eq!(
+        complaints(""),
+        "\
+vscan.toml: `gateway.interfaces` is missing
+  help: write interfaces = [\"lan0\", \"wan0\"] below [gateway]
+vscan.toml: `gateway.inside` is missing
+  help: write inside = [\"192.168.0.0/16\"] below [gateway]"
+    );
+    assert!(complaints("[gateway]\ninterfaces = []\ninside = []\n").contains("must not be empty"));
+}
+
+#[test]
+fn what_contradicts_is_said() {
+    for (more, expected) in [
+        ("[smtp]\nports = [21]\n", "port 21 is in both `ftp.ports` and `smtp.ports`"),
+        ("[ftp]\nports = []\n[smtp]\nports = []\n", "both empty"),
+        ("[ftp]\nports = [21, 21]\n", "names 21 twice"),
+        ("[ftp]\nports = [12321]\n", "the port of `gateway.tproxy_port`"),
+        ("marks = { client = 0x101 }\n", "0x101 has bits outside of the mask 0xff"),
+        ("marks = { client = 0x82 }\n", "`gateway.marks.upstream` equals `gateway.marks.client`"),
+        ("table = 254\n", "254 (main)"),
+        ("rate_limit = { burst = 5 }\n", "`gateway.rate_limit.per_second` is missing"),
+        ("rate_limit = 5\n", "`gateway.rate_limit` must be a table"),
+        ("connect_timeout = \"0s\"\n", "must be more than 0"),
+        ("drain = 30\n", "a duration needs a unit"),
+        ("exempt = \"10.0.0.0/8\"\n", "must be an array"),
+        ("publish = [\"192.168.0.1:70000\"]\n", "\"70000\" is not a port"),
+        ("[spool]\nhold_max = \"1 TiB\"\n", "such an object could never be held"),
+        ("[paths]\nspool = \"tmp\"\n", "relative path"),
+        ("[scan]\nrules = []\n", "`scan.rules` must not be empty"),
+        ("[scan]\nskip_extensions = [\"*.txt\"]\n", "not a file name's extension"),
+        ("[scan]\nworkers = 2000\n", "at most 1024"),
+        ("[[treat]]\nverdict = \"infected\"\n", "`treat[0].action` is missing"),
+        ("[[treat]]\nverdict = \"clean\"\naction = \"block\"\n", "a clean object always passes"),
+        (
+            "[[treat]]\nverdict = \"infected\"\nreason = \"size\"\naction = \"pass\"\n",
+            "only matches verdict \"unscannable\"",
+        ),
+        ("[treat]\naction = \"pass\"\n", "write [[treat]]"),
+        ("[metrics]\nlisten = \"everywhere\"\n", "\"none\" turns it off"),
+        ("[log]\nlevel = \"a=b=c\"\n", "`log.level`"),
+    ] {
+        let said = with(more).map(|_| ()).unwrap_err().to_string();
+        assert!(said.contains(expected), "{more}\n{said}");
+        assert_eq!(said.matches("vscan.toml:").count(), 1, "one complaint:\n{said}");
+    }
+}
+
+#[test]
+fn syntax_errors_have_their_place_too() {
+    let said = complaints("[gateway\ninterfaces = [\n");
+    assert!(said.starts_with("vscan.toml:1:9: "), "{said}");
+    let said = complaints("[gateway]\ntable = 1\ntable = 2\n");
+    assert!(said.starts_with("vscan.toml:3:1: duplicate key"), "{said}");
+}
+
+#[test]
+fn places_count_characters_and_survive_tabs() {
+    let said = complaints(&format!("{LEAST}[log]\n\tformat = \"Grüße\" # é\n"));
+    assert!(
+        said.contains("vscan.toml:5:11: ")
+            && said.contains("5 |  format = \"Grüße\" # é\n    |           ^^^^^^^"),
+        "{said}"
+    );
+}
+
+#[test]
+fn unreadable_files_say_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("no.toml");
+    let error = Config::load(&path).unwrap_err();
+    assert_eq!(error.exit_code(), 66);
+    assert!(error.to_string().ends_with("no such file; name the configuration with --config"));
+    std::fs::write(&path, b"\xff").unwrap();
+    assert!(Config::load(&path).unwrap_err().to_string().ends_with("is not UTF-8 at byte 0"));
+}
+
+#[test]
+fn directions_and_permissions() {
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    let c = parse(LEAST).unwrap();
+    let (inside, outside) = (ip("192.168.3.4"), ip("203.0.113.1"));
+    assert_eq!(c.direction(inside, outside), Direction::Outbound);
+    assert_eq!(c.direction(outside, ip("fd12::1")), Direction::Inbound);
+    assert_eq!(c.direction(inside, inside), Direction::Internal);
+    assert_eq!(c.direction(outside, outside), Direction::Transit);
+    assert!(c.is_inside(ip("::ffff:192.168.3.4")), "mapped addresses are what they stand for");
+    assert_eq!(c.permits(inside, outside, Protocol::Ftp), Permission::Allow);
+    assert_eq!(c.permits(outside, inside, Protocol::Ftp), Permission::Deny);
+    let c = with(
+        "[[access]]\naction = \"deny\"\nfrom = \"192.168.3.0/24\"\nprotocol = \"ftp\"\n\
+         [[access]]\nfrom = \"192.168.0.0/16\"\n",
+    )
+    .unwrap();
+    assert_eq!(c.permits(inside, outside, Protocol::Ftp), Permission::Deny);
+    assert_eq!(c.permits(inside, outside, Protocol::Smtp), Permission::Allow);
+    assert_eq!(c.permits(ip("192.168.4.1"), outside, Protocol::Ftp), Permission::Allow);
+    assert_eq!(c.permits(ip("10.0.0.1"), outside, Protocol::Ftp), Permission::Deny);
+    assert_eq!(
+        (c.protocol(21), c.protocol(25), c.protocol(80)),
+        (Some(Protocol::Ftp), Some(Protocol::Smtp), None)
+    );
+}
+
+#[test]
+fn a_repeated_reason_list_names_every_reason_once() {
+    let mut words: Vec<&str> = REASONS.iter().map(|r| r.as_str()).collect();
+    words.sort_unstable();
+    words.dedup();
+    assert_eq!(words.len(), REASONS.len());
+    for word in words {
+        let c = with(&format!("[[treat]]\nreason = \"{word}\"\naction = \"block\"\n")).unwrap();
+        assert_eq!(c.treat[0].reason[0].as_str(), word);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_parser_panic(text in "\\PC{0,200}") {
+        let _ = parse(&text).map_err(|e| e.to_string());
+    }
+
+    #[test]
+    fn no_damage_to_a_configuration_makes_it_panic(at in 0usize..400, put in "\\PC{0,3}", take in 0usize..4) {
+        let mut text = format!("{LEAST}rate_limit = {{ per_second = 5 }}\n[scan]\nrules = [\"/é\"]\n[[treat]]\naction = \"pass\"\n");
+        let at = text.floor_char_boundary(at.min(text.len()));
+        let end = text.ceil_char_boundary((at + take).min(text.len()));
+        text.replace_range(at..end, &put);
+        if let Err(e) = parse(&text) {
+            prop_assert!(!e.problems().is_empty());
+            prop_assert!(!e.to_string().is_empty());
+        }
+    }
 }

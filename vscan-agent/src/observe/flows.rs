@@ -3,7 +3,8 @@
 //! A [`FlowHandle`] belongs to its session; dropping it closes the flow. What goes on in the kernel without the
 //! gateway comes from an [`UninspectedSource`].
 
-use super::events::{EventKind, EventLog, now};
+use super::eve::{AlertFields, FlowEvent, FlowFields, ObjectFields};
+use super::events::{EventKind, EventLog};
 use super::id::{FlowId, FlowIds};
 use super::metrics::Metrics;
 use super::record::{Change, FlowChange, FlowRecord};
@@ -502,106 +503,4 @@ fn clipped(bytes: &[u8], max: usize) -> Box<[u8]> {
 
 fn clipped_str(text: &str, max: usize) -> Box<str> {
     text[..text.floor_char_boundary(max)].into()
-}
-
-/// EVE: the common fields, then the kind's own under its name.
-struct FlowEvent<'a, T> {
-    flow: &'a Flow,
-    kind: EventKind,
-    fields: &'a T,
-    /// The object of an alert.
-    more: Option<&'a serde_json::Value>,
-}
-
-impl<T: Serialize> Serialize for FlowEvent<'_, T> {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeMap;
-        let open = &self.flow.open;
-        let mut map = s.serialize_map(None)?;
-        map.serialize_entry("timestamp", &now())?;
-        map.serialize_entry("event_type", &self.kind)?;
-        map.serialize_entry("flow_id", &self.flow.id)?;
-        map.serialize_entry("src_ip", &open.client.ip())?;
-        map.serialize_entry("src_port", &open.client.port())?;
-        map.serialize_entry("dest_ip", &open.server.ip())?;
-        map.serialize_entry("dest_port", &open.server.port())?;
-        if open.real_server != open.server {
-            map.serialize_entry("real_dest_ip", &open.real_server.ip())?;
-            map.serialize_entry("real_dest_port", &open.real_server.port())?;
-        }
-        map.serialize_entry("proto", "TCP")?;
-        map.serialize_entry("app_proto", &open.protocol)?;
-        map.serialize_entry(self.kind.as_str(), self.fields)?;
-        if let Some(more) = self.more {
-            map.serialize_entry("object", more)?;
-        }
-        map.end()
-    }
-}
-
-#[derive(Serialize)]
-struct FlowFields<'a> {
-    start: String,
-    end: String,
-    age: f64,
-    state: &'static str,
-    direction: Direction,
-    user: Option<&'a str>,
-    bytes_toserver: u64,
-    bytes_toclient: u64,
-    objects: u64,
-    verdict: Option<&'static str>,
-    uninspected: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct AlertFields<'a> {
-    action: &'static str,
-    signature: &'a str,
-    category: &'static str,
-    severity: u8,
-}
-
-#[derive(Serialize)]
-struct ObjectFields<'a> {
-    name: String,
-    kind: &'static str,
-    r#type: &'a str,
-    direction: Direction,
-    size: u64,
-    blake3: &'a str,
-    verdict: &'static str,
-    action: Treatment,
-    rule: &'a str,
-    findings: &'a [vscan_scan::report::Finding],
-    unread: &'a [vscan_scan::report::Unread],
-    error: Option<&'a str>,
-    parts: u32,
-    rules: &'a str,
-    quarantine: Option<&'a str>,
-    seconds: f64,
-}
-
-impl<'a> ObjectFields<'a> {
-    fn new(judged: &Judged<'a>) -> Self {
-        let report = judged.report;
-        Self {
-            name: wire::text(judged.name).into_owned(),
-            kind: judged.kind,
-            r#type: &report.kind,
-            direction: judged.direction,
-            size: judged.size,
-            blake3: judged.blake3,
-            verdict: crate::config::verdict_str(report.verdict),
-            action: judged.action,
-            rule: judged.rule,
-            findings: &report.findings,
-            unread: &report.unread,
-            error: report.error.as_deref(),
-            parts: report.parts,
-            rules: &report.rules,
-            quarantine: judged.quarantine,
-            seconds: judged.seconds,
-        }
-    }
 }

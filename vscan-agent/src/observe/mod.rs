@@ -3,6 +3,7 @@
 //! Everything here is told by the sessions what happens; nothing here decides anything or waits for a disk.
 
 pub mod control;
+mod eve;
 mod events;
 mod flows;
 pub mod http;
@@ -10,6 +11,8 @@ mod id;
 pub mod logging;
 mod metrics;
 mod record;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 pub use events::{EventKind, EventLog};

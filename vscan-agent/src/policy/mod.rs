@@ -48,7 +48,10 @@ pub fn decide(config: &Config, facts: &Facts<'_>) -> Decision {
     let mut points: Vec<Point<'_>> = Vec::new();
     points.extend(report.findings.iter().map(|f| Point::Infected(&f.name)));
     points.extend(report.unread.iter().map(|u| Point::Unscannable(u.reason)));
-    if report.error.is_some() || points.is_empty() {
+    if report.error.is_some() {
+        points.push(Point::Error);
+    }
+    if points.is_empty() {
         points.push(match report.verdict {
             Verdict::Infected => Point::Infected(""),
             Verdict::Unscannable => Point::Unscannable(Reason::Malformed),
