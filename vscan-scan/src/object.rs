@@ -215,7 +215,11 @@ impl Walk<'_> {
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => data.truncate(len),
                 Err(e) => {
                     data.truncate(len);
-                    self.note(Reason::Malformed, &e.to_string());
+                    let memory = e.kind() == std::io::ErrorKind::OutOfMemory;
+                    self.note(
+                        if memory { Reason::Memory } else { Reason::Malformed },
+                        &e.to_string(),
+                    );
                     return data;
                 }
             }
@@ -278,7 +282,9 @@ impl Walk<'_> {
         match kind {
             Kind::Message => mail::message(self, data),
             Kind::Mbox => mail::mbox(self, data),
-            Kind::Gzip => archive::gzip::open(self, data),
+            Kind::Gzip | Kind::Bzip2 | Kind::Xz | Kind::Lzma | Kind::Lzip | Kind::Zstd => {
+                archive::stream::open(self, data, kind)
+            }
             Kind::Ar => archive::ar::open(self, data),
             Kind::Cms => mail::cms::open(self, data, place),
             Kind::Uuencoded => mail::sweep::sections(self, data, place),

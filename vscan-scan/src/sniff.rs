@@ -22,6 +22,16 @@ pub enum Kind {
     Zip,
     /// gzip (RFC 1952).
     Gzip,
+    /// bzip2.
+    Bzip2,
+    /// xz.
+    Xz,
+    /// LZMA alone, the predecessor of xz.
+    Lzma,
+    /// lzip.
+    Lzip,
+    /// Zstandard (RFC 8878).
+    Zstd,
     /// tar (POSIX ustar, GNU, pax).
     Tar,
     /// Unix archive: Debian packages, static libraries.
@@ -61,6 +71,11 @@ impl Kind {
             Kind::Mbox => "mbox",
             Kind::Zip => "zip",
             Kind::Gzip => "gzip",
+            Kind::Bzip2 => "bzip2",
+            Kind::Xz => "xz",
+            Kind::Lzma => "lzma",
+            Kind::Lzip => "lzip",
+            Kind::Zstd => "zstd",
             Kind::Tar => "tar",
             Kind::Ar => "ar",
             Kind::Cms => "cms",
@@ -96,14 +111,13 @@ const MAGIC: &[(usize, &[u8], Kind)] = &[
     (0, b"7z\xbc\xaf\x27\x1c", Kind::Unsupported("7z")),
     (0, b"MSCF\0\0\0\0", Kind::Unsupported("cab")),
     (0, b"ISc(", Kind::Unsupported("installshield-cab")),
-    (0, b"\xfd7zXZ\0", Kind::Unsupported("xz")),
-    (0, b"LZIP\x01", Kind::Unsupported("lzip")),
-    (0, b"\x28\xb5\x2f\xfd", Kind::Unsupported("zstd")),
+    (0, b"\xfd7zXZ\0", Kind::Xz),
+    (0, b"LZIP\x01", Kind::Lzip),
+    (0, b"\x28\xb5\x2f\xfd", Kind::Zstd),
     (0, b"\x04\x22\x4d\x18", Kind::Unsupported("lz4")),
     (0, b"\x1f\x9d", Kind::Unsupported("compress")),
     (0, b"\x1f\xa0", Kind::Unsupported("compress")),
     (0, b"\x1f\x1e", Kind::Unsupported("pack")),
-    (0, b"\x5d\0\0\x80\0\xff\xff", Kind::Unsupported("lzma")),
     (0, b"\x89LZO\0\r\n\x1a\n", Kind::Unsupported("lzop")),
     (7, b"**ACE**", Kind::Unsupported("ace")),
     (0, b"SZDD\x88\xf0\x27\x33", Kind::Unsupported("szdd")),
@@ -173,6 +187,10 @@ pub fn sniff(data: &[u8]) -> Kind {
             return kind;
         }
     }
+    // Zstandard frames may have frames to be skipped before them.
+    if matches!(data, [0x50..0x60, 0x2a, 0x4d, 0x18, ..]) {
+        return Kind::Zstd;
+    }
     if is_tar(data) {
         return Kind::Tar;
     }
@@ -184,7 +202,7 @@ pub fn sniff(data: &[u8]) -> Kind {
         && data[3].is_ascii_digit()
         && data[4..10] == *b"1AY&SY"
     {
-        return Kind::Unsupported("bzip2");
+        return Kind::Bzip2;
     }
     // LHA: level 0 to 2 headers carry the method at offset 2, e.g. `-lh5-` or `-pm2-`.
     if data.len() > 24
@@ -199,6 +217,17 @@ pub fn sniff(data: &[u8]) -> Kind {
         let size = u16::from_le_bytes([data[2], data[3]]);
         if (30..=2600).contains(&size) && data[4] >= 30 && data[7] < 12 {
             return Kind::Unsupported("arj");
+        }
+    }
+    // LZMA alone: the usual properties, a dictionary that is a power of two from 64 KiB to 128 MiB, and an
+    // uncompressed size that is unknown or below 1 TiB.
+    if data.len() > 13 && data[0] == 0x5d && data[1..3] == [0, 0] {
+        let dictionary = u32::from_le_bytes([data[1], data[2], data[3], data[4]]);
+        if dictionary.is_power_of_two()
+            && (1 << 16..=1 << 27).contains(&dictionary)
+            && (data[5..13] == [0xff; 8] || data[10..13] == [0; 3])
+        {
+            return Kind::Lzma;
         }
     }
     if data.get(32769..).is_some_and(|d| d.starts_with(b"CD001")) {
@@ -299,7 +328,7 @@ mod tests {
             (b"\x1f\x8b\x08\0", Kind::Gzip),
             (&tar, Kind::Tar),
             (&iso, Kind::Unsupported("iso9660")),
-            (b"BZh91AY&SY\0\0", Kind::Unsupported("bzip2")),
+            (b"BZh91AY&SY\0\0", Kind::Bzip2),
             (b"BZh is not a bzip2 file", Kind::Text),
             (b"Rar!\x1a\x07\x01\0", Kind::Unsupported("rar")),
             (b"MZ\x90\0", Kind::Exe),

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::Command;
 use vscan_scan::channel;
-use vscan_scan::report::Verdict;
+use vscan_scan::report::{Reason, Verdict};
 use vscan_scan::wire::{Content, ObjectKind, Request, Status};
 
 fn signal(pid: i32, signal: Signal) {
@@ -39,6 +39,111 @@ fn objects_are_scanned_inline_and_by_descriptor() {
     assert_eq!(worker.scan(ObjectKind::File, "large", &large).verdict, Verdict::Infected);
     large[8] = b'x';
     assert_eq!(worker.scan(ObjectKind::File, "large", &large).verdict, Verdict::Clean);
+}
+
+fn base64(data: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for chunk in data.chunks(57) {
+        for three in chunk.chunks(3) {
+            let n =
+                three.iter().fold(0u32, |n, &b| n << 8 | u32::from(b)) << (8 * (3 - three.len()));
+            out.extend((0..4).map(|k| {
+                if k > three.len() {
+                    '='
+                } else {
+                    LETTERS[(n >> (18 - 6 * k)) as usize & 63] as char
+                }
+            }));
+        }
+        out.push_str("\r\n");
+    }
+    out
+}
+
+/// Every decoder and the largest reports run under the system-call filter, with the shipped rules.
+#[test]
+fn every_decoder_works_inside_the_sandbox() {
+    let mut scanner = Scanner::shipped(1);
+    let mut worker = scanner.worker();
+    let eicar = eicar();
+    let write = |mut w: Box<dyn Write>| w.write_all(&eicar).unwrap();
+    let mut packed: Vec<(&str, Vec<u8>)> = Vec::new();
+    let file = tempfile::tempdir().unwrap();
+    for (name, tool) in [("gz", "gzip"), ("bz2", "bzip2"), ("xz", "xz"), ("zst", "zstd")] {
+        let path = file.path().join(name);
+        let out = std::fs::File::create(&path).unwrap();
+        match tool {
+            "gzip" => {
+                write(Box::new(flate2::write::GzEncoder::new(out, flate2::Compression::default())))
+            }
+            "bzip2" => {
+                write(Box::new(bzip2::write::BzEncoder::new(out, bzip2::Compression::default())))
+            }
+            "xz" => {
+                let options = lzma_rust2::XzOptions::default();
+                let mut writer = lzma_rust2::XzWriter::new(out, options).unwrap();
+                writer.write_all(&eicar).unwrap();
+                writer.finish().unwrap();
+            }
+            _ => std::fs::write(
+                &path,
+                ruzstd::encoding::compress_to_vec(
+                    &eicar[..],
+                    ruzstd::encoding::CompressionLevel::Fastest,
+                ),
+            )
+            .unwrap(),
+        }
+        packed.push((name, std::fs::read(&path).unwrap()));
+    }
+    for (name, data) in &packed {
+        let report = worker.scan(ObjectKind::File, name, data);
+        assert_eq!((report.verdict, &report.unread[..]), (Verdict::Infected, &[][..]), "{name}");
+        let message = format!(
+            "From: a@b.example\r\nMIME-Version: 1.0\r\nContent-Type: application/octet-stream; name={name}\r\n\
+             Content-Transfer-Encoding: base64\r\n\r\n{}",
+            base64(data)
+        );
+        let report = worker.scan(ObjectKind::Message, "", message.as_bytes());
+        assert_eq!(report.findings[0].name, "EICAR_Test_File");
+        assert_eq!(report.findings[0].path[..2], ["message", name]);
+    }
+    // A bomb: at the ratio, and by memory that the worker gets refused.
+    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    bomb.write_all(&vec![0; 64 << 20]).unwrap();
+    let report = worker.scan(ObjectKind::File, "bomb.gz", &bomb.finish().unwrap());
+    assert_eq!((report.verdict, report.unread[0].reason), (Verdict::Unscannable, Reason::Ratio));
+    // Ten thousand findings and failures make one datagram.
+    let many = [&eicar[..], b"\n"].concat().repeat(20_000);
+    assert_eq!(worker.scan(ObjectKind::File, "many", &many).verdict, Verdict::Infected);
+    // The one worker did it all.
+    assert_eq!(worker.scan(ObjectKind::File, "x", b"x").verdict, Verdict::Clean);
+}
+
+#[test]
+fn memory_over_the_limit_is_told_or_costs_the_worker_only() {
+    let limits = r#"{"memory": 50000000, "ratio": 4000000000}"#;
+    let mut scanner = Scanner::start(&[rules()], 1, limits);
+    let mut worker = scanner.worker();
+    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    bomb.write_all(&vec![b'x'; 150 << 20]).unwrap();
+    let bomb = bomb.finish().unwrap();
+    worker.send(ObjectKind::File, "bomb.gz", &bomb, false);
+    match worker.answer() {
+        Some(report) => {
+            assert_eq!(report.verdict, Verdict::Unscannable, "{report:?}");
+            assert_eq!(report.unread[0].reason, Reason::Memory);
+            assert_eq!(worker.scan(ObjectKind::File, "", &eicar()).verdict, Verdict::Infected);
+        }
+        None => {
+            assert!(scanner.exited().2.contains("signal 6"), "nothing else than an abort");
+            assert_eq!(
+                scanner.worker().scan(ObjectKind::File, "", &eicar()).verdict,
+                Verdict::Infected
+            );
+        }
+    }
 }
 
 #[test]

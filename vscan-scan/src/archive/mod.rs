@@ -4,7 +4,7 @@
 //! between. A member that was read twice costs time; one that was not read at all costs more.
 
 pub(crate) mod ar;
-pub(crate) mod gzip;
+pub(crate) mod stream;
 pub(crate) mod tar;
 pub(crate) mod zip;
 

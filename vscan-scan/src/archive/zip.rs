@@ -1,8 +1,8 @@
 //! ZIP (APPNOTE.TXT 6.3): the members of the central directory and, besides them, every local header that
 //! the directory leaves out.
 //!
-//! Unpackers disagree on which of the two counts when they differ, so both are read. Stored and deflated
-//! members are opened; encrypted ones and those of other methods are noted.
+//! Unpackers disagree on which of the two counts when they differ, so both are read. Stored, deflated,
+//! bzip2, xz and Zstandard members are opened; encrypted ones and those of other methods are noted.
 
 use crate::object::Walk;
 use crate::report::Reason;
@@ -148,9 +148,12 @@ fn open_member(
                 walk.decoded(&member.name, packed.len() as u64, &mut DeflateDecoder::new(packed));
             }
         }
-        method => walk.within(&member.name, |walk| {
-            walk.note(Reason::Unsupported, &format!("zip method {method} cannot be opened"));
-        }),
+        method => match super::stream::zip_method(method, packed) {
+            Some(mut reader) => walk.decoded(&member.name, packed.len() as u64, &mut reader),
+            None => walk.within(&member.name, |walk| {
+                walk.note(Reason::Unsupported, &format!("zip method {method} cannot be opened"));
+            }),
+        },
     }
 }
 

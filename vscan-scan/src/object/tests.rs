@@ -52,6 +52,40 @@ fn deflate(data: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+fn bzip2(data: &[u8]) -> Vec<u8> {
+    let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::default());
+    encoder.write_all(data).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(data: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(data, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+fn xz(data: &[u8]) -> Vec<u8> {
+    let mut writer =
+        lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::default()).unwrap();
+    writer.write_all(data).unwrap();
+    writer.finish().unwrap()
+}
+
+fn lzma(data: &[u8]) -> Vec<u8> {
+    let mut writer = lzma_rust2::LzmaWriter::new_use_header(
+        Vec::new(),
+        &lzma_rust2::LzmaOptions::default(),
+        None,
+    )
+    .unwrap();
+    writer.write_all(data).unwrap();
+    writer.finish().unwrap()
+}
+
+fn lzip(data: &[u8]) -> Vec<u8> {
+    let mut writer = lzma_rust2::LzipWriter::new(Vec::new(), lzma_rust2::LzipOptions::default());
+    writer.write_all(data).unwrap();
+    writer.finish().unwrap()
+}
+
 /// A zip archive in the making.
 #[derive(Default)]
 pub(crate) struct Zip {
@@ -173,8 +207,28 @@ fn marks_are_found_in_every_archive() {
         &["in.zip", "m"],
     );
     found(&gzip(&mark), &["gzip"]);
-    found(&[gzip(b"first"), gzip(&mark)].concat(), &["gzip"]);
-    found(&[gzip(b"first"), mark.clone()].concat(), &["after-gzip"]);
+    // Members that follow one another are one file: a mark cut in two by them is whole again.
+    found(&[gzip(&mark[..30]), gzip(&mark[30..])].concat(), &["gzip"]);
+    found(&[gzip(b"first"), mark.clone()].concat(), &["behind the end"]);
+    for (name, packed) in [
+        ("bzip2", bzip2(&mark)),
+        ("xz", xz(&mark)),
+        ("zstd", zstd(&mark)),
+        ("lzma", lzma(&mark)),
+        ("lzip", lzip(&mark)),
+    ] {
+        found(&packed, &[name]);
+    }
+    found(&[bzip2(&mark[..30]), bzip2(&mark[30..])].concat(), &["bzip2"]);
+    found(&[xz(&mark[..30]), xz(&mark[30..])].concat(), &["xz"]);
+    found(
+        &[zstd(&mark[..30]), b"\x51\x2a\x4d\x18\x02\0\0\0xx".to_vec(), zstd(&mark[30..])].concat(),
+        &["zstd"],
+    );
+    found(&zstd(&tar(&[(b"m", b'0', &mark)])), &["zstd", "m"]);
+    for (method, packed) in [(12, bzip2(&mark)), (93, zstd(&mark)), (95, xz(&mark))] {
+        found(&Zip::default().member("m", 0, method, &packed, mark.len()).done(), &["m"]);
+    }
     found(&tar(&[(b"a", b'0', b"x"), (b"m", b'0', &mark)]), &["m"]);
     found(&gzip(&tar(&[(b"m", 0, &mark)])), &["gzip", "m"]);
     found(
@@ -234,7 +288,13 @@ fn what_cannot_be_read_is_said_with_its_reason() {
         (b"\x1f\x8b\x08 no header".to_vec(), Reason::Malformed),
         (b"Rar!\x1a\x07\x01\0".to_vec(), Reason::Unsupported),
         (b"7z\xbc\xaf\x27\x1c\0\x04".to_vec(), Reason::Unsupported),
-        (b"\xfd7zXZ\0\0\x04".to_vec(), Reason::Unsupported),
+        (b"\xfd7zXZ\0\0\x04".to_vec(), Reason::Malformed),
+        (xz(&[7; 1000])[..40].to_vec(), Reason::Malformed),
+        (bzip2(&[7; 1000])[..30].to_vec(), Reason::Malformed),
+        (zstd(&[7; 1000])[..8].to_vec(), Reason::Malformed),
+        // A window of 2 GiB.
+        (b"\x28\xb5\x2f\xfd\x00\xa8\x01\0\0".to_vec(), Reason::Memory),
+        (b"ITSF\x03\0\0\0".to_vec(), Reason::Unsupported),
         (tar(&[(b"m", b'0', &[1; 2000])])[..1024].to_vec(), Reason::Malformed),
         (ar(&[("m/", &[1; 2000])])[..1024].to_vec(), Reason::Malformed),
         (
