@@ -320,6 +320,7 @@ pub struct Client {
     control: Peer,
     door: Door,
     mode: Mode,
+    buffer: Vec<u8>,
 }
 
 /// How a transfer ended: bytes received, how the data connection ended, and the final reply. The data part
@@ -351,7 +352,7 @@ impl Client {
         control.ask("USER alice", "331")?;
         control.ask("PASS secret", "230")?;
         control.ask("TYPE I", "200")?;
-        Ok(Self { control, door, mode })
+        Ok(Self { control, door, mode, buffer: vec![0; CHUNK] })
     }
 
     /// The control connection.
@@ -456,11 +457,10 @@ impl Client {
             None => Self::open(&arranged, server)?,
         };
         stream.set_read_timeout(Some(LIMIT))?;
-        let mut buffer = vec![0; CHUNK];
         let end = loop {
-            match stream.read(&mut buffer) {
+            match stream.read(&mut self.buffer) {
                 Ok(0) => break raw::End::Fin,
-                Ok(count) => sink(&buffer[..count]),
+                Ok(count) => sink(&self.buffer[..count]),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
                     break raw::End::Reset;
                 }

@@ -2,7 +2,7 @@
 //!
 //! The namespaces have no name in the file system; they live as long as a small holder process, and that
 //! lives as long as this process holds the other end of its standard input. So even a killed test run
-//! leaves no namespace, no device and no process behind; only directories, which the next run sweeps.
+//! leaves no namespace, no device, no process and no directory behind.
 //! In the mount namespace, `/usr` and `/etc` are overlays: private copies of the peers' programs
 //! ([`crate::peers`]) over the machine's own.
 
@@ -43,13 +43,15 @@ ip link set lo up
 cd /
 echo ready
 read -r _ || true
-me=$(readlink /proc/self/ns/net)
+id=$(readlink /proc/self/ns/net | tr -dc 0-9)
 for round in 1 2 3; do
-  for p in /proc/[0-9]*; do
-    p=${p#/proc/}
-    [ "$p" = $$ ] || [ "$(readlink /proc/$p/ns/net)" != "$me" ] || kill -9 "$p" 2>/dev/null || true
+  for p in $(find /proc/[0-9]*/ns/net -lname "net:?$id?" 2>/dev/null); do
+    p=${p#/proc/}; p=${p%%/*}
+    [ "$p" = $$ ] || kill -9 "$p" 2>/dev/null || true
   done
 done
+cd /
+rm -rf "$LAB"
 "#;
 
 /// A directory for one lab, removed on drop; those of runs that were killed are swept on the way.
@@ -132,6 +134,9 @@ impl Host {
         let etc = format!("{}:{}", etc.display(), peers.join("etc").display());
         let mut holder = Command::new("unshare")
             .args(["--net", "--mount", "--uts", "sh", "-c", HOLDER])
+            // A Ctrl-C at the terminal is for us; the holder tidies up after us.
+            .process_group(0)
+            .env("LAB", lab.path())
             .env("USR", usr)
             .env("ETC", etc)
             .stdin(Stdio::piped())

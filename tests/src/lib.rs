@@ -13,6 +13,7 @@ pub mod fixtures;
 pub mod ftp;
 pub mod host;
 pub mod lab;
+pub mod load;
 pub mod peers;
 pub mod raw;
 pub mod smtp;

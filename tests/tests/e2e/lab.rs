@@ -6,7 +6,7 @@ use vscan_tests::ftp::{self, Mode};
 use vscan_tests::lab::{FAMILIES, Family, Firewall, Lab, ROUTED, STRICT, Topology, inside_second};
 use vscan_tests::peers::{Postfix, PyFtpd, Vsftpd};
 use vscan_tests::raw::{self, Attempt, Peer};
-use vscan_tests::{fixtures, smtp};
+use vscan_tests::{fixtures, load, smtp};
 
 #[test]
 fn every_topology_connects_and_shows_the_expected_address() -> Result<()> {
@@ -158,5 +158,32 @@ fn our_own_smtp_peers_keep_every_byte() -> Result<()> {
     assert_eq!(sink.messages(), messages);
     let session = sink.sessions().remove(0);
     ensure!(session.quit && session.from.is_some_and(|from| from.ip() == lab.seen_as(Family::V6)));
+    Ok(())
+}
+
+#[test]
+fn load_generators_generate_load() -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    load::prepare(&lab)?;
+    let behaviour = ftp::Behaviour { record: false, ..ftp::Behaviour::default() };
+    let server = ftp::Server::start(lab.server(), 21, behaviour)?;
+    server.put("large", ftp::File::Repeated(fixtures::random(1 << 20, 1).into(), 100 << 20));
+    load::put_files(&server, 10_000);
+    let quiet = smtp::Behaviour { keep: false, ..smtp::Behaviour::default() };
+    let _sink = smtp::Sink::start(lab.server(), 25, quiet)?;
+    let time = Duration::from_millis(200);
+    let stream = load::stream(&lab, 7000, time)?;
+    let large = load::download(&lab, "large")?;
+    let files = load::files(&lab, 8, 10_000, time)?;
+    let messages = load::messages(&lab, 4, 2_000, time)?;
+    println!(
+        "{:.0} MB/s, {:.0} MB/s, {:.0} files/s, {:.0} messages/s",
+        stream.rate() / 1e6,
+        large.rate() / 1e6,
+        files.rate(),
+        messages.rate()
+    );
+    assert_eq!(large.count, f64::from(100 << 20));
+    ensure!(stream.count > 1e6 && files.count > 20.0 && messages.count > 20.0);
     Ok(())
 }

@@ -1,0 +1,224 @@
+//! Load: many sessions at once, and what went through in a second.
+
+use crate::ftp::{Client, Mode, Server};
+use crate::lab::{Family, Lab};
+use crate::raw::{self, Peer};
+use crate::{fixtures, smtp};
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+/// Bytes of one write of a stream.
+const CHUNK: usize = 256 * 1024;
+
+/// Different contents that are sent in turn, so that nobody profits from having seen one before.
+const VARIANTS: usize = 32;
+
+/// Units of work and the seconds that they took.
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    /// Files, messages or bytes.
+    pub count: f64,
+    /// Wall clock.
+    pub seconds: f64,
+}
+
+impl Done {
+    /// Per second.
+    pub fn rate(self) -> f64 {
+        self.count / self.seconds
+    }
+}
+
+/// Settings of both networks that keep load generators from measuring themselves.
+pub fn prepare(lab: &Lab) -> Result<()> {
+    // Ended connections must not fill tables over a run.
+    lab.gateway.sh(
+        "f=/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait; [ ! -e $f ] || echo 3 > $f",
+    )?;
+    for host in [lab.client(), lab.server()] {
+        host.sh("echo 8 > /proc/sys/net/ipv4/tcp_max_tw_buckets")?;
+    }
+    Ok(())
+}
+
+/// Sends as much as goes over one connection to a port that is none of ours; bytes.
+pub fn stream(lab: &Lab, port: u16, time: Duration) -> Result<Done> {
+    let listener = raw::listen(lab.server(), port)?;
+    std::thread::scope(|scope| {
+        let receiver = scope.spawn(|| -> Result<f64> {
+            let (mut stream, _) = listener.accept()?;
+            let mut buffer = vec![0; CHUNK];
+            let mut bytes = 0;
+            loop {
+                match stream.read(&mut buffer)? {
+                    0 => return Ok(bytes as f64),
+                    count => bytes += count,
+                }
+            }
+        });
+        let to = lab.dial(Family::V4, port);
+        let mut stream = lab.client().within(|| raw::connect(None, to, Duration::from_secs(5)))?;
+        let block = vec![0x5a; CHUNK];
+        let start = Instant::now();
+        while start.elapsed() < time {
+            stream.write_all(&block)?;
+        }
+        stream.shutdown(Shutdown::Write)?;
+        // The receiver's end of file comes back: everything has arrived.
+        stream.read_to_end(&mut Vec::new())?;
+        let seconds = start.elapsed().as_secs_f64();
+        let count = receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok(Done { count, seconds })
+    })
+}
+
+/// Downloads one file; bytes.
+pub fn download(lab: &Lab, name: &str) -> Result<Done> {
+    lab.client().within(|| {
+        let control =
+            Peer::new(raw::connect(None, lab.dial(Family::V4, 21), Duration::from_secs(5))?)?;
+        let mut client = Client::greet(control, lab.client().door(), Mode::Epsv)?;
+        let start = Instant::now();
+        let mut bytes = 0;
+        let (end, reply) =
+            client.receive(&format!("RETR {name}"), &mut |piece| bytes += piece.len())?;
+        let seconds = start.elapsed().as_secs_f64();
+        ensure!(end == Some(raw::End::Fin) && reply.starts_with("226"), "{reply}");
+        Ok(Done { count: bytes as f64, seconds })
+    })
+}
+
+/// Puts the files on the server that [`files`] downloads.
+pub fn put_files(server: &Server, size: usize) {
+    for variant in 0..VARIANTS {
+        let content = fixtures::random(size, (size + variant) as u64);
+        server.put(&format!("file-{size}-{variant}"), content);
+    }
+}
+
+/// Sessions that download and upload files of this size in turn, for this time; files.
+pub fn files(lab: &Lab, sessions: usize, size: usize, time: Duration) -> Result<Done> {
+    let contents: Vec<_> =
+        (0..VARIANTS).map(|variant| fixtures::random(size, (size + variant) as u64)).collect();
+    many(sessions, time, |number| {
+        lab.client().enter()?;
+        let control =
+            Peer::new(raw::connect(None, lab.dial(Family::V4, 21), Duration::from_secs(5))?)?;
+        let mut client = Client::greet(control, lab.client().door(), Mode::Epsv)?;
+        let contents = &contents;
+        let mut round = number;
+        Ok(move || {
+            round += 1;
+            let variant = round / 2 % VARIANTS;
+            if round % 2 == 0 {
+                let mut bytes = 0;
+                let (end, reply) = client
+                    .receive(&format!("RETR file-{size}-{variant}"), &mut |piece| {
+                        bytes += piece.len()
+                    })?;
+                ensure!(
+                    bytes == size && end == Some(raw::End::Fin) && reply.starts_with("226"),
+                    "{bytes} bytes came: {reply}"
+                );
+            } else {
+                let reply = client.upload_here(&format!("up-{number}"), &contents[variant])?.reply;
+                ensure!(reply.starts_with("226"), "{reply}");
+            }
+            Ok(())
+        })
+    })
+}
+
+/// Sessions that send MIME messages of about this size, for this time; messages.
+pub fn messages(lab: &Lab, sessions: usize, size: usize, time: Duration) -> Result<Done> {
+    // A third of base64 is overhead, and a message has some 400 bytes of headers and text.
+    let attachment = size.saturating_sub(400) * 57 / 78;
+    let mails: Vec<_> = (0..VARIANTS)
+        .map(|variant| {
+            let content = fixtures::random(attachment, (size + variant) as u64);
+            smtp::wire(&fixtures::message_with_attachment("load", "data.bin", &content))
+        })
+        .collect();
+    many(sessions, time, |number| {
+        lab.client().enter()?;
+        let stream = raw::connect(None, lab.dial(Family::V4, 25), Duration::from_secs(5))?;
+        let mut client = smtp::Client::on(stream)?;
+        let mails = &mails;
+        let mut round = number;
+        Ok(move || {
+            round += 1;
+            let reply = client.send(&mails[round % VARIANTS])?;
+            ensure!(reply.starts_with("250"), "{reply}");
+            Ok(())
+        })
+    })
+}
+
+/// Runs workers side by side until the time is over; counts what they did.
+fn many<W: FnMut() -> Result<()>>(
+    sessions: usize,
+    time: Duration,
+    prepare: impl Fn(usize) -> Result<W> + Sync,
+) -> Result<Done> {
+    let barrier = Barrier::new(sessions);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..sessions)
+            .map(|number| {
+                let (barrier, prepare) = (&barrier, &prepare);
+                scope.spawn(move || -> Result<(usize, f64)> {
+                    let worker = prepare(number);
+                    barrier.wait();
+                    let mut worker = worker?;
+                    let start = Instant::now();
+                    let mut count = 0;
+                    while start.elapsed() < time {
+                        worker()?;
+                        count += 1;
+                    }
+                    Ok((count, start.elapsed().as_secs_f64()))
+                })
+            })
+            .collect();
+        let mut done = Done { count: 0.0, seconds: 0.0 };
+        for thread in threads {
+            let (count, seconds) =
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            done.count += count as f64;
+            done.seconds = done.seconds.max(seconds);
+        }
+        Ok(done)
+    })
+}
+
+/// Opens idle, logged-in FTP sessions and gives the process's growth for each, in KiB of resident memory.
+pub fn idle(lab: &Lab, pid: u32, sessions: usize) -> Result<f64> {
+    let open = |count: usize| -> Result<Vec<Client>> {
+        (0..count)
+            .map(|_| Client::connect(lab.client(), lab.dial(Family::V4, 21), Mode::Epsv))
+            .collect()
+    };
+    // What is allocated once is not the sessions'.
+    let first = open(8)?;
+    let before = resident(pid)?;
+    let mut held = open(sessions)?;
+    for client in &mut held {
+        client.control().ask("NOOP", "200")?;
+    }
+    let after = resident(pid)?;
+    drop(first);
+    if after <= before {
+        bail!("the process did not grow: {before} to {after} KiB");
+    }
+    Ok((after - before) / sessions as f64)
+}
+
+/// Resident memory of a process in KiB.
+pub fn resident(pid: u32) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Rss:")).context("no Rss")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
