@@ -155,6 +155,11 @@ impl Gateway {
             config.gateway.connect_timeout,
         )
         .await
+        .inspect_err(|_| {
+            if let Some(protocol) = config.protocol(accepted.server.port()) {
+                self.observer.metrics.session_refused(protocol, "unreachable");
+            }
+        })
     }
 }
 

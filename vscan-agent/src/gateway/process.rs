@@ -333,6 +333,7 @@ async fn beat(channel: Arc<Channel>, gateway: Arc<Gateway>) {
         let (memory, disk) = gateway.spool.used();
         gateway.observer.metrics.set_spool(memory, disk);
         let status = gateway.scanner.status();
+        gateway.observer.metrics.set_worker_ends(status.crashes, status.kills);
         let (workers, busy) = (status.workers, status.busy);
         gateway.observer.metrics.set_workers(
             usize::try_from(workers.saturating_sub(busy)).unwrap_or(usize::MAX),

@@ -215,6 +215,9 @@ impl Metrics {
             let p = protocol.as_str();
             self.sessions.with_label_values(&[p]);
             self.sessions_total.with_label_values(&[p]);
+            for reason in ["max_sessions", "unreachable"] {
+                self.sessions_refused.with_label_values(&[p, reason]);
+            }
             for sender in ["client", "server"] {
                 self.bytes.with_label_values(&[p, sender]);
             }
@@ -227,6 +230,9 @@ impl Metrics {
         }
         for state in ["ready", "busy"] {
             self.scanner_workers.with_label_values(&[state]);
+        }
+        for cause in ["crash", "deadline"] {
+            self.scanner_restarts.with_label_values(&[cause]);
         }
         for place in ["memory", "disk"] {
             self.spool_bytes.with_label_values(&[place]);
@@ -254,7 +260,7 @@ impl Metrics {
         Protocol::ALL.iter().map(open).sum::<i64>().unsigned_abs()
     }
 
-    /// A connection was answered with 421 or reset: `limit`, `unreachable`, `memory`, `draining`, ...
+    /// A connection was answered with 421 or reset: `max_sessions`, `unreachable`, ...
     pub fn session_refused(&self, protocol: Protocol, reason: &'static str) {
         self.sessions_refused.with_label_values(&[protocol.as_str(), reason]).inc();
     }
@@ -307,9 +313,13 @@ impl Metrics {
         set("busy", busy);
     }
 
-    /// A scanner worker was replaced: `crashed`, `deadline`, `memory`, ...
-    pub fn worker_restarted(&self, cause: &'static str) {
-        self.scanner_restarts.with_label_values(&[cause]).inc();
+    /// How many scanner workers ended so far, by themselves and because they were killed at their deadline.
+    pub fn set_worker_ends(&self, crashes: u64, kills: u64) {
+        for (cause, now) in [("crash", crashes), ("deadline", kills)] {
+            let counter = self.scanner_restarts.with_label_values(&[cause]);
+            // one caller, the gateway's beat: nothing is counted between the two
+            counter.inc_by(now.saturating_sub(counter.get()));
+        }
     }
 
     /// How many rules the scanner has loaded.

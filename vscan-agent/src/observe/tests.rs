@@ -482,3 +482,47 @@ fn metrics_and_health_over_http() {
     let _ = stream.read_to_string(&mut response);
     assert!(response.is_empty() || response.starts_with("HTTP/1.1 431 "), "{response}");
 }
+
+/// Alerts and dashboard name only metrics that exist, with label names that exist.
+#[test]
+fn what_is_shipped_for_prometheus_is_true() {
+    let observer = Observer::without_events();
+    observer.metrics.anomaly_without_flow("x");
+    observer.metrics.scanned(0.1, 1);
+    observer.metrics.uninspected("agent_down", 1);
+    let flow = observer.flows.open(open(Protocol::Ftp, "10.1.0.2:40000"));
+    let mut report = infected();
+    report.add_unread(Reason::Size, "", &[]);
+    flow.judged(&judged(&report, b"x", Treatment::Block));
+    let exposed = String::from_utf8(observer.render_metrics()).unwrap();
+    let words = |text: &str| -> Vec<String> {
+        text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).map(str::to_owned).collect()
+    };
+    let exposed_words: std::collections::HashSet<String> = words(&exposed).into_iter().collect();
+    let mut seen = 0;
+    for file in [
+        include_str!("../../../deploy/prometheus/vscan.rules.yml"),
+        include_str!("../../../deploy/grafana/vscan.json"),
+    ] {
+        for word in words(file) {
+            let metric = word.starts_with("vscan_") || word.starts_with("process_");
+            assert!(!metric || exposed_words.contains(&word), "{word} is no metric");
+            seen += usize::from(metric);
+        }
+    }
+    assert!(seen > 25, "{seen}");
+    for label in [
+        "protocol",
+        "reason",
+        "verdict",
+        "action",
+        "direction",
+        "cause",
+        "sender",
+        "where",
+        "result",
+        "name",
+    ] {
+        assert!(exposed.contains(&format!("{label}=\"")), "{label} is no label");
+    }
+}
