@@ -31,6 +31,9 @@ use crate::config::{self, Config};
 
 /// A heartbeat older than this is none: ten missed beats.
 pub const HEARTBEAT_TTL: Duration = Duration::from_millis(2500);
+/// The heartbeat as the BPF programs see it runs out a little sooner than nftables' own, so that they decide and count where
+/// both could.
+const HEARTBEAT_TTL_BPF: Duration = Duration::from_millis(2400);
 /// How often the gateway beats.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(250);
 
@@ -279,7 +282,7 @@ impl Kernel {
         // the rules first: they alone steer
         nft::install(Plan { config: new, marks, limit_rate, guard_local }, false)?;
         if let Some(bpf) = &mut state.bpf {
-            bpf.configure(new, &marks, HEARTBEAT_TTL)?;
+            bpf.configure(new, &marks, HEARTBEAT_TTL_BPF)?;
             for (interface, error) in bpf.follow(&interfaces(new), &links) {
                 tracing::warn!(interface, %error, "no BPF program: nftables steers alone there");
             }
@@ -397,7 +400,7 @@ fn load_bpf(
     marks: &Marks,
 ) -> Result<(Option<Bpf>, Steering, Option<Logger>), Error> {
     let load = || -> Result<_, BpfError> {
-        let mut bpf = Bpf::load(config, marks, HEARTBEAT_TTL)?;
+        let mut bpf = Bpf::load(config, marks, HEARTBEAT_TTL_BPF)?;
         let logger = bpf.logger(watch::Forward)?;
         bpf.start()?;
         Ok((bpf, logger))

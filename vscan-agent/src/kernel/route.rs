@@ -197,7 +197,9 @@ fn route(kind: u16, ip: Ip, table: u32, lo: u32) -> Message {
     fixed[5] = PROTOCOL;
     fixed[6] = libc::RT_SCOPE_HOST;
     fixed[7] = libc::RTN_LOCAL;
-    Message::new(kind, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &fixed)
+    // of a request to delete, the same bits mean something else (NLM_F_BULK)
+    let flags = if kind == libc::RTM_NEWROUTE { libc::NLM_F_CREATE | libc::NLM_F_EXCL } else { 0 };
+    Message::new(kind, flags, &fixed)
         .attribute(libc::RTA_TABLE, &table.to_ne_bytes())
         .attribute(libc::RTA_OIF, &lo.to_ne_bytes())
 }

@@ -235,7 +235,7 @@ impl Rules {
     }
 
     fn classify(&mut self, plan: Plan<'_>) {
-        let (m, gateway) = (plan.marks, &plan.config.gateway);
+        let gateway = &plan.config.gateway;
         let ports = ports(plan.config, &[Protocol::Ftp, Protocol::Smtp]);
         self.add("classify", vec![neq(payload("tcp", "dport"), ports), RETURN]);
         // the BPF programs know these too; here are those packets that they could not read
@@ -252,7 +252,6 @@ impl Rules {
                 self.add("classify", vec![over(limit, protocol), count("limited"), DROP]);
             }
         }
-        self.add("classify", vec![m.on_packet(m.down), goto("down")]);
         for inside in matches("saddr", &gateway.inside) {
             self.add("classify", with(inside, [goto("inside")]));
         }
@@ -310,6 +309,8 @@ impl Rules {
         let m = plan.marks;
         let open = plan.config.gateway.on_agent_down == OnAgentDown::Open;
         let port = plan.config.gateway.tproxy_port.get();
+        // whether the agent lives matters only to who would be steered: the rest stays with the firewall
+        self.add("fresh", vec![m.on_packet(m.down), goto("down")]);
         self.add(
             "fresh",
             vec![neq(meta(MetaKey::L4proto), text(format!("@{ALIVE}"))), goto("down")],
