@@ -48,7 +48,8 @@ fn capabilities(steering: Steering) -> Result<()> {
     let all = vscan.processes();
     ensure!(all.gateway != 0 && all.scanner != 0 && all.workers.len() == 2, "{all:?}");
 
-    let supervisor = names(&["net_admin", "bpf", "perfmon", "net_raw", "net_bind_service"]);
+    let supervisor =
+        names(&["net_admin", "bpf", "perfmon", "net_raw", "net_bind_service", "setpcap"]);
     for field in ["CapPrm", "CapEff"] {
         let has = set(all.supervisor, field)?;
         ensure!(has.is_subset(&supervisor), "supervisor {field}: {has:?}");

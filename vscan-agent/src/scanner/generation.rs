@@ -26,7 +26,9 @@ pub(super) enum Failure {
     NoWorker,
     /// The worker did not answer in time; it has been killed.
     Deadline,
-    /// The worker ended.
+    /// The worker had ended before it got the object.
+    Stale,
+    /// The worker ended while it had the object.
     Crashed(String),
     /// The socket failed.
     Io(io::Error),
@@ -135,11 +137,17 @@ impl Generation {
         let mut busy = Busy { generation: self, worker: Some(worker) };
         let Some(worker) = &mut busy.worker else { return Err(Failure::NoWorker) };
         let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
-        let answer = timeout_at(until, async {
-            worker.socket.send(&[IoSlice::new(&message)], &descriptors).await?;
-            worker.buffer.resize(DATAGRAM_MAX, 0);
-            worker.socket.receive(&mut worker.buffer).await
-        });
+        match timeout_at(until, worker.socket.send(&[IoSlice::new(&message)], &descriptors)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if is_gone(&error) => {
+                busy.worker = None;
+                return Err(Failure::Stale);
+            }
+            Ok(Err(error)) => return Err(Failure::Io(error)),
+            Err(_) => return Err(Failure::Deadline),
+        }
+        worker.buffer.resize(DATAGRAM_MAX, 0);
+        let answer = timeout_at(until, worker.socket.receive(&mut worker.buffer));
         let received = match answer.await {
             Ok(Ok(received)) => received.len,
             Ok(Err(error)) if is_gone(&error) => 0,

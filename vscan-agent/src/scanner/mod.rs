@@ -134,10 +134,17 @@ impl Scanner {
     /// mid-scan, the worker is replaced.
     pub async fn scan(&self, job: Job, deadline: Duration) -> Report {
         let mut last = String::new();
-        for _ in 0..ATTEMPTS {
-            let until = Instant::now() + deadline;
+        let mut attempts = 0;
+        let mut until = Instant::now() + deadline;
+        while attempts < ATTEMPTS {
+            attempts += 1;
             match self.attempt(&job, until).await {
                 Ok(report) => return report,
+                // It never had the object: this was no attempt.
+                Err(Failure::Stale) => {
+                    attempts -= 1;
+                    continue;
+                }
                 Err(Failure::NoWorker) => {
                     return Report::error("no scanner was free before the deadline");
                 }
@@ -145,6 +152,7 @@ impl Scanner {
                 Err(Failure::Crashed(cause)) => last = format!("scanner worker ended: {cause}"),
                 Err(Failure::Io(error)) => last = format!("scanner: {error}"),
             }
+            until = Instant::now() + deadline;
             tracing::warn!(object = %job.object.hash().to_hex(), len = job.object.len(), "{last}");
         }
         Report::error(last)

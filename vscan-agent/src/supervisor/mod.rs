@@ -153,6 +153,7 @@ struct Supervisor {
     path: PathBuf,
     config: Config,
     text: String,
+    _socket: ControlSocket,
     /// There until the stop.
     kernel: Option<Kernel>,
     steering: String,
@@ -165,6 +166,16 @@ struct Supervisor {
     leaving: Vec<Process>,
     gateway_restart: Restart,
     scanner_restart: Restart,
+}
+
+/// The gateway's control socket: a gateway that is killed leaves it behind.
+struct ControlSocket(PathBuf);
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // A gateway that ended by itself has removed it.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// When a process that ended may be started again.
@@ -226,12 +237,14 @@ impl Supervisor {
             GatewayError::Failed { code, error } => Fatal::new(code, error),
             GatewayError::Io(error) => Fatal::new(exit::SOFTWARE, error),
         })?;
+        let socket = ControlSocket(config.paths.control.clone());
         let kernel =
             Kernel::install(&config).map_err(|error| Fatal::new(error.exit_code(), error))?;
         let mut supervisor = Self {
             path: path.to_owned(),
             config,
             text,
+            _socket: socket,
             steering: kernel.steering().to_string(),
             kernel: Some(kernel),
             gateway: Some(gateway),
@@ -560,6 +573,6 @@ fn report_scanner(scanner: &Process) {
 
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!("service manager: {error}");
+        tracing::debug!("service manager: {error}");
     }
 }

@@ -6,7 +6,8 @@
 //! | gateway | CAP_NET_RAW, CAP_NET_BIND_SERVICE | transparent sockets and marks; active FTP from port 20 |
 //! | scanner | none | |
 //!
-//! The supervisor also keeps the gateway's two as permitted, to hand them on to a restarted gateway.
+//! The supervisor also keeps the gateway's two as permitted, to hand them on to a restarted gateway, and
+//! CAP_SETPCAP, to take everything else out of its children's bounding sets.
 //! See capabilities(7), "Ambient" and "securebits".
 
 use caps::{CapSet, Capability, CapsHashSet};
@@ -86,7 +87,8 @@ pub fn prepare() -> Result<(), PrivilegeError> {
 /// [`PrivilegeError::Change`].
 pub fn settle() -> Result<(), PrivilegeError> {
     let permitted = caps::read(None, CapSet::Permitted)?;
-    let keep: CapsHashSet = SUPERVISOR.iter().chain(GATEWAY).copied().collect();
+    let keep: CapsHashSet =
+        SUPERVISOR.iter().chain(GATEWAY).chain(&[Capability::CAP_SETPCAP]).copied().collect();
     let keep: CapsHashSet = keep.intersection(&permitted).copied().collect();
     if permitted.contains(&Capability::CAP_SETPCAP) {
         for capability in caps::runtime::thread_all_supported() {
@@ -100,7 +102,8 @@ pub fn settle() -> Result<(), PrivilegeError> {
     caps::clear(None, CapSet::Ambient)?;
     caps::set(None, CapSet::Effective, &effective)?;
     caps::set(None, CapSet::Permitted, &keep)?;
-    caps::set(None, CapSet::Inheritable, &keep)?;
+    let inheritable = keep.difference(&[Capability::CAP_SETPCAP].into()).copied().collect();
+    caps::set(None, CapSet::Inheritable, &inheritable)?;
     // nft(8) is spawned with it.
     caps::raise(None, CapSet::Ambient, Capability::CAP_NET_ADMIN)?;
     Ok(())
@@ -123,6 +126,13 @@ pub fn confine(
         let wanted: CapsHashSet = capabilities.iter().copied().collect();
         let change = |error: caps::errors::CapsError| io::Error::other(error.to_string());
         caps::clear(None, CapSet::Ambient).map_err(change)?;
+        let permitted = caps::read(None, CapSet::Permitted).map_err(change)?;
+        if permitted.contains(&Capability::CAP_SETPCAP) {
+            caps::raise(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(change)?;
+            for capability in caps::runtime::thread_all_supported().difference(&wanted) {
+                caps::drop(None, CapSet::Bounding, *capability).map_err(change)?;
+            }
+        }
         caps::set(None, CapSet::Effective, &wanted).map_err(change)?;
         caps::set(None, CapSet::Permitted, &wanted).map_err(change)?;
         caps::set(None, CapSet::Inheritable, &wanted).map_err(change)?;
