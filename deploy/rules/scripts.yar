@@ -40,15 +40,13 @@ rule Script_Download_And_Run
         author = "vscan"
         severity = "high"
     strings:
-        $fetch1 = "MSXML2.XMLHTTP" ascii wide nocase
-        $fetch2 = "WinHttp.WinHttpRequest" ascii wide nocase
-        $fetch3 = "MSXML2.ServerXMLHTTP" ascii wide nocase
+        $fetch = /(CreateObject|ActiveXObject)\s*\(\s*["'](MSXML2\.(Server)?XMLHTTP|Microsoft\.XMLHTTP|WinHttp\.WinHttpRequest)/ ascii wide nocase
         $save = "ADODB.Stream" ascii wide nocase
         $store = "SaveToFile" ascii wide nocase
         $run1 = "WScript.Shell" ascii wide nocase
         $run2 = "Shell.Application" ascii wide nocase
     condition:
-        filesize < 2MB and uint16(0) != 0x5A4D and any of ($fetch*) and $save and $store and any of ($run*)
+        filesize < 2MB and uint16(0) != 0x5A4D and $fetch and $save and $store and any of ($run*)
 }
 
 rule Script_PowerShell_Cradle
@@ -58,17 +56,14 @@ rule Script_PowerShell_Cradle
         author = "vscan"
         severity = "high"
     strings:
-        $fetch1 = ".DownloadString(" ascii wide nocase
-        $fetch2 = "Net.WebClient" ascii wide nocase
-        $run1 = "IEX(" ascii wide nocase
-        $run2 = "IEX (" ascii wide nocase
-        $run3 = "Invoke-Expression" ascii wide nocase
+        $cradle1 = /(IEX|Invoke-Expression)\s*\(*\s*New-Object\s+(System\.)?Net\.WebClient\s*\)\s*\.DownloadString\s*\(/ ascii wide nocase
+        $cradle2 = /New-Object\s+(System\.)?Net\.WebClient\s*\)\s*\.DownloadString\s*\([^)\r\n]{1,300}\)+\s*\|\s*(IEX|Invoke-Expression)/ ascii wide nocase
         $hide1 = "-WindowStyle Hidden" ascii wide nocase
         $hide2 = "-w hidden" ascii wide nocase
         $hide3 = "-ExecutionPolicy Bypass" ascii wide nocase
         $hide4 = "-ep bypass" ascii wide nocase
     condition:
-        filesize < 2MB and uint16(0) != 0x5A4D and uint32(0) != 0x464C457F and all of ($fetch*) and any of ($run*) and any of ($hide*)
+        filesize < 2MB and uint16(0) != 0x5A4D and uint32(0) != 0x464C457F and any of ($cradle*) and any of ($hide*)
 }
 
 rule Html_Smuggling
