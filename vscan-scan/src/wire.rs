@@ -31,11 +31,13 @@ pub enum ToGateway {
         /// Its process id, for the log.
         pid: i32,
     },
-    /// A worker ended. Its socket reports end of file too; this says why.
+    /// A worker ended. Its socket reports end of file too; this says why. What a gateway did not read while
+    /// workers came and went is not kept: it may name a worker that was never announced, and of several ends
+    /// in one place only the last is told.
     Exited {
         /// The place it filled.
         slot: u32,
-        /// Its process id.
+        /// Its process id; 0 when a worker could not be forked, which is tried again.
         pid: i32,
         /// How it ended, e.g. `signal 11` or `memory limit`.
         cause: String,

@@ -129,8 +129,8 @@ impl<'r> Zygote<'r> {
         let mut buffer = vec![0; DATAGRAM_MAX];
         loop {
             self.revive();
-            let waiting = self.announce()?;
-            let events = self.wait(waiting)?;
+            let told = self.announce()?;
+            let events = self.wait(told)?;
             if events.control.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
                 && !self.orders(&mut buffer)?
             {
@@ -143,8 +143,9 @@ impl<'r> Zygote<'r> {
         }
     }
 
-    fn wait(&self, waiting: bool) -> Result<Events, Error> {
-        let control = if waiting { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+    fn wait(&self, told: Told) -> Result<Events, Error> {
+        let control =
+            if told == Told::NoRoom { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let mut fds = vec![PollFd::new(&self.config.control, control)];
         let mut places = Vec::new();
         for (i, slot) in self.slots.iter().enumerate() {
@@ -154,12 +155,14 @@ impl<'r> Zygote<'r> {
             }
         }
         let now = Instant::now();
-        let timeout = self
-            .slots
-            .iter()
-            .filter_map(|s| s.retry_at)
-            .min()
-            .map(|at| timespec(at.saturating_duration_since(now)));
+        let retry = self.slots.iter().filter_map(|s| s.retry_at).min();
+        let retry = retry.map(|at| at.saturating_duration_since(now));
+        let timeout = match told {
+            // The socket has room, the kernel's count of descriptors in flight has not: poll(2) does not wait for that.
+            Told::TooMany => Some(retry.map_or(RETRY_FIRST, |d| d.min(RETRY_FIRST))),
+            Told::All | Told::NoRoom => retry,
+        };
+        let timeout = timeout.map(timespec);
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(Error::Call("poll", e.into())),
@@ -255,12 +258,13 @@ impl<'r> Zygote<'r> {
         }
     }
 
-    /// Tells the gateway what it does not know yet. True: the socket has no room for all of it.
-    fn announce(&mut self) -> Result<bool, Error> {
+    /// Tells the gateway what it does not know yet, as far as there is room.
+    fn announce(&mut self) -> Result<Told, Error> {
         for (i, slot) in self.slots.iter_mut().enumerate() {
             if let Some(exited) = &slot.exited {
-                if !told(channel::send(&self.config.control, exited, None))? {
-                    return Ok(true);
+                match told(channel::send(&self.config.control, exited, None))? {
+                    Told::All => {}
+                    full => return Ok(full),
                 }
                 slot.exited = None;
             }
@@ -268,13 +272,14 @@ impl<'r> Zygote<'r> {
             if let Some(socket) = &worker.announce {
                 let message =
                     ToGateway::Worker { slot: i as u32, pid: worker.pid.as_raw_nonzero().get() };
-                if !told(channel::send(&self.config.control, &message, Some(socket.as_fd())))? {
-                    return Ok(true);
+                match told(channel::send(&self.config.control, &message, Some(socket.as_fd())))? {
+                    Told::All => {}
+                    full => return Ok(full),
                 }
                 worker.announce = None;
             }
         }
-        Ok(false)
+        Ok(Told::All)
     }
 
     /// Forks a worker and waits until it stands.
@@ -362,17 +367,26 @@ struct Events {
     ended: Vec<usize>,
 }
 
-/// True: sent, or there is nobody to send to any more, which the next read of the socket tells. False: no room.
-fn told(sent: io::Result<()>) -> Result<bool, Error> {
+/// What became of a message to the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// Sent, or there is nobody to send to any more, which the next read of the socket tells.
+    All,
+    /// No room in the socket.
+    NoRoom,
+    /// Too many descriptors in flight to a gateway that does not read (unix(7), ETOOMANYREFS).
+    TooMany,
+}
+
+fn told(sent: io::Result<()>) -> Result<Told, Error> {
     match sent {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        // Too many descriptors in flight to a gateway that does not read (unix(7), ETOOMANYREFS).
-        Err(e) if e.raw_os_error() == Some(libc::ETOOMANYREFS) => Ok(false),
+        Ok(()) => Ok(Told::All),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(Told::NoRoom),
+        Err(e) if e.raw_os_error() == Some(libc::ETOOMANYREFS) => Ok(Told::TooMany),
         Err(e)
             if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
         {
-            Ok(true)
+            Ok(Told::All)
         }
         Err(e) => Err(Error::Call("control socket", e)),
     }

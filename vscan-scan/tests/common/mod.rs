@@ -78,9 +78,7 @@ impl Scanner {
 
     pub(crate) fn worker(&mut self) -> Worker {
         match self.next() {
-            (ToGateway::Worker { slot, pid }, Some(socket)) => {
-                Worker { slot, pid, socket, buffer: vec![0; DATAGRAM_MAX] }
-            }
+            (ToGateway::Worker { slot, pid }, Some(socket)) => Worker::new(slot, pid, socket),
             other => panic!("{other:?}"),
         }
     }
@@ -111,6 +109,10 @@ impl Drop for Scanner {
 }
 
 impl Worker {
+    pub(crate) fn new(slot: u32, pid: i32, socket: OwnedFd) -> Self {
+        Self { slot, pid, socket, buffer: vec![0; DATAGRAM_MAX] }
+    }
+
     pub(crate) fn send(&mut self, kind: ObjectKind, name: &str, data: &[u8], inline: bool) {
         let content = if inline {
             Content::Inline(data.to_vec())
