@@ -24,6 +24,10 @@ pub struct Cli {
     #[arg(value_hint = ValueHint::FilePath, env = "VSCAN_CONFIG")]
     pub config: PathBuf,
 
+    /// Control socket of the running gateway, instead of the configured one.
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub control: Option<PathBuf>,
+
     /// How listings look.
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
     pub output: Output,
@@ -134,10 +138,6 @@ pub struct FlowsArgs {
     /// What to list.
     #[command(flatten)]
     pub filters: Filters,
-
-    /// Control socket, instead of the configured one.
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub control: Option<PathBuf>,
 }
 
 /// `vscan scan`

@@ -1,6 +1,6 @@
 //! Asking the running gateway.
 
-use super::failure::{EX_NOPERM, EX_UNAVAILABLE, Failure};
+use super::failure::{EX_CONFIG, EX_NOPERM, EX_UNAVAILABLE, Failure};
 use crate::observe::control::{self, Answer, Request};
 use std::io;
 use std::path::Path;
@@ -36,7 +36,11 @@ pub(super) fn ask(
 /// For requests with one answer.
 pub(super) fn ask_once(control: &Path, request: &Request) -> Result<Answer, Failure> {
     match ask(control, request)?.next() {
-        Some(Ok(Answer::Error { error })) => Err(Failure::new(EX_UNAVAILABLE, error)),
+        // what is wrong with the files, or no such flow
+        Some(Ok(Answer::Error { error })) => {
+            let code = if *request == Request::Reload { EX_CONFIG } else { EX_UNAVAILABLE };
+            Err(Failure::new(code, error))
+        }
         Some(answer) => answer,
         None => Err(Failure::new(EX_UNAVAILABLE, "the gateway ended before it answered")),
     }

@@ -211,9 +211,9 @@ impl Follow {
                     cells.insert(0, Cell::new(""));
                     self.table.row(cells);
                 }
-                // later rows keep these widths, with room for what usually comes
-                self.widths = self.table.widths(self.screen);
-                self.table.write(out, self.screen)?;
+                // later rows keep these widths
+                self.widths = self.table.widths_to_fill(self.screen);
+                self.table.write_with(out, &self.widths, self.screen)?;
             }
         }
         out.flush()

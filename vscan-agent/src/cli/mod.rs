@@ -50,6 +50,10 @@ pub fn main() -> ExitCode {
 
 fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
     let config = || Config::load(&cli.config);
+    let control = || match &cli.control {
+        Some(path) => Ok(path.clone()),
+        None => Config::control_socket(&cli.config),
+    };
     let mut stdout = io::BufWriter::new(io::stdout().lock());
     let out = &mut stdout;
     match &cli.command {
@@ -59,16 +63,10 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         }
         Command::Gateway => return Ok(gateway::process::main()),
         Command::Check => check::run(&cli.config, cli.output, out)?,
-        Command::Status => status::run(&config()?.paths.control, cli.output, out)?,
-        Command::Flows(args) => {
-            let control = match &args.control {
-                Some(path) => path.clone(),
-                None => config()?.paths.control,
-            };
-            flows::run(args, &control, cli.output, out)?;
-        }
+        Command::Status => status::run(&control()?, cli.output, out)?,
+        Command::Flows(args) => flows::run(args, &control()?, cli.output, out)?,
         Command::Kill { ids } => {
-            let control = config()?.paths.control;
+            let control = control()?;
             for id in ids {
                 client::ask_once(&control, &Request::Kill { id: *id })?;
                 writeln!(out, "{id} is ended")?;
@@ -94,7 +92,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
             quarantine::run(&directory, command, cli.output, out)?;
         }
         Command::Reload => {
-            client::ask_once(&config()?.paths.control, &Request::Reload)?;
+            client::ask_once(&control()?, &Request::Reload)?;
             writeln!(out, "configuration and rules are reloaded")?;
         }
         Command::Doctor => doctor::run(&config()?, cli.output, out)?,

@@ -91,7 +91,7 @@ fn list(entries: &[Entry], output: Output, screen: Screen, out: &mut dyn Write) 
                 e.protocol,
                 e.client,
                 e.server,
-                printable(&e.name),
+                printable(&about(e)),
                 e.size,
                 printable(e.detection.as_deref().unwrap_or("-"))
             )
@@ -105,7 +105,7 @@ fn list(entries: &[Entry], output: Output, screen: Screen, out: &mut dyn Write) 
                     Cell::new(&e.client.ip().to_string()),
                     Cell::new(&e.server.to_string()),
                     Cell::new(e.user.as_deref().unwrap_or_default()),
-                    Cell::new(&e.name),
+                    Cell::new(&about(e)),
                     Cell::new(&bytes(e.size)),
                     Cell::new(if e.released.is_empty() { "" } else { "yes" }),
                     Cell::new(e.detection.as_deref().unwrap_or_default()).colour(Colour::Red),
@@ -114,6 +114,11 @@ fn list(entries: &[Entry], output: Output, screen: Screen, out: &mut dyn Write) 
             table.write(out, screen)
         }
     }
+}
+
+/// What the object is known by: a file by its name, a message by its recipients.
+fn about(e: &Entry) -> String {
+    if e.recipients.is_empty() { e.name.clone() } else { format!("to {}", e.recipients.join(", ")) }
 }
 
 fn show(e: &Entry, output: Output, out: &mut dyn Write) -> io::Result<()> {

@@ -157,6 +157,22 @@ impl Table {
         }
     }
 
+    /// The width of each column for rows that are still to come: what can be shortened shares the room that is left.
+    #[must_use]
+    pub(super) fn widths_to_fill(&self, screen: Screen) -> Vec<usize> {
+        let mut widths = self.widths(screen);
+        let Some(room) = screen.width else { return widths };
+        let growing: Vec<usize> =
+            (0..widths.len()).filter(|n| self.columns[*n].shrinks_to.is_some()).collect();
+        let total = widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
+        for n in 0..room.saturating_sub(total) {
+            if let Some(column) = growing.get(n % growing.len().max(1)) {
+                widths[*column] += 1;
+            }
+        }
+        widths
+    }
+
     /// Writes the headings.
     ///
     /// # Errors
@@ -187,9 +203,10 @@ impl Table {
             if n > 0 {
                 write!(out, "{:GAP$}", "")?;
             }
-            let text = match column.shrinks_to {
-                Some(_) => shorten(&cell.text, *width),
-                None => cell.text.clone(),
+            // where nothing has to fit, a line out of column says more than a shortened one
+            let text = match (column.shrinks_to, screen.width) {
+                (Some(_), Some(_)) => shorten(&cell.text, *width),
+                _ => cell.text.clone(),
             };
             let padding = width.saturating_sub(text.width());
             let text = cell.colour.paint(&text, screen);
@@ -209,9 +226,21 @@ impl Table {
     /// # Errors
     /// What `out` says.
     pub(super) fn write(&self, out: &mut dyn Write, screen: Screen) -> io::Result<()> {
-        let widths = self.widths(screen);
-        self.headings(out, &widths, screen)?;
-        self.rows.iter().try_for_each(|row| self.line(out, row, &widths, screen))
+        self.write_with(out, &self.widths(screen), screen)
+    }
+
+    /// Writes headings and rows in columns of these widths.
+    ///
+    /// # Errors
+    /// What `out` says.
+    pub(super) fn write_with(
+        &self,
+        out: &mut dyn Write,
+        widths: &[usize],
+        screen: Screen,
+    ) -> io::Result<()> {
+        self.headings(out, widths, screen)?;
+        self.rows.iter().try_for_each(|row| self.line(out, row, widths, screen))
     }
 }
 
@@ -266,7 +295,7 @@ pub(super) fn bytes(n: u64) -> String {
     }
 }
 
-/// A time for people: `0.4s`, `12s`, `3m04s`, `2h13m`, `5d02h`.
+/// A time for people: `400ms`, `1.2s`, `12s`, `3m04s`, `2h13m`, `5d02h`.
 #[must_use]
 pub(super) fn age(seconds: f64) -> String {
     #[expect(
@@ -276,7 +305,8 @@ pub(super) fn age(seconds: f64) -> String {
     )]
     let whole = seconds.clamp(0.0, 1e12) as u64;
     match whole {
-        0..10 => format!("{:.1}s", seconds.max(0.0)),
+        0 => format!("{:.0}ms", seconds.max(0.0) * 1000.0),
+        1..10 => format!("{seconds:.1}s"),
         10..60 => format!("{whole}s"),
         60..3600 => format!("{}m{:02}s", whole / 60, whole % 60),
         3600..86_400 => format!("{}h{:02}m", whole / 3600, whole % 3600 / 60),
@@ -326,6 +356,23 @@ mod tests {
     }
 
     #[test]
+    fn rows_to_come_get_the_room_that_is_left() {
+        let columns = [
+            column("ID", false, None),
+            column("USER", false, Some(4)),
+            column("OBJECT", false, Some(8)),
+        ];
+        let table = Table::new(&columns);
+        let screen = Screen { colour: false, width: Some(40) };
+        assert_eq!(table.widths_to_fill(screen), [2, 16, 18]);
+        assert_eq!(table.widths_to_fill(PLAIN), [2, 4, 6]);
+        let row = [Cell::new("1"), Cell::new("a user with a long name"), Cell::new("x")];
+        let mut out = Vec::new();
+        table.line(&mut out, &row, &[2, 4, 6], PLAIN).unwrap();
+        assert_eq!(out, b"1   a user with a long name  x\n");
+    }
+
+    #[test]
     fn nothing_from_the_wire_steers_the_terminal_and_colours_do_not_count() {
         let mut table = Table::new(&[column("A", false, None), column("B", false, None)]);
         table.row(vec![Cell::new("\x1b[2J").colour(Colour::Red), Cell::new("b")]);
@@ -352,13 +399,14 @@ mod tests {
             assert_eq!(bytes(n), text, "{n}");
         }
         for (s, text) in [
-            (0.04, "0.0s"),
+            (0.04, "40ms"),
             (9.96, "10.0s"),
             (12.9, "12s"),
             (184.0, "3m04s"),
             (7980.0, "2h13m"),
             (439_200.0, "5d02h"),
-            (-1.0, "0.0s"),
+            (-1.0, "0ms"),
+            (1.23, "1.2s"),
         ] {
             assert_eq!(age(s), text, "{s}");
         }

@@ -29,6 +29,7 @@ pub use types::{
 use read::{Reader, Table, Wrong};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use toml::Spanned;
 use toml::de::DeTable;
 
 /// The configuration file unless another is named.
@@ -43,27 +44,7 @@ impl Config {
     /// # Errors
     /// [`ConfigErrors::Unreadable`] or all that is wrong with it.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let unreadable =
-            |reason: String| ConfigErrors::Unreadable { path: path.to_owned(), reason };
-        let length = std::fs::metadata(path).map(|m| m.len());
-        if length.is_ok_and(|n| n > FILE_MAX) {
-            return Err(unreadable(
-                "is larger than 16 MiB: this is no configuration file".to_owned(),
-            ));
-        }
-        let bytes = std::fs::read(path).map_err(|e| {
-            unreadable(match e.kind() {
-                std::io::ErrorKind::NotFound => {
-                    "no such file; name the configuration with --config".to_owned()
-                }
-                std::io::ErrorKind::PermissionDenied => "permission denied; run as root".to_owned(),
-                _ => e.to_string(),
-            })
-        })?;
-        let text = String::from_utf8(bytes).map_err(|e| {
-            unreadable(format!("is not UTF-8 at byte {}", e.utf8_error().valid_up_to()))
-        })?;
-        Self::parse(&text, path)
+        Self::parse(&read_text(path)?, path)
     }
 
     /// The defaults, for commands that work without a configuration file: no gateway, as it has no interfaces and no
@@ -85,28 +66,38 @@ impl Config {
         }
     }
 
+    /// Where the control socket is, of a configuration that may be wrong everywhere else: a running agent can be asked
+    /// also while its file is being edited.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no TOML, or is wrong in `[paths]`.
+    pub fn control_socket(path: &Path) -> Result<PathBuf, ConfigErrors> {
+        let text = read_text(path)?;
+        let mut reader = Reader::new(&text);
+        let control = document(&mut reader, &text).map(|d| {
+            let mut root = Table::new("", Some(d.get_ref()), 0..0);
+            sections::paths(&mut reader, &mut root).control
+        });
+        match (control, reader.finish()) {
+            (Some(control), problems) if problems.is_empty() => Ok(control),
+            (_, problems) => Err(ConfigErrors::Invalid { file: path.to_owned(), problems }),
+        }
+    }
+
     /// Parses the text of a configuration; `file` is its name in messages.
     ///
     /// # Errors
     /// [`ConfigErrors::Invalid`] with all that is wrong.
     pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigErrors> {
-        let invalid = |problems| ConfigErrors::Invalid { file: PathBuf::from(file), problems };
         let mut reader = Reader::new(text);
-        let (document, syntax) = DeTable::parse_recoverable(text);
-        if !syntax.is_empty() {
-            // after a syntax error the tables are a guess: what follows from them would mislead
-            for error in syntax {
-                reader.report(
-                    error.span().unwrap_or(0..0),
-                    Wrong::new(error.message().trim().to_owned()),
-                );
-            }
-            return Err(invalid(reader.finish()));
+        let config = document(&mut reader, text).map(|d| {
+            let root = Table::new("", Some(d.get_ref()), 0..0);
+            sections::document(&mut reader, root)
+        });
+        match (config, reader.finish()) {
+            (Some(config), problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(ConfigErrors::Invalid { file: file.to_owned(), problems }),
         }
-        let root = Table::new("", Some(document.get_ref()), 0..0);
-        let config = sections::document(&mut reader, root);
-        let problems = reader.finish();
-        if problems.is_empty() { Ok(config) } else { Err(invalid(problems)) }
     }
 
     /// Whether the address belongs to the networks that the gateway protects.
@@ -161,4 +152,34 @@ impl Config {
             })
             .map_or(Permission::Deny, |a| a.action)
     }
+}
+
+fn read_text(path: &Path) -> Result<String, ConfigErrors> {
+    let unreadable = |reason: String| ConfigErrors::Unreadable { path: path.to_owned(), reason };
+    let length = std::fs::metadata(path).map(|m| m.len());
+    if length.is_ok_and(|n| n > FILE_MAX) {
+        return Err(unreadable("is larger than 16 MiB: this is no configuration file".to_owned()));
+    }
+    let bytes = std::fs::read(path).map_err(|e| {
+        unreadable(match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                "no such file; name the configuration with --config".to_owned()
+            }
+            std::io::ErrorKind::PermissionDenied => "permission denied; run as root".to_owned(),
+            _ => e.to_string(),
+        })
+    })?;
+    String::from_utf8(bytes)
+        .map_err(|e| unreadable(format!("is not UTF-8 at byte {}", e.utf8_error().valid_up_to())))
+}
+
+/// The tables of the text; none, and the syntax errors reported, when it is no TOML.
+fn document<'t>(reader: &mut Reader<'_>, text: &'t str) -> Option<Spanned<DeTable<'t>>> {
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    let right = syntax.is_empty();
+    // after a syntax error the tables are a guess: what follows from them would mislead
+    for error in syntax {
+        reader.report(error.span().unwrap_or(0..0), Wrong::new(error.message().trim().to_owned()));
+    }
+    right.then_some(document)
 }

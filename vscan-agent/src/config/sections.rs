@@ -188,7 +188,7 @@ fn read_marks(r: &mut Reader<'_>, t: &mut Table<'_, '_>, d: Marks) -> Marks {
     Marks { client, upstream, bypass, related, mask }
 }
 
-fn paths(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Paths {
+pub(super) fn paths(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Paths {
     let mut t = root.table(r, "paths");
     let d = Paths::default();
     let run_dir = t.get(r, "run_dir", d.run_dir);

@@ -342,6 +342,21 @@ fn unreadable_files_say_what_to_do() {
 }
 
 #[test]
+fn the_control_socket_is_found_in_a_file_that_is_wrong_elsewhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vscan.toml");
+    let socket = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        Config::control_socket(&path)
+    };
+    let found = socket("[gateway]\nx = 1\n[paths]\nrun_dir = \"/run/a\"\n").unwrap();
+    assert_eq!(found, Path::new("/run/a/control.sock"));
+    assert_eq!(socket("").unwrap(), Path::new("/run/vscan/control.sock"));
+    assert_eq!(socket("[paths]\nrun_dir = 1\n").unwrap_err().exit_code(), 78);
+    assert_eq!(socket("[paths\n").unwrap_err().problems().len(), 1);
+}
+
+#[test]
 fn directions_and_permissions() {
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     let c = parse(LEAST).unwrap();

@@ -165,6 +165,9 @@ impl Gateway {
             (Treatment::Quarantine | Treatment::Pass | Treatment::Block, _) => None,
         };
         let hash = hash.map(|hash| hash.to_hex());
+        if about.kind == ObjectKind::Message {
+            flow.set_object(&addressees(about.parties.recipients));
+        }
         flow.judged(&Judged {
             name: about.name,
             kind: kind_word(about.kind),
@@ -227,6 +230,16 @@ fn kind_word(kind: ObjectKind) -> &'static str {
         ObjectKind::File => "file",
         ObjectKind::Message => "message",
     }
+}
+
+/// What a message is known by in the flow table: its first recipient, and how many there are besides.
+fn addressees(recipients: &[Vec<u8>]) -> Vec<u8> {
+    let Some((first, more)) = recipients.split_first() else { return Vec::new() };
+    let mut text = [b"to ", first.as_slice()].concat();
+    if !more.is_empty() {
+        text.extend_from_slice(format!(" and {} more", more.len()).as_bytes());
+    }
+    text
 }
 
 /// A text as a reply line may carry it: printable ASCII (RFC 5321 4.2 `textstring`), bounded.
