@@ -385,7 +385,8 @@ pub fn leftovers(host: &Host) -> Result<Vec<String>> {
         "{ ip rule; ip -6 rule; } | grep -v 'lookup \\(local\\|main\\|default\\)' || true",
     )?;
     look("route", "{ ip route show table 181; ip -6 route show table 181; } 2>/dev/null || true")?;
-    look("pins", "find /sys/fs/bpf -mindepth 1")?;
+    // A fresh bpffs has two iterators of the kernel's own (bpf_preload).
+    look("pins", "find /sys/fs/bpf -mindepth 1 ! -name '*.debug'")?;
     look(
         "filters",
         "for i in lan0 wan0; do tc filter show dev $i ingress; done; tc qdisc | grep clsact || true",

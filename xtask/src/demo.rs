@@ -245,13 +245,12 @@ impl Stage<'_> {
             (here.join(&target), format!("{url}/{name}"))
         };
         argv.push(&url);
-        let ran = self.lab.client().run(&argv)?;
+        // Which reply curl met: in active mode its own words for a refused upload are misleading.
+        let ran = self.lab.client().run([&argv[..], &["-w", "%{response_code}"]].concat())?;
         let outcome = match fs::read(&there) {
             Ok(bytes) if bytes == content && ran.success() => "delivered".to_owned(),
             Ok(bytes) => format!("{} bytes arrived, curl {}", bytes.len(), ran.code()),
-            Err(_) if !ran.success() && ran.err.contains("550") => "blocked".to_owned(),
-            // curl says only that the server denied the file; the exit code is that of a 550.
-            Err(_) if ran.code() == 78 => "blocked".to_owned(),
+            Err(_) if !ran.success() && ran.out.trim().ends_with("550") => "blocked".to_owned(),
             Err(_) => format!("nothing arrived, curl {}: {}", ran.code(), ran.err.trim()),
         };
         let step = Step {
@@ -265,9 +264,15 @@ impl Stage<'_> {
             protocol: "ftp",
             direction: if up { "outbound" } else { "inbound" },
             expected: kind.expected(),
-            outcome,
+            outcome: outcome.clone(),
         };
-        let said = if ran.success() { String::new() } else { ran.err.trim().to_owned() };
+        let said = match (ran.success(), outcome == "blocked") {
+            (true, _) => String::new(),
+            (false, true) => {
+                format!("curl: exit code {}, the server said {}", ran.code(), ran.out.trim())
+            }
+            (false, false) => ran.err.trim().to_owned(),
+        };
         show.step(&step, &argv.join(" "), &said);
         steps.push(step);
         Ok(())

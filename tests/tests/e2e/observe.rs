@@ -298,7 +298,8 @@ fn reload_keeps_the_old_on_errors(steering: Steering) -> Result<()> {
     client.quit()?;
     let now = vscan.processes();
     assert_eq!((now.gateway, now.supervisor), (before.gateway, before.supervisor));
-    ensure!(vscan.metrics()?.sum("vscan_reloads_total", &[("result", "refused")]) >= 2.0);
+    // `vscan reload` saw the broken configuration itself; the agent refused the broken rules.
+    ensure!(vscan.metrics()?.sum("vscan_reloads_total", &[("result", "refused")]) >= 1.0);
     ensure!(server.file("bad").is_none());
     Ok(())
 }

@@ -23,8 +23,14 @@ on_both!(
 );
 
 /// Bits of capability sets (linux/capability.h).
-const NAMES: &[(u32, &str)] =
-    &[(10, "net_bind_service"), (12, "net_admin"), (13, "net_raw"), (38, "perfmon"), (39, "bpf")];
+const NAMES: &[(u32, &str)] = &[
+    (8, "setpcap"),
+    (10, "net_bind_service"),
+    (12, "net_admin"),
+    (13, "net_raw"),
+    (38, "perfmon"),
+    (39, "bpf"),
+];
 
 fn set(pid: u32, field: &str) -> Result<BTreeSet<String>> {
     let bits = u64::from_str_radix(&status_field(pid, field)?, 16)?;
@@ -80,9 +86,16 @@ fn capabilities(steering: Steering) -> Result<()> {
 fn scanner_processes_may_die_at_work(steering: Steering) -> Result<()> {
     let lab = Lab::new(Topology::Plain)?;
     let server = Server::start(lab.server(), 21, Behaviour::default())?;
-    let vscan = Vscan::start(&lab, &Settings::new(steering))?;
-    // Large enough that a scan can be hit.
-    let large = fixtures::random(48_000_000, 1);
+    // A rule that looks at every byte by itself: slow enough that a scan can be hit.
+    let rules = lab.dir().join("slow");
+    std::fs::create_dir(&rules)?;
+    let slow = "rule slow { condition: filesize > 1000000 and for any i in (0..filesize - 1) : ( uint8(i) == 300 ) }";
+    std::fs::write(rules.join("slow.yar"), slow)?;
+    let shipped = agent::repository().join("deploy/rules");
+    let line = format!("rules = [\"{}\", \"{}\"]", shipped.display(), rules.display());
+    let settings = Settings::new(steering).with("scan", &line);
+    let vscan = Vscan::start(&lab, &settings)?;
+    let large = fixtures::random(24_000_000, 1);
     for victim in ["worker", "zygote"] {
         let before = vscan.processes();
         let hit = std::thread::scope(|scope| {

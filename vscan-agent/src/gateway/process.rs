@@ -330,14 +330,5 @@ async fn beat(channel: Arc<Channel>, gateway: Arc<Gateway>) {
             return;
         }
         gateway.observer.metrics.beat();
-        let (memory, disk) = gateway.spool.used();
-        gateway.observer.metrics.set_spool(memory, disk);
-        let status = gateway.scanner.status();
-        gateway.observer.metrics.set_worker_ends(status.crashes, status.kills);
-        let (workers, busy) = (status.workers, status.busy);
-        gateway.observer.metrics.set_workers(
-            usize::try_from(workers.saturating_sub(busy)).unwrap_or(usize::MAX),
-            usize::try_from(busy).unwrap_or(usize::MAX),
-        );
     }
 }

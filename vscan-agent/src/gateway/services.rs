@@ -119,6 +119,16 @@ impl Backend for Operated {
         &self.gateway.observer
     }
 
+    fn refresh(&self) {
+        let metrics = &self.gateway.observer.metrics;
+        let (memory, disk) = self.gateway.spool.used();
+        metrics.set_spool(memory, disk);
+        let scanner = self.gateway.scanner.status();
+        let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        metrics
+            .set_workers(count(scanner.workers.saturating_sub(scanner.busy)), count(scanner.busy));
+    }
+
     fn status(&self) -> Status {
         let config = self.gateway.config();
         let (spool_memory, spool_disk) = self.gateway.spool.used();

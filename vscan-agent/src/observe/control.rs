@@ -200,6 +200,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Its observer.
     fn observer(&self) -> &Observer;
 
+    /// Brings the gauges up to date, before they are read.
+    fn refresh(&self);
+
     /// How it fares; see [`Status::of`].
     fn status(&self) -> Status;
 

@@ -75,6 +75,7 @@ fn respond(request: &Request<Incoming>, backend: &dyn Backend) -> Response<Full<
     }
     match request.uri().path() {
         "/metrics" => {
+            backend.refresh();
             let metrics = backend.observer().render_metrics();
             reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics)
         }

@@ -302,6 +302,8 @@ fn a_log_that_cannot_be_written_costs_events_and_nothing_else() {
 struct Fake(Observer);
 
 impl Backend for Fake {
+    fn refresh(&self) {}
+
     fn observer(&self) -> &Observer {
         &self.0
     }
