@@ -65,7 +65,8 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
     covered.sort_by_key(|r| r.start);
     let mut at = 0;
     let mut next_covered = 0;
-    while let Some(found) = memmem::find(&data[at..], LOCAL) {
+    let local = memmem::Finder::new(LOCAL);
+    while let Some(found) = local.find(&data[at..]) {
         if walk.stopped() {
             return;
         }

@@ -36,6 +36,9 @@ pub(crate) struct Headers {
 /// MIME fields looked at in one header; more of them are counted as an exceeded limit.
 const FIELDS_MAX: usize = 32;
 
+/// Boundaries tried for one body; each costs a pass over it.
+const BOUNDARIES_MAX: usize = 8;
+
 static PARSER: LazyLock<MessageParser> = LazyLock::new(|| MessageParser::new().with_mime_headers());
 
 /// Splits at the first blank line. Where the first line is no field there is no header.
@@ -93,6 +96,13 @@ impl Headers {
                 break;
             }
             headers.take(which, &field[colon + 1..]);
+        }
+        if headers.boundaries.len() > BOUNDARIES_MAX {
+            walk.note(
+                Reason::Headers,
+                &format!("more than {BOUNDARIES_MAX} boundaries of one body"),
+            );
+            headers.boundaries.truncate(BOUNDARIES_MAX);
         }
         headers
     }
@@ -215,7 +225,7 @@ fn add_boundary(boundaries: &mut Vec<Vec<u8>>, boundary: &[u8]) {
     let boundary = boundary.trim_ascii_end();
     if !boundary.is_empty()
         && !boundaries.iter().any(|b| b == boundary)
-        && boundaries.len() < FIELDS_MAX
+        && boundaries.len() <= BOUNDARIES_MAX
     {
         boundaries.push(boundary.to_vec());
     }

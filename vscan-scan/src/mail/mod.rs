@@ -65,6 +65,12 @@ fn multiparts(walk: &mut Walk<'_>, headers: &Headers, body: &[u8]) -> bool {
         headers.boundaries.iter().map(|b| Cow::Borrowed(&b[..])).collect();
     boundaries.extend(guessed_boundary(body, &headers.boundaries).map(Cow::Borrowed));
     for boundary in boundaries {
+        if walk.stopped() {
+            return true;
+        }
+        if memchr::memmem::find(body, &boundary).is_none() {
+            continue;
+        }
         // Exact delimiter lines first; readers that compare only the beginning of the line find the others.
         for exact in [true, false] {
             let segments =
@@ -140,8 +146,12 @@ impl<'a> Iterator for Segments<'a> {
             let line = if from == start && self.data[from..].starts_with(b"--") {
                 from
             } else {
-                match memchr::memmem::find(&self.data[from..], b"\n--") {
-                    Some(i) => from + i + 1,
+                match memchr::memchr(b'\n', &self.data[from..]) {
+                    Some(i) if self.data[from + i + 1..].starts_with(b"--") => from + i + 1,
+                    Some(i) => {
+                        from += i + 1;
+                        continue;
+                    }
                     None => {
                         self.at = self.data.len() + 1;
                         return Some((before, &self.data[start..]));

@@ -386,6 +386,11 @@ fn limits_hold_and_are_said() {
         limits(Limits::default(), mime(&format!("X-A: {}", "b".repeat(2 << 20)), "")),
         [Reason::Headers]
     );
+    let boundaries: String = (0..9).map(|i| format!("; boundary=b{i}")).collect();
+    assert_eq!(
+        limits(Limits::default(), mime(&format!("Content-Type: multipart/mixed{boundaries}"), "")),
+        [Reason::Headers]
+    );
     let flood = mime(&"Content-Type: text/plain\r\n".repeat(100), "");
     assert_eq!(limits(Limits::default(), flood), [Reason::Headers]);
 }
