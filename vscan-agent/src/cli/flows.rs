@@ -74,17 +74,17 @@ fn last(mut flows: Vec<FlowRecord>, last: Option<usize>) -> Vec<FlowRecord> {
 }
 
 const COLUMNS: &[Column] = &[
-    Column { name: "ID", right: false, shrinks_to: None, least: 12 },
-    Column { name: "AGE", right: true, shrinks_to: None, least: 6 },
-    Column { name: "PROTO", right: false, shrinks_to: None, least: 5 },
-    Column { name: "STATE", right: false, shrinks_to: None, least: 8 },
-    Column { name: "CLIENT", right: false, shrinks_to: None, least: 15 },
-    Column { name: "SERVER", right: false, shrinks_to: None, least: 15 },
-    Column { name: "USER", right: false, shrinks_to: Some(12), least: 9 },
-    Column { name: "OBJECT", right: false, shrinks_to: Some(16), least: 16 },
-    Column { name: "BYTES↑", right: true, shrinks_to: None, least: 6 },
-    Column { name: "BYTES↓", right: true, shrinks_to: None, least: 6 },
-    Column { name: "VERDICT", right: false, shrinks_to: Some(11), least: 11 },
+    Column { name: "ID", right: false, shrinks_to: None, least: 12, drops: 0 },
+    Column { name: "AGE", right: true, shrinks_to: None, least: 6, drops: 4 },
+    Column { name: "PROTO", right: false, shrinks_to: None, least: 5, drops: 3 },
+    Column { name: "STATE", right: false, shrinks_to: None, least: 8, drops: 2 },
+    Column { name: "CLIENT", right: false, shrinks_to: None, least: 15, drops: 0 },
+    Column { name: "SERVER", right: false, shrinks_to: None, least: 15, drops: 0 },
+    Column { name: "USER", right: false, shrinks_to: Some(12), least: 9, drops: 1 },
+    Column { name: "OBJECT", right: false, shrinks_to: Some(16), least: 16, drops: 0 },
+    Column { name: "BYTES↑", right: true, shrinks_to: None, least: 6, drops: 6 },
+    Column { name: "BYTES↓", right: true, shrinks_to: None, least: 6, drops: 5 },
+    Column { name: "VERDICT", right: false, shrinks_to: Some(14), least: 14, drops: 0 },
 ];
 
 fn row(flow: &FlowRecord) -> Vec<Cell> {
@@ -179,17 +179,9 @@ struct Follow {
     widths: Vec<usize>,
 }
 
-const CHANGE: Column = Column { name: "CHANGE", right: false, shrinks_to: None, least: 6 };
-
 impl Follow {
     fn new(output: Output) -> Self {
-        let columns: Vec<Column> = std::iter::once(CHANGE).chain(COLUMNS.iter().copied()).collect();
-        Self {
-            output,
-            screen: Screen::of_stdout(),
-            table: Table::new(&columns),
-            widths: Vec::new(),
-        }
+        Self { output, screen: Screen::of_stdout(), table: Table::new(COLUMNS), widths: Vec::new() }
     }
 
     fn begin(&mut self, flows: &[FlowRecord], out: &mut dyn Write) -> std::io::Result<()> {
@@ -207,9 +199,7 @@ impl Follow {
             }
             Output::Table => {
                 for flow in flows {
-                    let mut cells = row(flow);
-                    cells.insert(0, Cell::new(""));
-                    self.table.row(cells);
+                    self.table.row(row(flow));
                 }
                 // later rows keep these widths
                 self.widths = self.table.widths_to_fill(self.screen);
@@ -229,9 +219,7 @@ impl Follow {
                 writeln!(out, "{} {}", word(change.change), compact(&change.flow, self.screen))?;
             }
             Output::Table => {
-                let mut cells = row(&change.flow);
-                cells.insert(0, Cell::new(word(change.change)));
-                self.table.line(out, &cells, &self.widths, self.screen)?;
+                self.table.line(out, &row(&change.flow), &self.widths, self.screen)?;
             }
         }
         out.flush()

@@ -69,15 +69,15 @@ pub(super) fn run(
 }
 
 const COLUMNS: &[Column] = &[
-    Column { name: "ID", right: false, shrinks_to: None, least: 24 },
-    Column { name: "PROTO", right: false, shrinks_to: None, least: 5 },
-    Column { name: "CLIENT", right: false, shrinks_to: None, least: 0 },
-    Column { name: "SERVER", right: false, shrinks_to: None, least: 0 },
-    Column { name: "USER", right: false, shrinks_to: Some(12), least: 0 },
-    Column { name: "NAME", right: false, shrinks_to: Some(16), least: 0 },
-    Column { name: "SIZE", right: true, shrinks_to: None, least: 0 },
-    Column { name: "RELEASED", right: false, shrinks_to: None, least: 0 },
-    Column { name: "DETECTION", right: false, shrinks_to: Some(16), least: 0 },
+    Column { name: "ID", right: false, shrinks_to: None, least: 24, drops: 0 },
+    Column { name: "PROTO", right: false, shrinks_to: None, least: 5, drops: 2 },
+    Column { name: "CLIENT", right: false, shrinks_to: None, least: 0, drops: 0 },
+    Column { name: "SERVER", right: false, shrinks_to: None, least: 0, drops: 0 },
+    Column { name: "USER", right: false, shrinks_to: Some(12), least: 0, drops: 1 },
+    Column { name: "NAME", right: false, shrinks_to: Some(16), least: 0, drops: 0 },
+    Column { name: "SIZE", right: true, shrinks_to: None, least: 0, drops: 0 },
+    Column { name: "RELEASED", right: false, shrinks_to: None, least: 0, drops: 3 },
+    Column { name: "DETECTION", right: false, shrinks_to: Some(16), least: 0, drops: 0 },
 ];
 
 fn list(entries: &[Entry], output: Output, screen: Screen, out: &mut dyn Write) -> io::Result<()> {

@@ -105,6 +105,8 @@ pub(super) struct Column {
     pub(super) shrinks_to: Option<usize>,
     /// The width that it has at least, so that rows which come later line up.
     pub(super) least: usize,
+    /// When the terminal is too narrow for all, columns are left out from the highest number down; 0: never.
+    pub(super) drops: u8,
 }
 
 /// Rows below headings.
@@ -141,20 +143,26 @@ impl Table {
             }
         }
         let Some(room) = screen.width else { return widths };
-        // the widest column that may shrink gives way first
-        loop {
-            let total = widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
-            if total <= room {
-                return widths;
-            }
-            let widest = (0..widths.len())
-                .filter(|n| self.columns[*n].shrinks_to.is_some_and(|least| widths[*n] > least))
-                .max_by_key(|n| widths[*n]);
-            match widest {
-                Some(n) => widths[n] -= 1,
-                None => return widths,
+        let total = |widths: &[usize]| {
+            let shown = widths.iter().filter(|w| **w > 0).count();
+            widths.iter().sum::<usize>() + GAP * shown.saturating_sub(1)
+        };
+        let mut natural = widths.clone();
+        // the widest column that may shrink gives way first; when none can, the least important one goes
+        while total(&widths) > room {
+            let shrinks = |n: &usize| self.columns[*n].shrinks_to.is_some_and(|l| widths[*n] > l);
+            let drops = |n: &usize| self.columns[*n].drops > 0 && widths[*n] > 0;
+            let all = 0..widths.len();
+            if let Some(n) = all.clone().filter(shrinks).max_by_key(|n| widths[*n]) {
+                widths[n] -= 1;
+            } else if let Some(n) = all.filter(drops).max_by_key(|n| self.columns[*n].drops) {
+                natural[n] = 0;
+                widths.clone_from(&natural);
+            } else {
+                break;
             }
         }
+        widths
     }
 
     /// The width of each column for rows that are still to come: what can be shortened shares the room that is left.
@@ -162,9 +170,11 @@ impl Table {
     pub(super) fn widths_to_fill(&self, screen: Screen) -> Vec<usize> {
         let mut widths = self.widths(screen);
         let Some(room) = screen.width else { return widths };
-        let growing: Vec<usize> =
-            (0..widths.len()).filter(|n| self.columns[*n].shrinks_to.is_some()).collect();
-        let total = widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
+        let growing: Vec<usize> = (0..widths.len())
+            .filter(|n| self.columns[*n].shrinks_to.is_some() && widths[*n] > 0)
+            .collect();
+        let shown = widths.iter().filter(|w| **w > 0).count();
+        let total = widths.iter().sum::<usize>() + GAP * shown.saturating_sub(1);
         for n in 0..room.saturating_sub(total) {
             if let Some(column) = growing.get(n % growing.len().max(1)) {
                 widths[*column] += 1;
@@ -199,8 +209,12 @@ impl Table {
         widths: &[usize],
         screen: Screen,
     ) -> io::Result<()> {
+        let mut first = true;
         for (n, ((column, cell), width)) in self.columns.iter().zip(cells).zip(widths).enumerate() {
-            if n > 0 {
+            if *width == 0 {
+                continue;
+            }
+            if !std::mem::take(&mut first) {
                 write!(out, "{:GAP$}", "")?;
             }
             // where nothing has to fit, a line out of column says more than a shortened one
@@ -321,7 +335,7 @@ mod tests {
     const PLAIN: Screen = Screen { colour: false, width: None };
 
     fn column(name: &'static str, right: bool, shrinks_to: Option<usize>) -> Column {
-        Column { name, right, shrinks_to, least: 0 }
+        Column { name, right, shrinks_to, least: 0, drops: 0 }
     }
 
     fn drawn(table: &Table, screen: Screen) -> String {
@@ -353,6 +367,25 @@ mod tests {
         assert_eq!(drawn(&table, narrow).lines().last().unwrap(), "0123456789  /a/ver…e.exe");
         let too_narrow = Screen { colour: false, width: Some(5) };
         assert_eq!(drawn(&table, too_narrow).lines().last().unwrap(), "0123456789  /a/v…exe");
+    }
+
+    #[test]
+    fn a_narrow_terminal_loses_the_least_important_columns() {
+        let mut columns =
+            [column("A", false, None), column("B", true, None), column("C", false, Some(3))];
+        columns[0].drops = 1;
+        columns[1].drops = 2;
+        let mut table = Table::new(&columns);
+        table.row(vec![Cell::new("aaaa"), Cell::new("bbbb"), Cell::new("cccccc")]);
+        let line = |width| {
+            let text = drawn(&table, Screen { colour: false, width: Some(width) });
+            text.lines().last().unwrap().to_owned()
+        };
+        assert_eq!(line(18), "aaaa  bbbb  cccccc");
+        assert_eq!(line(15), "aaaa  bbbb  c…c");
+        assert_eq!(line(14), "aaaa  cccccc", "and the others take its room");
+        assert_eq!(line(5), "cc…cc");
+        assert_eq!(line(1), "c…c", "never all of them");
     }
 
     #[test]
