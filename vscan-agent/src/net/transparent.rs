@@ -8,8 +8,14 @@
 use super::close::prepare_leg;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::{
+    hash::{BuildHasher, RandomState},
     io,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -154,7 +160,7 @@ impl DataListener {
     }
 
     fn bind_once(addresses: &[IpAddr]) -> io::Result<Self> {
-        let mut port = 0;
+        let port = data_port();
         let mut listeners: Vec<TcpListener> = Vec::with_capacity(1);
         for (index, address) in addresses.iter().enumerate() {
             if addresses[..index].contains(address) {
@@ -167,9 +173,7 @@ impl DataListener {
             }
             socket.bind(&SocketAddr::new(*address, port).into())?;
             socket.listen(DATA_BACKLOG)?;
-            let listener = TcpListener::from_std(socket.into())?;
-            port = listener.local_addr()?.port();
-            listeners.push(listener);
+            listeners.push(TcpListener::from_std(socket.into())?);
         }
         if listeners.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on"));
@@ -201,13 +205,38 @@ impl DataListener {
     }
 }
 
+/// A port of the local range for a data channel, none that can be guessed from the last.
+///
+/// Not left to the kernel: asked for any port, it passes over all that are in TIME_WAIT, one by one.
+/// A gateway closes its data channels first, so that these are thousands, and bind(2) took a
+/// millisecond. Asked for a certain port, with `SO_REUSEADDR`, it takes one of those too.
+fn data_port() -> u16 {
+    static STATE: OnceLock<(RandomState, RangeInclusive<u16>)> = OnceLock::new();
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let (state, range) = STATE.get_or_init(|| (RandomState::new(), local_port_range()));
+    let span = u64::from(range.end() - range.start()) + 1;
+    let offset = state.hash_one(COUNT.fetch_add(1, Ordering::Relaxed)) % span;
+    range.start() + u16::try_from(offset).unwrap_or(0)
+}
+
+/// `net.ipv4.ip_local_port_range`, ip(7); the kernel's default where it cannot be read.
+fn local_port_range() -> RangeInclusive<u16> {
+    const DEFAULT: RangeInclusive<u16> = 32768..=60999;
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let ports: Vec<u16> =
+        text.unwrap_or_default().split_whitespace().flat_map(str::parse).collect();
+    match ports[..] {
+        [low, high] if 0 < low && low <= high => low..=high,
+        _ => DEFAULT,
+    }
+}
+
 fn transparent_socket(address: IpAddr) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(SocketAddr::new(address, 0)),
-        Type::STREAM,
+        Type::STREAM.nonblocking(),
         Some(Protocol::TCP),
     )?;
-    socket.set_nonblocking(true)?;
     match address {
         IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
         IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,

@@ -8,19 +8,18 @@ use crate::observe::wire;
 use bytes::BytesMut;
 use std::{
     future::poll_fn,
-    io,
-    pin::Pin,
+    mem::MaybeUninit,
+    pin::{Pin, pin},
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
-    sync::watch,
     time::{Sleep, sleep_until, timeout},
 };
-use vscan_proto::ftp::{Addresses, Note, Output, Session, Settings};
+use vscan_proto::ftp::{Addresses, Leg, Note, Output, Session, Settings};
 
 /// Bytes read at a time; commands and replies are short.
 const READ_SIZE: usize = 8 << 10;
@@ -42,30 +41,20 @@ pub(super) enum Ended {
     Blind,
 }
 
-/// What the session waits for.
-enum Wake {
-    Client,
-    Upstream,
-    Written,
-    Data(vscan_proto::ftp::Event),
-    Timer,
-    Drain,
-}
-
 pub(super) struct Control<'a> {
     place: Place<'a>,
     session: Session,
-    client: Leg,
-    upstream: Leg,
+    client: Line,
+    upstream: Line,
     data: Option<Box<Data<'a>>>,
     /// Fires at the machine's deadline, or before one that has moved since.
     timer: Option<Pin<Box<Sleep>>>,
-    draining: watch::Receiver<bool>,
     state: &'static str,
     ended: Option<Ended>,
 }
 
-struct Leg {
+/// One control connection.
+struct Line {
     stream: TcpStream,
     /// Bytes to be written.
     pending: BytesMut,
@@ -73,22 +62,9 @@ struct Leg {
     open: bool,
 }
 
-impl Leg {
+impl Line {
     fn new(stream: TcpStream) -> Self {
         Self { stream, pending: BytesMut::new(), open: true }
-    }
-
-    /// Writes what the socket takes now. A broken connection is noticed by reading it.
-    fn flush(&mut self) {
-        while !self.pending.is_empty() {
-            match self.stream.try_write(&self.pending) {
-                Ok(count) => drop(self.pending.split_to(count)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => self.pending.clear(),
-            }
-        }
-        // No memory stays with an idle session.
-        self.pending = BytesMut::new();
     }
 
     fn is_full(&self) -> bool {
@@ -96,15 +72,35 @@ impl Leg {
     }
 
     /// Reads what is there into the stack and hands it on; `false` at the end of the stream.
-    fn read(&mut self, handle: impl FnOnce(&[u8])) -> bool {
-        let mut buffer = [0; READ_SIZE];
-        match self.stream.try_read(&mut buffer) {
-            Ok(0) => self.open = false,
-            Ok(count) => handle(&buffer[..count]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => self.open = false,
+    ///
+    /// poll_read, not try_read: after a short read it knows that nothing is left.
+    fn poll_read<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        handle: impl FnOnce(Option<&[u8]>) -> T,
+    ) -> Poll<T> {
+        let mut space = [MaybeUninit::uninit(); READ_SIZE];
+        let mut buffer = ReadBuf::uninit(&mut space);
+        match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
+            Ok(()) if !buffer.filled().is_empty() => Poll::Ready(handle(Some(buffer.filled()))),
+            Ok(()) | Err(_) => {
+                self.open = false;
+                Poll::Ready(handle(None))
+            }
         }
-        self.open
+    }
+
+    /// Writes what is pending as soon as the socket takes it.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.pending.is_empty() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.pending)) {
+                Ok(count) => drop(self.pending.split_to(count)),
+                // A broken connection is noticed by reading it.
+                Err(_) => self.pending.clear(),
+            }
+        }
+        self.pending = BytesMut::new();
+        Poll::Ready(())
     }
 }
 
@@ -119,11 +115,10 @@ impl<'a> Control<'a> {
         Self {
             place,
             session: Session::new(Instant::now(), Arc::new(settings), addresses),
-            client: Leg::new(client),
-            upstream: Leg::new(upstream),
+            client: Line::new(client),
+            upstream: Line::new(upstream),
             data: None,
             timer: None,
-            draining: place.gateway.draining(),
             state: "",
             ended: None,
         }
@@ -132,34 +127,79 @@ impl<'a> Control<'a> {
     /// Serves the session until it ends; then [`into_legs`](Self::into_legs) gives the control
     /// connections back. Data channels that are left are reset.
     pub(super) async fn run(&mut self) -> Ended {
-        if *self.draining.borrow_and_update() {
-            self.session.drain(Instant::now());
+        let mut draining = self.place.gateway.draining();
+        let mut drain = pin!(draining.wait_for(|draining| *draining));
+        let mut drained = false;
+        let ended = poll_fn(|cx| {
+            // The gateway outlives its sessions, so that no answer is no error.
+            if !drained && drain.as_mut().poll(cx).is_ready() {
+                drained = true;
+                self.session.drain(Instant::now());
+            }
+            self.poll(cx)
+        })
+        .await;
+        if ended != Ended::Reset {
+            Box::pin(self.last_words()).await;
         }
+        ended
+    }
+
+    /// Goes on for as long as something happens.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         loop {
-            self.execute();
-            self.client.flush();
-            self.upstream.flush();
+            self.execute(cx);
+            // Whether all was written does not matter here: a full leg stops the other's reading.
+            let _ = (self.client.poll_flush(cx), self.upstream.poll_flush(cx));
             if let Some(ended) = self.ended {
-                if ended != Ended::Reset {
-                    Box::pin(self.last_words()).await;
-                }
-                return ended;
+                return Poll::Ready(ended);
             }
-            self.arm();
-            let wake = self.wake().await;
-            let now = Instant::now();
-            match wake {
-                Wake::Client => self.read_client(now),
-                Wake::Upstream => self.read_upstream(now),
-                Wake::Written => {}
-                Wake::Data(event) => self.session.handle_event(now, event),
-                Wake::Timer => {
-                    self.timer = None;
-                    self.session.handle_timeout(now);
+            ready!(self.poll_event(cx));
+        }
+    }
+
+    /// Hands the next thing that happens to the machine.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let now = Instant::now();
+        let (session, flow) = (&mut self.session, self.place.flow);
+        if let Some(data) = &mut self.data
+            && let Poll::Ready(event) = data.poll(cx)
+        {
+            session.handle_event(now, event);
+            return Poll::Ready(());
+        }
+        if self.upstream.open && !self.client.is_full() {
+            let read = self.upstream.poll_read(cx, |bytes| match bytes {
+                Some(bytes) => {
+                    flow.add_bytes(0, bytes.len() as u64);
+                    session.handle_upstream(now, bytes);
                 }
-                Wake::Drain => self.session.drain(now),
+                None => session.handle_upstream_closed(now),
+            });
+            if read.is_ready() {
+                return read;
             }
         }
+        if self.client.open && session.wants_client() && !self.upstream.is_full() {
+            let read = self.client.poll_read(cx, |bytes| match bytes {
+                Some(bytes) => {
+                    flow.add_bytes(bytes.len() as u64, 0);
+                    session.handle_client(now, bytes);
+                }
+                None => session.handle_client_closed(now),
+            });
+            if read.is_ready() {
+                return read;
+            }
+        }
+        self.arm();
+        if let Some(timer) = &mut self.timer {
+            ready!(timer.as_mut().poll(cx));
+            self.timer = None;
+            self.session.handle_timeout(now);
+            return Poll::Ready(());
+        }
+        Poll::Pending
     }
 
     /// The control connections: client, upstream.
@@ -167,30 +207,8 @@ impl<'a> Control<'a> {
         (self.client.stream, self.upstream.stream)
     }
 
-    fn read_client(&mut self, now: Instant) {
-        let (session, flow) = (&mut self.session, self.place.flow);
-        let open = self.client.read(|bytes| {
-            flow.add_bytes(bytes.len() as u64, 0);
-            session.handle_client(now, bytes);
-        });
-        if !open {
-            self.session.handle_client_closed(now);
-        }
-    }
-
-    fn read_upstream(&mut self, now: Instant) {
-        let (session, flow) = (&mut self.session, self.place.flow);
-        let open = self.upstream.read(|bytes| {
-            flow.add_bytes(0, bytes.len() as u64);
-            session.handle_upstream(now, bytes);
-        });
-        if !open {
-            self.session.handle_upstream_closed(now);
-        }
-    }
-
     /// Carries out what the machine asks for, in its order.
-    fn execute(&mut self) {
+    fn execute(&mut self, cx: &mut Context<'_>) {
         while let Some(output) = self.session.poll_output() {
             match output {
                 Output::ToClient(bytes) => self.client.pending.extend_from_slice(&bytes),
@@ -214,14 +232,7 @@ impl<'a> Control<'a> {
                 | Output::CloseData(_)
                 | Output::ResetData(_)
                 | Output::Begin(_)
-                | Output::End(_)) => {
-                    // What was said before is heard before the data move.
-                    self.client.flush();
-                    let data = self.data.get_or_insert_with(|| Box::new(Data::new(self.place)));
-                    if let Some(event) = data.execute(output) {
-                        self.session.handle_event(Instant::now(), event);
-                    }
-                }
+                | Output::End(_)) => self.execute_data(cx, output),
             }
         }
         if self.data.as_ref().is_some_and(|data| data.is_idle()) {
@@ -231,6 +242,22 @@ impl<'a> Control<'a> {
         if state != self.state {
             self.state = state;
             self.place.flow.set_state(state);
+        }
+    }
+
+    fn execute_data(&mut self, cx: &mut Context<'_>, output: Output) {
+        let data = self.data.get_or_insert_with(|| Box::new(Data::new(self.place)));
+        let sends = matches!(output, Output::Send(Leg::Client));
+        let mut event = data.execute(output);
+        // A small file is written at once, and both its replies then go out together.
+        if sends
+            && event.is_none()
+            && let Poll::Ready(sent) = data.poll(cx)
+        {
+            event = Some(sent);
+        }
+        if let Some(event) = event {
+            self.session.handle_event(Instant::now(), event);
         }
     }
 
@@ -245,28 +272,6 @@ impl<'a> Control<'a> {
             Some(timer) if timer.deadline() <= deadline => {}
             Some(timer) => timer.as_mut().reset(deadline),
             None => self.timer = Some(Box::pin(sleep_until(deadline))),
-        }
-    }
-
-    async fn wake(&mut self) -> Wake {
-        let reads_client =
-            self.client.open && self.session.wants_client() && !self.upstream.is_full();
-        let reads_upstream = self.upstream.open && !self.client.is_full();
-        let Self { client, upstream, data, timer, draining, .. } = self;
-        tokio::select! {
-            biased;
-            event = poll_fn(|cx| data.as_mut().map_or(Poll::Pending, |data| data.poll(cx))) => {
-                Wake::Data(event)
-            }
-            _ = upstream.stream.readable(), if reads_upstream => Wake::Upstream,
-            _ = client.stream.readable(), if reads_client => Wake::Client,
-            _ = client.stream.writable(), if !client.pending.is_empty() => Wake::Written,
-            _ = upstream.stream.writable(), if !upstream.pending.is_empty() => Wake::Written,
-            () = poll_fn(|cx| timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))) => {
-                Wake::Timer
-            }
-            // The gateway outlives its sessions, so this is no error.
-            _ = draining.changed() => Wake::Drain,
         }
     }
 

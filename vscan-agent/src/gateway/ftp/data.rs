@@ -12,14 +12,13 @@ use crate::{
     kernel::marks::Marks,
     net::{self, DataListener},
 };
-use socket2::SockRef;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
     task::{Context, Poll},
 };
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, runtime::Handle};
 use vscan_proto::ftp::{Broken, Event, Judgement, Leg, Output};
 use vscan_scan::report::Verdict;
 
@@ -49,8 +48,9 @@ impl Channel<'_> {
 pub(super) enum Done {
     Received(Result<Held, Broken>),
     Judged(Judgement, Verdict),
-    Sent(Result<(), Broken>),
-    Spliced(Result<(), Broken>),
+    /// With the leg, which still has to be closed.
+    Sent(Result<TcpStream, Broken>),
+    Spliced(Result<TcpStream, Broken>),
 }
 
 struct Work<'a> {
@@ -66,6 +66,20 @@ pub(super) struct Data<'a> {
     work: Option<Work<'a>>,
     held: Option<Held>,
     record: Option<Record>,
+    /// Legs that have said all and wait for their peer's end.
+    closing: Vec<Pending<'static, ()>>,
+}
+
+impl Drop for Data<'_> {
+    fn drop(&mut self) {
+        // A peer may take its time, longer than the session. Where the runtime itself ends, the
+        // legs are reset.
+        if let Ok(runtime) = Handle::try_current() {
+            for leg in self.closing.drain(..) {
+                runtime.spawn(leg);
+            }
+        }
+    }
 }
 
 impl<'a> Data<'a> {
@@ -77,6 +91,7 @@ impl<'a> Data<'a> {
             work: None,
             held: None,
             record: None,
+            closing: Vec::new(),
         }
     }
 
@@ -86,6 +101,7 @@ impl<'a> Data<'a> {
             && self.work.is_none()
             && self.held.is_none()
             && self.record.is_none()
+            && self.closing.is_empty()
     }
 
     /// Carries out an output that concerns data; what is known at once comes back as an event.
@@ -123,6 +139,7 @@ impl<'a> Data<'a> {
 
     /// The next thing that happens.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        self.closing.retain_mut(|leg| leg.as_mut().poll(cx).is_pending());
         for leg in [Leg::Upstream, Leg::Client] {
             let channel = self.channel(leg);
             if let Channel::Pending(pending) = channel
@@ -140,7 +157,7 @@ impl<'a> Data<'a> {
         let Some(work) = &mut self.work else { return Poll::Pending };
         let Poll::Ready(done) = work.future.as_mut().poll(cx) else { return Poll::Pending };
         self.work = None;
-        Poll::Ready(match done {
+        let event = match done {
             Done::Received(Ok(held)) => {
                 self.held = Some(held);
                 Event::Received(Ok(()))
@@ -152,9 +169,10 @@ impl<'a> Data<'a> {
                 }
                 Event::Judged(judgement)
             }
-            Done::Sent(result) => Event::Sent(result),
-            Done::Spliced(result) => Event::Spliced(result),
-        })
+            Done::Sent(result) => Event::Sent(result.map(|leg| self.close(leg))),
+            Done::Spliced(result) => Event::Spliced(result.map(|leg| self.close(leg))),
+        };
+        Poll::Ready(event)
     }
 
     fn channel(&mut self, leg: Leg) -> &mut Channel<'a> {
@@ -239,8 +257,9 @@ impl<'a> Data<'a> {
         let (Some(stream), Some(Held::Object(object))) = (stream, self.held.clone()) else {
             return Some(Event::Sent(Err(Broken { leg })));
         };
+        let place = self.place;
         self.begin([leg == Leg::Client, leg == Leg::Upstream], async move {
-            let sent = transfer::send(&object, stream).await;
+            let sent = transfer::send(place, &object, stream).await;
             Done::Sent(sent.map_err(|_| Broken { leg }))
         });
         None
@@ -273,8 +292,14 @@ impl<'a> Data<'a> {
         if let Channel::Open(stream) = std::mem::replace(self.channel(leg), Channel::None)
             && !reset
         {
-            transfer::close(stream);
+            self.close(stream);
         }
+    }
+
+    /// Closes a leg in good order, beside what follows: its peer may take its time.
+    fn close(&mut self, leg: TcpStream) {
+        // A peer that resets instead has what it wanted.
+        self.closing.push(Box::pin(async move { drop(net::close_gracefully(leg).await) }));
     }
 }
 
@@ -295,14 +320,7 @@ async fn accept(place: Place<'_>, listener: DataListener, peer: IpAddr) -> Optio
 }
 
 fn made(place: Place<'_>, stream: io::Result<TcpStream>) -> Option<TcpStream> {
-    let prepared = stream.and_then(|stream| {
-        // A receiver that takes nothing for as long as a session may be silent is given up, also
-        // while its window is closed (tcp(7)).
-        let patience = place.config.gateway.idle_timeout;
-        SockRef::from(&stream).set_tcp_user_timeout(Some(patience))?;
-        Ok(stream)
-    });
-    match prepared {
+    match stream {
         Ok(stream) => Some(stream),
         Err(error) => {
             tracing::debug!(flow = %place.flow.id(), "no data connection: {error}");

@@ -45,7 +45,7 @@ pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
         Ok(upstream) => upstream,
         Err(error) => {
             flow.set_state("refused");
-            let why = format!("The server cannot be reached: {error}");
+            let why = format!("The server cannot be reached: {}", error.kind());
             return Box::pin(refuse(conn.client, Protocol::Ftp, &why)).await;
         }
     };

@@ -5,7 +5,7 @@ use super::Place;
 use crate::{
     config::verdict_str,
     gateway::inspect::{About, Inspection, Outcome as Ruling, Parties},
-    net::{self, relay},
+    net::relay,
     observe::{EventKind, FlowHandle, wire},
     spool::{Object, SpoolError},
 };
@@ -226,18 +226,25 @@ fn reason(inspection: &Inspection) -> String {
     }
 }
 
-/// Writes an object and the end of data.
+/// Writes an object and the end of data; the leg still has to be closed.
 ///
 /// # Errors
 /// The receiver reset the leg.
-pub(super) async fn send(object: &Object, mut stream: TcpStream) -> io::Result<()> {
+pub(super) async fn send(
+    place: Place<'_>,
+    object: &Object,
+    mut stream: TcpStream,
+) -> io::Result<TcpStream> {
+    // A receiver that takes nothing for as long as a session may be silent is given up, also while
+    // its window is closed (tcp(7)).
+    SockRef::from(&stream).set_tcp_user_timeout(Some(place.config.gateway.idle_timeout))?;
     object.copy_to(&mut stream, 0).await?;
     stream.shutdown().await?;
-    close(stream);
-    Ok(())
+    Ok(stream)
 }
 
-/// Relays from one leg to the other up to the end of data.
+/// Relays from one leg to the other up to the end of data; the receiving leg comes back and still
+/// has to be closed.
 ///
 /// # Errors
 /// Either leg was reset, or nothing moved for too long; both are reset then.
@@ -247,7 +254,7 @@ pub(super) async fn splice(
     mut to: TcpStream,
     source: Leg,
     watch: Watch,
-) -> io::Result<()> {
+) -> io::Result<TcpStream> {
     let relaying = relay::relay(&from, &mut to, |bytes| {
         watch.moved(bytes);
         count_bytes(place, source, bytes);
@@ -255,14 +262,7 @@ pub(super) async fn splice(
     watch.over(place.config.gateway.idle_timeout, relaying).await?;
     SockRef::from(&from).set_linger(None)?;
     drop(from);
-    close(to);
-    Ok(())
-}
-
-/// Closes a leg in good order, beside the session: its peer may take its time.
-pub(super) fn close(stream: TcpStream) {
-    // A peer that resets instead has what it wanted.
-    tokio::spawn(async move { drop(net::close_gracefully(stream).await) });
+    Ok(to)
 }
 
 fn count_bytes(place: Place<'_>, source: Leg, bytes: u64) {
