@@ -10,7 +10,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
+};
 use std::time::{Duration, Instant};
 
 /// What an event is about; EVE's `event_type`.
@@ -57,6 +59,9 @@ const BUFFER: usize = 64 << 10;
 
 /// An event is in the file after this time at the latest.
 const FLUSH: Duration = Duration::from_millis(200);
+
+/// How long the writer sleeps when the queue is empty.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// How often the writer looks whether the file was renamed.
 const LOOK: Duration = Duration::from_secs(1);
@@ -184,6 +189,23 @@ fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// The next message, or a time-out at `until` or before.
+///
+/// Not by waiting in the channel: each event of an idle moment would then wake this thread, which
+/// costs the sender a system call and the machine two context switches.
+fn next(messages: &Receiver<Message>, until: Instant) -> Result<Message, RecvTimeoutError> {
+    let wait = match messages.try_recv() {
+        Ok(message) => return Ok(message),
+        Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+        Err(TryRecvError::Empty) => until.saturating_duration_since(Instant::now()),
+    };
+    std::thread::sleep(wait.min(PAUSE));
+    messages.try_recv().map_err(|error| match error {
+        TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+        TryRecvError::Empty => RecvTimeoutError::Timeout,
+    })
+}
+
 struct Writer {
     path: PathBuf,
     file: Option<File>,
@@ -202,7 +224,7 @@ impl Writer {
         let mut look_at = Instant::now() + LOOK;
         loop {
             let until = flush_at.unwrap_or(look_at).min(look_at);
-            match messages.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            match next(messages, until) {
                 Ok(Message::Line(line)) => {
                     self.buffer.extend_from_slice(&line);
                     self.waiting += 1;
