@@ -21,7 +21,7 @@ use vscan_tests::{
     wait,
 };
 
-const SILENCE: Duration = Duration::from_millis(1300);
+const SILENCE: Duration = Duration::from_millis(700);
 
 fn counts(lab: &Lab, kernel: &Kernel) -> Result<Counts> {
     lab.gateway.within(|| Ok(kernel.counts()?))
@@ -667,5 +667,74 @@ fn active_data_keeps_a_secondary_address() -> Result<()> {
         peer.send("data\r\n")?;
         assert_eq!(Peer::new(socket)?.line()?.trim(), "data");
     }
+    uninstall(&lab, kernel)
+}
+
+/// Without BPF, conntrack shows what passes: with both ends' real addresses.
+#[test]
+fn conntrack_shows_what_passes() -> Result<()> {
+    for (way, topology) in
+        [(Way::Nft, Topology::Masquerade), (Way::Tcx, Topology::ForwardFromOtherPort)]
+    {
+        let lab = Lab::new(topology)?;
+        let bpffs = Bpffs::mount(&lab)?;
+        let config = config(way, &bpffs, "on_agent_down = \"open\"\nexempt = [\"fd00:1::2\"]", "");
+        serve(lab.server(), 25)?;
+        let kernel = try_install(&lab, &config)?;
+        for (family, why) in [(Family::V4, Why::AgentDown), (Family::V6, Why::Exempt)] {
+            let dialled = lab.dial(family, 25);
+            let (peer, _) = meet(lab.client(), None, dialled)?;
+            let client = peer.stream().local_addr()?;
+            let passing = lab.gateway.within(|| Ok(kernel.passing()?))?;
+            let flow = passing
+                .iter()
+                .find(|f| f.client == client)
+                .with_context(|| format!("{passing:?}"))?;
+            assert_eq!((flow.server, flow.why, flow.phase), (dialled, why, Phase::Open));
+            let real = if topology == Topology::Masquerade {
+                lab::outside(family)
+            } else {
+                lab::inside(family)
+            };
+            assert_eq!(flow.real_server, Some((real, 25).into()));
+        }
+        uninstall(&lab, kernel)?;
+    }
+    Ok(())
+}
+
+/// What the BPF programs say arrives in the agent's log.
+#[test]
+fn messages_of_the_programs_arrive_in_the_log() -> Result<()> {
+    use std::sync::{Arc, Mutex};
+    #[derive(Clone, Default)]
+    struct Text(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Text {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let text = Text::default();
+    let writer = text.clone();
+    // the messages come from a thread of the kernel state: the log of the whole process; no other test reads it
+    tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).init();
+    let lab = Lab::new(Topology::Plain)?;
+    let bpffs = Bpffs::mount(&lab)?;
+    let config = config(Way::Tcx, &bpffs, "deny = [\"10.1.0.3\"]", "");
+    let kernel = install(&lab, &config)?;
+    let source = Some(lab::inside_second(Family::V4));
+    let met = attempt(&lab.inside, source, (lab::outside(Family::V4), 2121).into(), SILENCE)?;
+    assert_eq!(met, Attempt::Refused);
+    let met = attempt(&lab.inside, source, (lab::outside(Family::V4), 21).into(), SILENCE)?;
+    assert_eq!(met, Attempt::Silent);
+    wait::until_true("two messages", Duration::from_secs(3), || {
+        let text = String::from_utf8_lossy(&text.0.lock().unwrap()).into_owned();
+        text.contains("vscan_ebpf: first packet from or to our ports")
+            && text.contains("vscan_ebpf: first connection from a denied network")
+    })?;
     uninstall(&lab, kernel)
 }

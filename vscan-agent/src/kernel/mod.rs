@@ -4,6 +4,7 @@
 //! nftables steers, BPF makes the exceptions and counts; without BPF, nftables does both. No traffic is read here.
 
 mod bpf;
+mod conntrack;
 pub mod firewall;
 pub mod marks;
 mod netlink;
@@ -309,6 +310,20 @@ impl Kernel {
     /// The kernel refused.
     pub fn counts(&self) -> Result<Counts, Error> {
         Ok(nft::counts().map_err(NftError::from)?)
+    }
+
+    /// The connections that pass uninspected because they are exempt or came while the agent was down, from conntrack: the
+    /// way to show them where nftables steers alone and there is no [`View`]. Finished ones stay in it for a while, as
+    /// [`Phase::Closed`].
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn passing(&self) -> Result<Vec<Seen>, Error> {
+        let state = lock(&self.shared);
+        let is_exempt = |address: std::net::IpAddr| {
+            state.config.gateway.exempt.iter().any(|net| net.contains(&address))
+        };
+        Ok(conntrack::passing(&state.marks, is_exempt).map_err(NftError::from)?)
     }
 
     /// Removes everything: programs, pins, table, rule and route.

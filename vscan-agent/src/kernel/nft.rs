@@ -4,6 +4,7 @@ use std::{io, time::Duration};
 
 use caps::{CapSet, Capability};
 use nftables::{helper, schema::Nftables};
+use serde::{Deserialize, Serialize};
 
 use super::{
     netlink::{Attributes, Family, Message, Socket},
@@ -25,7 +26,7 @@ pub enum NftError {
 }
 
 /// What the rules counted, in packets; connections for all but `reset`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// New connections handed to the gateway.
     pub steered: u64,

@@ -10,6 +10,7 @@ use std::{
 };
 
 use aya::maps::{Array, HashMap as BpfMap, Map, MapData, PerCpuArray, RingBuf};
+use serde::{Deserialize, Serialize};
 use vscan_common::{Counter, Event, Flow, FlowKey, event, flow, names};
 
 use super::{bpf::adopt, monotonic_ns};
@@ -29,7 +30,7 @@ pub enum ViewError {
 }
 
 /// One direction's packets and bytes, headers included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// Packets.
     pub packets: u64,
@@ -38,7 +39,7 @@ pub struct Traffic {
 }
 
 /// Why a flow passes without the gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Why {
     /// An exempt network.
     Exempt,
@@ -49,7 +50,7 @@ pub enum Why {
 }
 
 /// How far a flow is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// A SYN was seen, no answer where one would be seen.
     Opening,
@@ -60,7 +61,7 @@ pub enum Phase {
 }
 
 /// A flow as the BPF programs see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
     /// The client.
     pub client: SocketAddr,
