@@ -46,9 +46,10 @@ pub struct Config {
     pub bare_newline: BareNewline,
     /// The largest message that is held, in bytes on the wire.
     pub hold_max: u64,
-    /// How often a waiting server gets a NOOP. Well under the 5 minutes of RFC 5321 section
-    /// 4.5.3.2.7, but not so often that a slow client's message reaches a server's limit of such
-    /// commands (Exim: `smtp_accept_max_nonmail` 10, Postfix: `smtpd_junk_command_limit` 100).
+    /// How often a waiting server gets a NOOP. Under the 5 minutes of RFC 5321 section 4.5.3.2.7,
+    /// but no oftener than that asks for: a server hangs up after so many in a session (Exim:
+    /// `smtp_accept_max_nonmail` 10, Postfix: `smtpd_junk_command_limit` 100), and the message of
+    /// a slow client would never arrive.
     pub keepalive: Duration,
     /// How long both legs may be silent.
     pub idle_timeout: Duration,
@@ -63,7 +64,7 @@ impl Default for Config {
             starttls: StartTls::Pass,
             bare_newline: BareNewline::LookAlikes,
             hold_max: 64 << 20,
-            keepalive: Duration::from_secs(120),
+            keepalive: Duration::from_secs(240),
             idle_timeout: Duration::from_secs(600),
             answer_timeout: Duration::from_secs(570),
         }

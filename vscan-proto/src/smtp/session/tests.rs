@@ -210,7 +210,12 @@ fn cut(steps: &[Step], at: impl Fn(usize, &[u8]) -> Vec<usize>) -> Vec<Step> {
 }
 
 fn check(steps: &[Step], expect: &str) {
-    check_with(Config::default(), steps, expect);
+    check_with(two_minutes(), steps, expect);
+}
+
+/// NOOPs every two minutes.
+fn two_minutes() -> Config {
+    Config { keepalive: Duration::from_secs(120), ..Config::default() }
 }
 
 /// A session in which the server has accepted a sender and a recipient; see [`OPENED`].
