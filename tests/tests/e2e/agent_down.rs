@@ -163,7 +163,8 @@ fn flows_in_progress_are_reset(steering: Steering) -> Result<()> {
     };
     ask("USER alice", "331 password", "331")?;
     ask("PASS secret", "230 in", "230")?;
-    let reply = ask("EPSV", "", "229")?;
+    // vscan answers once it knows that the server can: it has asked PASV.
+    let reply = ask("EPSV", "227 Entering Passive Mode (192,0,2,2,200,1).", "229")?;
     let port = reply.split('|').nth(3).context("no port")?.parse()?;
     let mut data = Peer::connect(lab.client(), (lab.dial(FAMILIES[0], 21).ip(), port).into())?;
     ask("STOR file", "", "150")?;
