@@ -500,7 +500,7 @@ smtp.quit()
     })
     .with_context(|| server.log())?;
     let inbox = server.inbox()?;
-    assert_eq!(inbox.len(), 4, "{}", server.log());
+    assert_eq!(inbox.len(), 3, "{}", server.log());
     let signature = b"EICAR-STANDARD";
     let caught =
         inbox.iter().any(|mail| mail.windows(signature.len()).any(|part| part == signature));
