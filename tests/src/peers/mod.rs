@@ -22,8 +22,16 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 /// What the peers come from. Their dependencies are fetched too, as far as the machine lacks them.
-pub const PACKAGES: &[&str] =
-    &["curl", "lftp", "postfix", "python3", "python3-pyftpdlib", "swaks", "vsftpd"];
+pub const PACKAGES: &[&str] = &[
+    "curl",
+    "lftp",
+    "libio-socket-inet6-perl",
+    "postfix",
+    "python3",
+    "python3-pyftpdlib",
+    "swaks",
+    "vsftpd",
+];
 
 /// Fetching packages takes at most this long.
 const FETCH_LIMIT: Duration = Duration::from_secs(600);

@@ -151,33 +151,51 @@ fn flows_in_progress_are_reset(steering: Steering) -> Result<()> {
             ends.push((client, server));
         }
     }
-    // A held upload: the client's data connection ends at the gateway.
-    let (control, server) = ends.first_mut().context("no session")?;
-    let mut ask = |line: &str, answer: &str, code: &str| -> Result<String> {
-        control.send(format!("{line}\r\n"))?;
-        if !answer.is_empty() {
-            server.line()?;
-            server.send(format!("{answer}\r\n"))?;
-        }
-        control.expect(code)
-    };
-    ask("USER alice", "331 password", "331")?;
-    ask("PASS secret", "230 in", "230")?;
-    // vscan answers once it knows that the server can: it has asked PASV.
-    let reply = ask("EPSV", "227 Entering Passive Mode (192,0,2,2,200,1).", "229")?;
+    // A held upload: the client's data connection ends at the gateway. Its server answers by itself, for
+    // the gateway may ask it things of its own.
+    let (mut control, server) = ends.remove(0);
+    let server = std::thread::spawn(move || answer_until_the_end(server));
+    control.ask("USER alice", "331")?;
+    control.ask("PASS secret", "230")?;
+    let reply = control.ask("EPSV", "229")?;
     let port = reply.split('|').nth(3).context("no port")?.parse()?;
     let mut data = Peer::connect(lab.client(), (lab.dial(FAMILIES[0], 21).ip(), port).into())?;
-    ask("STOR file", "", "150")?;
+    control.ask("STOR file", "150")?;
     data.send(fixtures::random(100_000, 1))?;
 
     agent::kill(vscan.processes().gateway)?;
     let (_, end) = data.drain()?;
     assert_eq!(end, End::Reset, "the held upload");
+    assert_eq!(control.drain()?.1, End::Reset, "its control connection");
+    let server = server.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    assert_eq!(server?, End::Reset, "its control connection, towards the server");
     for (client, server) in &mut ends {
         assert_eq!(client.drain()?.1, End::Reset, "towards the client");
         assert_eq!(server.drain()?.1, End::Reset, "towards the server");
     }
     Ok(())
+}
+
+/// A server that lets anybody in and has no data connections; tells how its session ended.
+fn answer_until_the_end(mut peer: Peer) -> Result<End> {
+    loop {
+        let line = match peer.line() {
+            Ok(line) => line,
+            Err(error) => {
+                let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+                let reset = kind == Some(std::io::ErrorKind::ConnectionReset);
+                return Ok(if reset { End::Reset } else { End::Fin });
+            }
+        };
+        let answer = match line.split([' ', '\r']).next().unwrap_or_default() {
+            "USER" => "331 password",
+            "PASS" => "230 in",
+            "PASV" => "227 Entering Passive Mode (192,0,2,2,200,200)",
+            "EPSV" => "229 Entering Extended Passive Mode (|||51400|)",
+            _ => "200 ok",
+        };
+        peer.send(format!("{answer}\r\n"))?;
+    }
 }
 
 /// SIGSTOP for good: existing flows end when the supervisor kills the gateway, then service is back.
