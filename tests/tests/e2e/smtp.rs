@@ -469,17 +469,18 @@ fn real_clients(steering: Steering) -> Result<()> {
         ];
         lab.client().run([&common[..], more].concat())
     };
-    // swaks speaks IPv6 only with a Perl module that Debian does not install with it; smtplib does below.
-    let clean = swaks(&["-4", "--body", "hello there", "--attach", "@report.bin"])?;
-    ensure!(clean.success(), "{}{}", clean.out, clean.err);
-    let bad = swaks(&["-4", "--body", "hello", "--attach", "@eicar.com"])?;
-    ensure!(
-        !bad.success() && bad.out.contains("550 5.7.1 Message blocked by vscan"),
-        "{}",
-        bad.out
-    );
-    let piped = swaks(&["-4", "--pipeline", "--body", "@eicar.com"])?;
-    ensure!(!piped.success() && piped.out.contains("550 5.7.1"), "{}", piped.out);
+    for option in ["-4", "-6"] {
+        let clean = swaks(&[option, "--body", "hello there", "--attach", "@report.bin"])?;
+        ensure!(clean.success(), "{}{}", clean.out, clean.err);
+        let bad = swaks(&[option, "--body", "hello", "--attach", "@eicar.com"])?;
+        ensure!(
+            !bad.success() && bad.out.contains("550 5.7.1 Message blocked by vscan"),
+            "{}",
+            bad.out
+        );
+        let piped = swaks(&[option, "--pipeline", "--body", "@eicar.com"])?;
+        ensure!(!piped.success() && piped.out.contains("550 5.7.1"), "{}", piped.out);
+    }
     let script = r#"
 import smtplib
 smtp = smtplib.SMTP("mail.server.example", timeout=20)
