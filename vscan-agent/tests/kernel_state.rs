@@ -16,6 +16,7 @@ use vscan_agent::kernel::{
     self, Counter, Counts, Error, HEARTBEAT_TTL, Kernel, Phase, View, What, Why,
 };
 use vscan_tests::{
+    host::{Host, LabDir},
     lab::{self, FAMILIES, Family, Lab, STRICT, Topology},
     raw::{Attempt, End, Peer, attempt},
     wait,
@@ -736,5 +737,38 @@ fn messages_of_the_programs_arrive_in_the_log() -> Result<()> {
         text.contains("vscan_ebpf: first packet from or to our ports")
             && text.contains("vscan_ebpf: first connection from a denied network")
     })?;
+    uninstall(&lab, kernel)
+}
+
+/// ICMP errors about packets of our legs go to the peers' addresses; they must reach our sockets.
+#[test]
+fn path_mtu_discovery_reaches_the_gateways_sockets() -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let bpffs = Bpffs::mount(&lab)?;
+    let config = config(Way::Tcx, &bpffs, "", "");
+    // a server behind a link that is too narrow for the upstream leg's packets
+    let dir = LabDir::new()?;
+    let far = Host::new("far", &dir, "")?;
+    lab.outside.sh(&format!(
+        "ip link add n0 type veth peer name eth0 netns {}; ip link set n0 mtu 1280 up; \
+         ip addr add 198.51.100.1/24 dev n0; ip addr add 2001:db8:9::1/64 dev n0 nodad",
+        far.pid()
+    ))?;
+    far.sh(
+        "ip link set eth0 up; ip addr add 198.51.100.2/24 dev eth0; ip addr add 2001:db8:9::2/64 dev eth0 nodad; \
+         ip route add default via 198.51.100.1; ip route add default via 2001:db8:9::1",
+    )?;
+    lab.gateway.sh("ip route add 198.51.100.0/24 via 192.0.2.2; ip route add 2001:db8:9::/64 via 2001:db8:2::2")?;
+    serve(&far, 21)?;
+    let _relay = Relay::start(&lab, &config)?;
+    let kernel = install(&lab, &config)?;
+    for to in ["198.51.100.2:21", "[2001:db8:9::2]:21"] {
+        kernel.beat()?;
+        let (mut peer, met) = meet(&lab.inside, None, to.parse()?)?;
+        assert!(met.gateway.is_some());
+        let sent = vec![b'x'; 100_000];
+        peer.send(&sent)?;
+        assert_eq!(peer.take(sent.len()).with_context(|| to)?, sent);
+    }
     uninstall(&lab, kernel)
 }
