@@ -8,6 +8,7 @@ use crate::observe::wire;
 use bytes::BytesMut;
 use std::{
     future::poll_fn,
+    io,
     mem::MaybeUninit,
     pin::{Pin, pin},
     sync::Arc,
@@ -60,20 +61,20 @@ struct Line {
     pending: BytesMut,
     /// The peer may still send.
     open: bool,
+    /// The peer may send urgent data, at whose mark a read stops short (ABOR with a Synch).
+    urgent: bool,
 }
 
 impl Line {
-    fn new(stream: TcpStream) -> Self {
-        Self { stream, pending: BytesMut::new(), open: true }
+    fn new(stream: TcpStream, urgent: bool) -> Self {
+        Self { stream, pending: BytesMut::new(), open: true, urgent }
     }
 
     fn is_full(&self) -> bool {
         self.pending.len() >= PENDING_MAX
     }
 
-    /// Reads what is there into the stack and hands it on; `false` at the end of the stream.
-    ///
-    /// poll_read, not try_read: after a short read it knows that nothing is left.
+    /// Reads what is there into the stack and hands it on; `None` at the end of the stream.
     fn poll_read<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -81,13 +82,23 @@ impl Line {
     ) -> Poll<T> {
         let mut space = [MaybeUninit::uninit(); READ_SIZE];
         let mut buffer = ReadBuf::uninit(&mut space);
-        match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
-            Ok(()) if !buffer.filled().is_empty() => Poll::Ready(handle(Some(buffer.filled()))),
-            Ok(()) | Err(_) => {
-                self.open = false;
-                Poll::Ready(handle(None))
+        let read = loop {
+            if !self.urgent {
+                // After a short read this knows that nothing is left.
+                break ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
             }
+            let ready = ready!(self.stream.poll_read_ready(cx));
+            match ready.and_then(|()| self.stream.try_read_buf(&mut buffer)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => break read.map(drop),
+            }
+        };
+        let bytes = buffer.filled();
+        if read.is_err() || bytes.is_empty() {
+            self.open = false;
+            return Poll::Ready(handle(None));
         }
+        Poll::Ready(handle(Some(bytes)))
     }
 
     /// Writes what is pending as soon as the socket takes it.
@@ -115,8 +126,8 @@ impl<'a> Control<'a> {
         Self {
             place,
             session: Session::new(Instant::now(), Arc::new(settings), addresses),
-            client: Line::new(client),
-            upstream: Line::new(upstream),
+            client: Line::new(client, true),
+            upstream: Line::new(upstream, false),
             data: None,
             timer: None,
             state: "",

@@ -154,6 +154,25 @@ async fn strangers_do_not_get_the_data_channel() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_urgent_abor_stops_a_download() {
+    let mut peers = Peers::start(Behaviour::default()).await;
+    peers.put("a", &pattern(peers::HOLD_MAX as usize));
+    let mut client = peers.login().await;
+    let address = client.passive().await;
+    let mut data = tokio::net::TcpStream::connect(address).await.unwrap();
+    assert_eq!(client.command("RETR a").await, "150 coming");
+    // Nobody reads the data, so the transfer is still going on. The last byte is the urgent one:
+    // a read of the gateway ends before it.
+    client.write_urgent(b"ABOR\r\n");
+    assert_eq!(client.line().await.unwrap(), "426 Connection closed; transfer aborted.");
+    assert_eq!(client.line().await.unwrap(), "226 ABOR command successful.");
+    assert_eq!(peers::read_all(&mut data).await, None);
+    client.write_urgent(b"\xff\xf4\xff");
+    client.write(b"\xf2NOOP\r\n").await;
+    assert_eq!(client.line().await.unwrap(), "200 ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_not_there_means_421() {
     let mut peers = Peers::start(Behaviour::default()).await;
     peers.stop_server();

@@ -347,6 +347,12 @@ impl Client {
         self.control.write_all(bytes).await.unwrap();
     }
 
+    /// Sends bytes whose last one is urgent (RFC 854, Synch).
+    pub(super) fn write_urgent(&mut self, bytes: &[u8]) {
+        let socket = socket2::SockRef::from(self.control.get_ref());
+        assert_eq!(socket.send_out_of_band(bytes).unwrap(), bytes.len());
+    }
+
     pub(super) async fn read_exact(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
         self.control.read_exact(&mut bytes).await.unwrap();
