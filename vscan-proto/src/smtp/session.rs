@@ -361,6 +361,10 @@ pub struct Session {
     /// The server's transaction.
     transaction: Option<Transaction>,
     actions: VecDeque<Output>,
+    /// The server's answer to the RSET behind a refused message, until the next command. If that is
+    /// RSET too, as many clients have it, this answers it: a second one would be one too many for
+    /// servers that count them (Exim's `smtp_accept_max_nonmail`).
+    rset_reply: Option<Vec<u8>>,
     /// Anomalies that are reported once only, by bit.
     noted: u32,
     /// Lines refused so far.
@@ -447,10 +451,19 @@ enum Pending {
     Offer,
     /// The end of a held message.
     Final,
-    /// NOOP or RSET by vscan: the client does not see the reply.
+    /// NOOP by vscan: the client does not see the reply.
     Ours,
+    /// RSET by vscan, behind a refused message.
+    OurRset,
     /// To the client, by vscan.
     Answer(Vec<u8>),
+}
+
+impl Pending {
+    /// Whether the client knows nothing of it.
+    fn is_ours(&self) -> bool {
+        matches!(self, Self::Ours | Self::OurRset)
+    }
 }
 
 impl Session {
@@ -469,6 +482,7 @@ impl Session {
             held_reply: Vec::new(),
             transaction: None,
             actions: VecDeque::new(),
+            rset_reply: None,
             noted: 0,
             errors: 0,
             unwritten_acceptance: false,

@@ -145,7 +145,7 @@ impl Session {
     /// Whether commands have to wait: too many are under way, or one of vscan's own, behind which
     /// nothing may be pipelined (RFC 2920 section 3.1; the server may not know PIPELINING).
     pub(super) fn is_stalled(&self) -> bool {
-        self.pending.len() >= PENDING_MAX || matches!(self.pending.back(), Some(Pending::Ours))
+        self.pending.len() >= PENDING_MAX || self.pending.back().is_some_and(Pending::is_ours)
     }
 
     /// Takes one line, or what there is of it.
@@ -198,7 +198,10 @@ impl Session {
                 let recipient = recipient.unwrap_or_default().to_vec();
                 self.forward(line, Pending::Rcpt { recipient }, State::Commands);
             }
-            Verb::Rset => self.forward(line, Pending::Rset, State::Commands),
+            Verb::Rset => match self.rset_reply.take() {
+                Some(reply) => self.answer(reply),
+                None => self.forward(line, Pending::Rset, State::Commands),
+            },
             Verb::Plain => self.forward(line, Pending::Plain, State::Commands),
             Verb::Data if command.argument.is_empty() => {
                 self.state = State::Deciding;
@@ -220,6 +223,7 @@ impl Session {
     }
 
     fn forward(&mut self, line: &Line, pending: Pending, next: State) {
+        self.rset_reply = None;
         self.to_upstream.extend_from_slice(line.raw());
         self.pending.push_back(pending);
         self.state = next;
@@ -227,7 +231,7 @@ impl Session {
 
     /// Answers the client, behind the replies that it still waits for.
     pub(super) fn answer(&mut self, reply: Vec<u8>) {
-        if self.pending.iter().all(|pending| *pending == Pending::Ours) {
+        if self.pending.iter().all(Pending::is_ours) {
             self.to_client.extend_from_slice(&reply);
         } else {
             self.pending.push_back(Pending::Answer(reply));

@@ -411,7 +411,7 @@ impl Session {
     fn rset(&mut self) {
         if self.upstream == Leg::Open {
             self.to_upstream.extend_from_slice(b"RSET\r\n");
-            self.pending.push_back(Pending::Ours);
+            self.pending.push_back(Pending::OurRset);
         }
     }
 

@@ -138,7 +138,8 @@ impl Session {
                 | Pending::LoneDot
                 | Pending::Offer
                 | Pending::Final
-                | Pending::Ours,
+                | Pending::Ours
+                | Pending::OurRset,
             ) => true,
             Some(
                 Pending::Greeting
@@ -198,7 +199,8 @@ impl Session {
             }
             Some(Pending::Offer) => self.offer_reply(code, &text),
             Some(Pending::Final) => self.final_reply(code, text),
-            Some(Pending::Ours) if code == 421 => self.unsolicited(code, text),
+            Some(Pending::Ours | Pending::OurRset) if code == 421 => self.unsolicited(code, text),
+            Some(Pending::OurRset) => self.rset_reply = positive.then_some(text),
             Some(Pending::Ours) => {}
             None => self.unsolicited(code, text),
         }

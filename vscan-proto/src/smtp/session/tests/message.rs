@@ -597,3 +597,30 @@ fn the_envelope_is_known_while_the_message_is() {
     bench.step(&infected());
     assert_eq!(bench.session.envelope(), None);
 }
+
+/// Clients like Python's smtplib say RSET behind a refusal; the server has had one by then.
+#[test]
+fn one_rset_is_enough() {
+    check(
+        &[
+            received(),
+            vec![
+                infected(),
+                c("RSET\r\n"),
+                s("250 2.0.0 reset\r\n"),
+                c("RSET\r\n"),
+                s("250 again\r\n"),
+            ],
+        ]
+        .concat(),
+        &then(
+            &received_log(),
+            "< 550 5.7.1 Message blocked by vscan: EICAR
+            > RSET
+            ! finished blocked 550 from a@b to 1 4
+            < 250 2.0.0 reset
+            > RSET
+            < 250 again",
+        ),
+    );
+}
