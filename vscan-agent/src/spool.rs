@@ -37,8 +37,8 @@ pub const MEMFD_MAX: u64 = 8 << 20;
 /// Bytes that one sendfile(2) call may move before the runtime gets its turn.
 const SENDFILE_STEP: usize = 1 << 20;
 
-/// Bytes read at a time by [`Object::read_chunk`] users; a multiple of BLAKE3's 1 KiB chunks.
-pub const CHUNK: usize = 64 * 1024;
+/// Bytes copied at a time when an object leaves memory; a multiple of BLAKE3's 1 KiB chunks.
+const CHUNK: usize = 64 * 1024;
 
 /// Why bytes could not be taken.
 #[derive(Debug, thiserror::Error)]

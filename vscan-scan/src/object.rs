@@ -1,7 +1,7 @@
 //! The walk through an object: every part is given to the engine, then opened by every decoder that fits.
 //!
 //! The walk keeps the limits. It is the only place that writes to the report, so that nothing can be
-//! left out without being noted. Decoders live in [`crate::mail`] and [`crate::archive`], engines in
+//! left out without being noted. Decoders live in `mail` and `archive`, engines in
 //! [`crate::engine`].
 
 use crate::limits::{Limits, RATIO_FLOOR};

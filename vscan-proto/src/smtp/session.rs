@@ -5,8 +5,8 @@
 //! as they came, keeps back a message until it is ruled on, and gives it to the server only then:
 //! the server never sees DATA for a message that is refused.
 //!
-//! Here: the interface, the states and the clock. [`client`]: commands. [`upstream`]: replies.
-//! [`hold`]: the life of a message. [`tls`]: the way into the blind relay.
+//! Here: the interface, the states and the clock. `client`: commands. `upstream`: replies.
+//! `hold`: the life of a message. `tls`: the way into the blind relay.
 
 mod client;
 mod hold;

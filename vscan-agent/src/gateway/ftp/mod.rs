@@ -1,7 +1,7 @@
 //! Drives the FTP session machine of `vscan-proto` on real sockets.
 //!
-//! [`control`] moves the dialogue and carries out what the machine asks for, [`data`] owns the data
-//! channels and what runs on them, [`tls`] relays what is encrypted. No FTP is understood here.
+//! `control` moves the dialogue and carries out what the machine asks for, `data` owns the data
+//! channels and what runs on them, `tls` relays what is encrypted. No FTP is understood here.
 
 mod control;
 mod data;

@@ -1,7 +1,7 @@
 //! Drives the SMTP session machine on real sockets.
 //!
-//! [`driver`] moves bytes between the two legs, the machine, the spool and the scanner; [`deliver`]
-//! writes a held message to the server; [`blind`] is what is left of a session behind STARTTLS.
+//! `driver` moves bytes between the two legs, the machine, the spool and the scanner; `deliver`
+//! writes a held message to the server; `blind` is what is left of a session behind STARTTLS.
 //! What SMTP means is `vscan_proto::smtp`'s business.
 
 mod blind;
