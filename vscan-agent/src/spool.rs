@@ -38,7 +38,7 @@ pub const MEMFD_MAX: u64 = 8 << 20;
 const SENDFILE_STEP: usize = 1 << 20;
 
 /// Bytes copied at a time when an object leaves memory; a multiple of BLAKE3's 1 KiB chunks.
-const CHUNK: usize = 64 * 1024;
+pub const CHUNK: usize = 64 * 1024;
 
 /// Why bytes could not be taken.
 #[derive(Debug, thiserror::Error)]
