@@ -1,7 +1,9 @@
 //! Load: many sessions at once, and what went through in a second.
 
 use crate::ftp::{Client, Mode, Server};
+use crate::host::Host;
 use crate::lab::{Family, Lab};
+use crate::peers::Vsftpd;
 use crate::raw::{self, Peer};
 use crate::{fixtures, smtp};
 use anyhow::{Context, Result, bail, ensure};
@@ -92,12 +94,41 @@ pub fn download(lab: &Lab, name: &str) -> Result<Done> {
     })
 }
 
-/// Puts the files on the server that [`files`] downloads.
-pub fn put_files(server: &Server, size: usize) {
-    for variant in 0..VARIANTS {
+/// Names and contents of the files that [`files`] downloads.
+fn served(size: usize) -> impl Iterator<Item = (String, Vec<u8>)> {
+    (0..VARIANTS).map(move |variant| {
         let content = fixtures::random(size, (size + variant) as u64);
-        server.put(&format!("file-{size}-{variant}"), content);
+        (format!("file-{size}-{variant}"), content)
+    })
+}
+
+/// Puts the files on the lab's own server that [`files`] downloads.
+pub fn put_files(server: &Server, size: usize) {
+    for (name, content) in served(size) {
+        server.put(&name, content);
     }
+}
+
+/// Starts vsftpd with the files that [`files`] downloads, in these sizes, and a large one of zeros, all
+/// in memory: a disk would be measured instead.
+pub fn vsftpd(host: &Host, sizes: &[usize], large: (&str, u64)) -> Result<Vsftpd> {
+    let server =
+        Vsftpd::start_with(host, 21, "xferlog_enable=NO\nlog_ftp_protocol=NO\nsyslog_enable=NO\n")?;
+    let stage = host.dir().join("stage");
+    fs::create_dir(&stage)?;
+    for &size in sizes {
+        for (name, content) in served(size) {
+            fs::write(stage.join(name), content)?;
+        }
+    }
+    // Mounted where only this host sees it, so that copying is the host's to do as well.
+    let (files, stage) = (server.files().display(), stage.display());
+    host.sh(&format!(
+        "mount -t tmpfs -o mode=777 tmpfs {files}; cp {stage}/* {files}/; rm -r {stage}; \
+         truncate -s {} {files}/{}; chmod 644 {files}/*",
+        large.1, large.0
+    ))?;
+    Ok(server)
 }
 
 /// Sessions that download and upload files of this size in turn, for this time; files.
@@ -133,8 +164,23 @@ pub fn files(lab: &Lab, sessions: usize, size: usize, time: Duration) -> Result<
     })
 }
 
+/// How a client waits for the replies to MAIL, RCPT and DATA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialogue {
+    /// For each before it sends the next command, as most clients do.
+    Lockstep,
+    /// For all three at once (RFC 2920).
+    Pipelined,
+}
+
 /// Sessions that send MIME messages of about this size, for this time; messages.
-pub fn messages(lab: &Lab, sessions: usize, size: usize, time: Duration) -> Result<Done> {
+pub fn messages(
+    lab: &Lab,
+    sessions: usize,
+    size: usize,
+    dialogue: Dialogue,
+    time: Duration,
+) -> Result<Done> {
     // A third of base64 is overhead, and a message has some 400 bytes of headers and text.
     let attachment = size.saturating_sub(400) * 57 / 78;
     let mails: Vec<_> = (0..VARIANTS)
@@ -151,7 +197,11 @@ pub fn messages(lab: &Lab, sessions: usize, size: usize, time: Duration) -> Resu
         let mut round = number;
         Ok(move || {
             round += 1;
-            let reply = client.send(&mails[round % VARIANTS])?;
+            let mail = &mails[round % VARIANTS];
+            let reply = match dialogue {
+                Dialogue::Lockstep => client.send_in_steps(mail)?,
+                Dialogue::Pipelined => client.send(mail)?,
+            };
             ensure!(reply.starts_with("250"), "{reply}");
             Ok(())
         })

@@ -269,6 +269,16 @@ impl Client {
         self.peer.reply()
     }
 
+    /// As [`Client::send`], each command after the reply to the one before.
+    pub fn send_in_steps(&mut self, wire: &[u8]) -> Result<String> {
+        ensure!(wire.ends_with(END) || wire == b".\r\n", "this message has no end");
+        self.peer.ask("MAIL FROM:<alice@client.example>", "250")?;
+        self.peer.ask("RCPT TO:<bob@server.example>", "250")?;
+        self.peer.ask("DATA", "354")?;
+        self.peer.send(wire)?;
+        self.peer.reply()
+    }
+
     /// Says QUIT and waits for a clean end.
     pub fn quit(mut self) -> Result<()> {
         self.peer.ask("QUIT", "221")?;

@@ -6,10 +6,12 @@
 
 mod postfix;
 mod pyftpd;
+mod smtp_sink;
 mod vsftpd;
 
 pub use postfix::Postfix;
 pub use pyftpd::PyFtpd;
+pub use smtp_sink::SmtpSink;
 pub use vsftpd::Vsftpd;
 
 use crate::host::{Output, output};

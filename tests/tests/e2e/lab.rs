@@ -175,7 +175,7 @@ fn load_generators_generate_load() -> Result<()> {
     let stream = load::stream(&lab, 7000, time)?;
     let large = load::download(&lab, "large")?;
     let files = load::files(&lab, 8, 10_000, time)?;
-    let messages = load::messages(&lab, 4, 2_000, time)?;
+    let messages = load::messages(&lab, 4, 2_000, load::Dialogue::Pipelined, time)?;
     println!(
         "{:.0} MB/s, {:.0} MB/s, {:.0} files/s, {:.0} messages/s",
         stream.rate() / 1e6,
