@@ -149,7 +149,7 @@ const IDLE_GOAL: f64 = 10.0;
 
 /// The servers of one lab.
 enum Servers {
-    Real { _ftp: Vsftpd, _smtp: SmtpSink },
+    Real { _ftp: Box<Vsftpd>, _smtp: Box<SmtpSink> },
     Own { _ftp: ftp::Server, _smtp: smtp::Sink },
 }
 
@@ -157,8 +157,8 @@ impl Servers {
     fn real(lab: &Lab) -> Result<Self> {
         load::prepare(lab)?;
         Ok(Self::Real {
-            _ftp: load::vsftpd(lab.server(), &[SMALL, MIDDLE], (LARGE, LARGE_BYTES))?,
-            _smtp: SmtpSink::start(lab.server())?,
+            _ftp: Box::new(load::vsftpd(lab.server(), &[SMALL, MIDDLE], (LARGE, LARGE_BYTES))?),
+            _smtp: Box::new(SmtpSink::start(lab.server())?),
         })
     }
 
