@@ -496,12 +496,12 @@ smtp.quit()
 "#;
     let python = lab.client().run(["/usr/bin/python3", "-c", script])?;
     ensure!(python.success(), "smtplib: {python:?}");
-    wait::until_true("three mails did not arrive", Duration::from_secs(10), || {
-        server.inbox().is_ok_and(|inbox| inbox.len() >= 3)
+    wait::until_true("four mails did not arrive", Duration::from_secs(10), || {
+        server.inbox().is_ok_and(|inbox| inbox.len() >= 4)
     })
     .with_context(|| server.log())?;
     let inbox = server.inbox()?;
-    assert_eq!(inbox.len(), 3, "{}", server.log());
+    assert_eq!(inbox.len(), 4, "{}", server.log());
     let signature = b"EICAR-STANDARD";
     let caught =
         inbox.iter().any(|mail| mail.windows(signature.len()).any(|part| part == signature));

@@ -125,6 +125,7 @@ impl Backend for Operated {
         metrics.set_spool(memory, disk);
         let scanner = self.gateway.scanner.status();
         let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        metrics.set_worker_ends(scanner.crashes, scanner.kills);
         metrics
             .set_workers(count(scanner.workers.saturating_sub(scanner.busy)), count(scanner.busy));
     }

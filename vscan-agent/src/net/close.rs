@@ -10,6 +10,9 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 /// How long a closing leg waits for the peer's own end of stream before it is reset.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Bytes that a closing leg may still receive; a peer that goes on talking past them is reset.
+pub const DISCARD_MAX: usize = 4 << 20;
+
 /// Bytes read at a time, and thrown away, while waiting for the peer's end of stream.
 const DISCARD_BUFFER: usize = 4096;
 
@@ -35,7 +38,8 @@ pub fn abort(stream: TcpStream) {
 /// last bytes (RFC 1122 4.2.2.13).
 ///
 /// # Errors
-/// The peer reset the connection, or did not close within [`CLOSE_TIMEOUT`] (the leg is then reset).
+/// The peer reset the connection, did not close within [`CLOSE_TIMEOUT`], or sent more than
+/// [`DISCARD_MAX`] bytes meanwhile (the leg is then reset).
 pub async fn close_gracefully(mut stream: TcpStream) -> io::Result<()> {
     stream.shutdown().await?;
     let drained = tokio::time::timeout(CLOSE_TIMEOUT, drain(&stream)).await;
@@ -47,12 +51,16 @@ pub async fn close_gracefully(mut stream: TcpStream) -> io::Result<()> {
 }
 
 async fn drain(stream: &TcpStream) -> io::Result<()> {
+    let mut discarded = 0;
     loop {
+        if discarded > DISCARD_MAX {
+            return Err(io::Error::other("peer goes on sending"));
+        }
         stream.readable().await?;
         let mut buffer = [0; DISCARD_BUFFER];
         match stream.try_read(&mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(_) => {}
+            Ok(count) => discarded += count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }

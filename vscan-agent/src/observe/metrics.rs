@@ -317,7 +317,7 @@ impl Metrics {
     pub fn set_worker_ends(&self, crashes: u64, kills: u64) {
         for (cause, now) in [("crash", crashes), ("deadline", kills)] {
             let counter = self.scanner_restarts.with_label_values(&[cause]);
-            // one caller, the gateway's beat: nothing is counted between the two
+            // one caller at a time, the scrape: nothing is counted between the two
             counter.inc_by(now.saturating_sub(counter.get()));
         }
     }

@@ -103,7 +103,7 @@ fn step(session: &mut Session, now: &mut Instant, kind: u8, length: u8, bytes: &
     match kind & 0x0f {
         0..4 => session.handle_client(*now, bytes),
         4..7 => session.handle_upstream(*now, bytes),
-        7 => session.handle_event(*now, Event::Listening(leg, Some(2000))),
+        7 => session.handle_event(*now, Event::Listening(leg, Some(([10, 0, 0, 1], 2000).into()))),
         8 => session.handle_event(*now, Event::Connected(leg)),
         9 => session.handle_event(*now, Event::ConnectFailed(leg)),
         10 => session.handle_event(*now, Event::Received(result)),

@@ -14,7 +14,7 @@ use crate::{
 };
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -26,6 +26,33 @@ use vscan_scan::report::Verdict;
 const FTP_DATA: u16 = 20;
 
 type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The address that the server knows the client by: the client's own, or, where a private one must
+/// have been masqueraded on its way to a public server, the one that this host calls that server from.
+fn known_as(place: Place<'_>) -> IpAddr {
+    let (client, server) = (place.client.ip(), place.server.ip());
+    if !is_private(client) || is_private(server) {
+        return client;
+    }
+    // Connecting a datagram socket sends nothing; it asks the routing table for the source address.
+    let outside = UdpSocket::bind(match server {
+        IpAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        IpAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    })
+    .and_then(|socket| socket.connect(place.server).and_then(|()| socket.local_addr()));
+    outside.map_or(client, |address| address.ip())
+}
+
+/// Addresses that no public server ever sees: RFC 1918, RFC 4193, RFC 3927, RFC 6598.
+fn is_private(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let shared = v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64;
+            v4.is_private() || v4.is_link_local() || shared
+        }
+        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local(),
+    }
+}
 
 /// One data channel.
 enum Channel<'a> {
@@ -184,17 +211,16 @@ impl<'a> Data<'a> {
 
     fn listen(&mut self, leg: Leg) -> Event {
         let place = self.place;
-        // Behind a port forward the client arrives at either address. The server calls the
-        // address that it knows as the client's.
+        // Behind a port forward the client arrives at either address.
         let (addresses, peer) = match leg {
             Leg::Client => ([place.dialled.ip(), place.server.ip()], place.client.ip()),
-            Leg::Upstream => ([place.client.ip(), place.client.ip()], place.server.ip()),
+            Leg::Upstream => ([known_as(place); 2], place.server.ip()),
         };
         match DataListener::bind(&addresses) {
             Ok(listener) => {
-                let port = listener.port();
+                let here = SocketAddr::new(addresses[0], listener.port());
                 *self.channel(leg) = Channel::Pending(Box::pin(accept(place, listener, peer)));
-                Event::Listening(leg, Some(port))
+                Event::Listening(leg, Some(here))
             }
             Err(error) => {
                 tracing::warn!(flow = %place.flow.id(), "no data listener: {error}");

@@ -115,8 +115,9 @@ pub enum Judgement {
 /// What the driver tells the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Outcome of [`Output::Listen`]: the port, or nothing could be bound.
-    Listening(Leg, Option<u16>),
+    /// Outcome of [`Output::Listen`]: where the peer reaches the listener, or nothing could be bound.
+    /// Towards the client only the port counts: it knows the server by the address that it dialled.
+    Listening(Leg, Option<SocketAddr>),
     /// A data connection stands: accepted or dialled.
     Connected(Leg),
     /// A data connection could not be made.

@@ -261,15 +261,14 @@ impl Core {
     }
 
     /// The driver listens for the server, or cannot.
-    pub(super) fn upstream_listening(&mut self, now: Instant, port: Option<u16>) {
+    pub(super) fn upstream_listening(&mut self, now: Instant, here: Option<SocketAddr>) {
         if self.upstream != UpstreamChannel::Binding {
             return;
         }
-        let Some(port) = port else {
+        let Some(here) = here else {
             self.upstream = UpstreamChannel::Failed(None);
             return;
         };
-        let here = SocketAddr::new(self.addresses.client.ip(), port);
         let command = match address::format_port(here) {
             Some(argument) => format!("PORT {argument}\r\n"),
             None => format!("EPRT {}\r\n", address::format_eprt(here)),

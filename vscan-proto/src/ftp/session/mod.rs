@@ -161,7 +161,9 @@ impl Session {
                 Ok(None) => break,
                 Err(_) => {
                     self.core.anomaly("ftp_reply_too_long", b"");
+                    self.abandon(Outcome::ServerRefused);
                     self.finish(now, text::SERVER_GARBLED);
+                    self.close();
                 }
             }
             if matches!(self.state, State::Over | State::Blind) {
@@ -221,10 +223,12 @@ impl Session {
         }
         let core = &mut self.core;
         match event {
-            Event::Listening(Leg::Upstream, port) => core.upstream_listening(now, port),
-            Event::Listening(Leg::Client, port) => {
+            Event::Listening(Leg::Upstream, here) => core.upstream_listening(now, here),
+            Event::Listening(Leg::Client, here) => {
                 if core.client == ClientChannel::Binding {
-                    core.client = port.map_or(ClientChannel::Failed, ClientChannel::Listening);
+                    core.client = here.map_or(ClientChannel::Failed, |here| {
+                        ClientChannel::Listening(here.port())
+                    });
                 }
             }
             Event::Connected(Leg::Client) => match core.client {
@@ -370,6 +374,12 @@ impl Session {
                 Some(Queued::Command(command)) => {
                     self.malformed = 0;
                     self.state = start::start(&mut self.core, now, command);
+                    if self.core.client_ended && self.in_transfer() {
+                        // Nobody is left to take or to send the file.
+                        self.abandon(Outcome::Aborted);
+                        self.close();
+                        return;
+                    }
                 }
                 Some(Queued::Malformed) => self.refuse_malformed(now),
                 None => {

@@ -103,7 +103,10 @@ impl World {
             Output::ToUpstream(bytes) => self.server_hears(&bytes),
             Output::Listen(leg) => {
                 self.upstream_listens |= leg == Leg::Upstream;
-                self.events.push_back(Event::Listening(leg, Some(3000)));
+                self.events.push_back({
+                    let here = SocketAddr::from(([10, 0, 0, 1], 3000));
+                    Event::Listening(leg, Some(here))
+                });
                 if leg == Leg::Client {
                     self.events.push_back(Event::Connected(leg));
                 }
@@ -327,7 +330,10 @@ fn arbitrary_step(rig: &mut Rig, kind: u8, choice: u8, text: &[u8]) {
     match kind {
         0 => session.handle_client(now, text),
         1 => session.handle_upstream(now, text),
-        2 => session.handle_event(now, Event::Listening(leg, (choice > 9).then_some(2000))),
+        2 => session.handle_event(now, {
+            let here = listening(leg, &session.core.addresses, 2000);
+            Event::Listening(leg, (choice > 9).then_some(here))
+        }),
         3 => session.handle_event(now, Event::Connected(leg)),
         4 => session.handle_event(now, Event::Received(result)),
         5 => session.handle_event(now, Event::Judged(Judgement::Release)),
