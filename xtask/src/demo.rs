@@ -75,8 +75,8 @@ impl Kind {
 
     fn word(self) -> &'static str {
         match self {
-            Self::Clean => "clean",
-            Self::Infected => "EICAR",
+            Self::Clean => "a clean",
+            Self::Infected => "an EICAR",
         }
     }
 }
@@ -165,7 +165,14 @@ fn perform(show: &mut Show, steps: &mut Vec<Step>) -> Result<()> {
     show.section("vscan quarantine list");
     show.output(&vscan.cli(&["quarantine", "list"])?);
     show.section("Events (alerts)");
-    for event in vscan.events()?.iter().filter(|event| event["event_type"] == "alert") {
+    let blocked = steps.iter().filter(|step| step.outcome == "blocked").count();
+    // The log is written a moment later, in batches.
+    let alerts = wait::until("an alert is missing", Duration::from_secs(5), || {
+        let mut events = vscan.events()?;
+        events.retain(|event| event["event_type"] == "alert");
+        Ok((events.len() >= blocked).then_some(events))
+    })?;
+    for event in &alerts {
         let text = |value: &serde_json::Value| {
             value.as_str().map_or_else(|| value.to_string(), str::to_owned)
         };
@@ -245,17 +252,23 @@ impl Stage<'_> {
             (here.join(&target), format!("{url}/{name}"))
         };
         argv.push(&url);
-        // Which reply curl met: in active mode its own words for a refused upload are misleading.
-        let ran = self.lab.client().run([&argv[..], &["-w", "%{response_code}"]].concat())?;
+        // The dialogue tells which reply curl met; in active mode its own words for a refused upload mislead.
+        let ran = self.lab.client().run([&argv[..], &["-v"]].concat())?;
+        let reply = ran
+            .err
+            .lines()
+            .filter_map(|line| line.strip_prefix("< "))
+            .rfind(|line| line.starts_with("226") || line.starts_with('5') || line.starts_with('4'))
+            .unwrap_or_default();
         let outcome = match fs::read(&there) {
             Ok(bytes) if bytes == content && ran.success() => "delivered".to_owned(),
-            Ok(bytes) => format!("{} bytes arrived, curl {}", bytes.len(), ran.code()),
-            Err(_) if !ran.success() && ran.out.trim().ends_with("550") => "blocked".to_owned(),
-            Err(_) => format!("nothing arrived, curl {}: {}", ran.code(), ran.err.trim()),
+            Ok(bytes) => format!("{} bytes arrived, curl {}: {reply}", bytes.len(), ran.code()),
+            Err(_) if !ran.success() && reply.starts_with("550 ") => "blocked".to_owned(),
+            Err(_) => format!("nothing arrived, curl {}: {reply}", ran.code()),
         };
         let step = Step {
             step: format!(
-                "{} of a {} file, {}, {}",
+                "{} of {} file, {}, {}",
                 if up { "upload" } else { "download" },
                 kind.word(),
                 if passive { "passive" } else { "active" },
@@ -264,14 +277,11 @@ impl Stage<'_> {
             protocol: "ftp",
             direction: if up { "outbound" } else { "inbound" },
             expected: kind.expected(),
-            outcome: outcome.clone(),
+            outcome,
         };
-        let said = match (ran.success(), outcome == "blocked") {
-            (true, _) => String::new(),
-            (false, true) => {
-                format!("curl: exit code {}, the server said {}", ran.code(), ran.out.trim())
-            }
-            (false, false) => ran.err.trim().to_owned(),
+        let said = match ran.code() {
+            0 => reply.to_owned(),
+            code => format!("{reply}   (curl ends with {code})"),
         };
         show.step(&step, &argv.join(" "), &said);
         steps.push(step);
@@ -337,10 +347,7 @@ impl Stage<'_> {
         let step = Step {
             step: format!(
                 "mail with {} {}",
-                match kind {
-                    Kind::Clean => "a clean",
-                    Kind::Infected => "an EICAR",
-                },
+                kind.word(),
                 if attached { "attachment (base64)" } else { "text" },
             ),
             protocol: "smtp",
