@@ -179,26 +179,25 @@ fn exempt_networks_pass_and_are_counted(steering: Steering) -> Result<()> {
     for family in FAMILIES {
         let mut client = session(&lab, family)?;
         ensure!(client.upload("bad", &fixtures::eicar())?.reply.starts_with("226"), "{family:?}");
-        if steering == Steering::Bpf {
-            wait::until("no uninspected flow is shown", Duration::from_secs(5), || {
-                let flows = vscan.flows()?;
-                let shown = flows.iter().any(|flow| {
-                    flow["uninspected"] == "exempt"
-                        && flow["client"]
-                            .as_str()
-                            .is_some_and(|client| client.contains(&lab.seen_as(family).to_string()))
-                });
-                Ok(shown.then_some(()))
-            })
-            .with_context(|| format!("{family:?}: {:?}", vscan.flows()))?;
-        }
+        wait::until("no uninspected flow is shown", Duration::from_secs(10), || {
+            let flows = vscan.flows()?;
+            let shown = flows.iter().any(|flow| {
+                flow["uninspected"] == "exempt"
+                    && flow["client"]
+                        .as_str()
+                        .is_some_and(|client| client.contains(&lab.seen_as(family).to_string()))
+            });
+            Ok(shown.then_some(()))
+        })
+        .with_context(|| format!("{family:?}: {:?}", vscan.flows()))?;
         client.quit()?;
     }
     ensure!(server.file("bad").is_some());
-    if steering == Steering::Bpf {
-        let count = vscan.metrics()?.sum("vscan_kernel_count", &[("name", "exempt")]);
-        ensure!(count >= 2.0, "{count}");
-    }
+    wait::until("the flows are not counted", Duration::from_secs(10), || {
+        let exempt = [("reason", "exempt")];
+        let count = vscan.metrics()?.sum("vscan_flows_uninspected_total", &exempt);
+        Ok((count >= 2.0).then_some(()))
+    })?;
     // The other inside address is not exempt.
     let to = lab.dial(Family::V4, 21);
     let peer = Peer::connect_from(lab.client(), Some(inside_second(Family::V4)), to)?;

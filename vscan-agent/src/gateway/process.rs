@@ -255,6 +255,7 @@ async fn converse(
     mut reloads: mpsc::Receiver<ReloadRequest>,
 ) -> bool {
     let mut waiting: Vec<ReloadRequest> = Vec::new();
+    let mut passing = uninspected::Passing::default();
     loop {
         let received = tokio::select! {
             received = channel.receive::<ToGateway>() => received,
@@ -286,6 +287,7 @@ async fn converse(
                 gateway.set_steering(steering);
                 uninspected::watch(gateway, names, attached);
             }
+            ToGateway::Passing { counts, seen } => passing.update(gateway, counts, seen),
             ToGateway::Reload { file } => {
                 let Some(text) = attached.pop() else { continue };
                 let parsed =

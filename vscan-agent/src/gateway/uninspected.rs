@@ -2,7 +2,8 @@
 
 use super::Gateway;
 use crate::{
-    kernel::{Happened, Phase, Seen, View, What, Why},
+    config::{Config, OnAgentDown},
+    kernel::{Counts, Happened, Phase, Seen, View, What, Why},
     observe::{FlowRecord, Metrics, UninspectedSource},
 };
 use jiff::{Timestamp, ToSpan};
@@ -11,7 +12,7 @@ use std::{
     collections::HashSet,
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -60,7 +61,10 @@ fn tell(gateway: &Gateway, happened: &Happened) {
     let (r#type, reason) = match happened.what {
         What::Open | What::Close => return,
         What::Exempt => ("uninspected", "exempt"),
-        What::AgentDown => ("uninspected", "agent_down"),
+        What::AgentDown => match gateway.config().gateway.on_agent_down {
+            OnAgentDown::Open => ("uninspected", "agent_down"),
+            OnAgentDown::Closed => ("refused", "agent_down"),
+        },
         What::Denied => ("dropped", "denied"),
         What::Limited => ("dropped", "rate_limited"),
     };
@@ -90,39 +94,7 @@ impl UninspectedSource for KernelFlows {
     fn flows(&self, limit: usize) -> Vec<FlowRecord> {
         let Some(gateway) = self.gateway.upgrade() else { return Vec::new() };
         let config = gateway.config();
-        let now = Timestamp::now();
-        let record = |seen: Seen| {
-            let real_server = seen.real_server.unwrap_or(seen.server);
-            let nanos = i64::try_from(seen.age.as_nanos()).unwrap_or(i64::MAX);
-            Some(FlowRecord {
-                id: None,
-                protocol: config
-                    .protocol(real_server.port())
-                    .or(config.protocol(seen.server.port()))?,
-                direction: config.direction(seen.client.ip(), real_server.ip()),
-                state: match seen.phase {
-                    Phase::Opening => "opening",
-                    Phase::Open => "passing",
-                    Phase::Closed => "closed",
-                }
-                .to_owned(),
-                client: seen.client,
-                server: seen.server,
-                real_server,
-                user: None,
-                object: None,
-                objects: 0,
-                bytes_from_client: seen.from_client.bytes,
-                bytes_from_server: seen.from_server.bytes,
-                verdict: None,
-                detection: None,
-                uninspected: Some(reason(seen.why).to_owned()),
-                started: now.checked_sub(nanos.nanoseconds()).unwrap_or(now),
-                ended: None,
-                age: seen.age.as_secs_f64(),
-            })
-        };
-        self.seen().into_iter().filter_map(record).take(limit).collect()
+        self.seen().into_iter().filter_map(|seen| record(&config, seen)).take(limit).collect()
     }
 
     fn kill(&self, client: SocketAddr, server: SocketAddr) -> Result<(), String> {
@@ -130,11 +102,7 @@ impl UninspectedSource for KernelFlows {
     }
 
     fn scrape(&self, metrics: &Metrics) {
-        let seen = self.seen();
-        for why in [Why::Exempt, Why::AgentDown, Why::NotSteered] {
-            let count = seen.iter().filter(|flow| flow.why == why).count();
-            metrics.set_uninspected_now(reason(why), count as u64);
-        }
+        count(metrics, &self.seen());
         match self.view.counters() {
             Ok(counters) => {
                 counters.iter().for_each(|(name, value)| metrics.set_kernel(name, value))
@@ -144,6 +112,98 @@ impl UninspectedSource for KernelFlows {
         if let Err(error) = self.view.forget_killed() {
             tracing::error!("BPF kill map: {error}");
         }
+    }
+}
+
+fn record(config: &Config, seen: Seen) -> Option<FlowRecord> {
+    let now = Timestamp::now();
+    let real_server = seen.real_server.unwrap_or(seen.server);
+    let nanos = i64::try_from(seen.age.as_nanos()).unwrap_or(i64::MAX);
+    Some(FlowRecord {
+        id: None,
+        protocol: config.protocol(real_server.port()).or(config.protocol(seen.server.port()))?,
+        direction: config.direction(seen.client.ip(), real_server.ip()),
+        state: match seen.phase {
+            Phase::Opening => "opening",
+            Phase::Open => "passing",
+            Phase::Closed => "closed",
+        }
+        .to_owned(),
+        client: seen.client,
+        server: seen.server,
+        real_server,
+        user: None,
+        object: None,
+        objects: 0,
+        bytes_from_client: seen.from_client.bytes,
+        bytes_from_server: seen.from_server.bytes,
+        verdict: None,
+        detection: None,
+        uninspected: Some(reason(seen.why).to_owned()),
+        started: now.checked_sub(nanos.nanoseconds()).unwrap_or(now),
+        ended: None,
+        age: seen.age.as_secs_f64(),
+    })
+}
+
+/// What the supervisor tells of what passes, where nftables steers alone.
+#[derive(Debug, Default)]
+pub(super) struct Passing {
+    counted: Counts,
+    seen: Option<Arc<Mutex<Vec<Seen>>>>,
+}
+
+impl Passing {
+    /// Takes over the supervisor's latest message.
+    pub(super) fn update(&mut self, gateway: &Arc<Gateway>, counts: Counts, now: Vec<Seen>) {
+        let metrics = &gateway.observer.metrics;
+        metrics.uninspected("exempt", counts.exempt.saturating_sub(self.counted.exempt));
+        metrics
+            .uninspected("agent_down", counts.down_passed.saturating_sub(self.counted.down_passed));
+        self.counted = counts;
+        let seen = self.seen.get_or_insert_with(|| {
+            let seen = Arc::new(Mutex::new(Vec::new()));
+            let source = NftFlows { seen: Arc::clone(&seen), gateway: Arc::downgrade(gateway) };
+            gateway.observer.flows.set_uninspected(Arc::new(source));
+            seen
+        });
+        *seen.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+}
+
+#[derive(Debug)]
+struct NftFlows {
+    seen: Arc<Mutex<Vec<Seen>>>,
+    gateway: Weak<Gateway>,
+}
+
+impl NftFlows {
+    fn open(&self) -> Vec<Seen> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.iter().filter(|flow| flow.phase != Phase::Closed).copied().collect()
+    }
+}
+
+impl UninspectedSource for NftFlows {
+    fn flows(&self, limit: usize) -> Vec<FlowRecord> {
+        let Some(gateway) = self.gateway.upgrade() else { return Vec::new() };
+        let config = gateway.config();
+        self.open().into_iter().filter_map(|seen| record(&config, seen)).take(limit).collect()
+    }
+
+    fn kill(&self, _client: SocketAddr, _server: SocketAddr) -> Result<(), String> {
+        Err("without BPF programs vscan ends its own sessions only".to_owned())
+    }
+
+    fn scrape(&self, metrics: &Metrics) {
+        count(metrics, &self.open());
+    }
+}
+
+fn count(metrics: &Metrics, seen: &[Seen]) {
+    for why in [Why::Exempt, Why::AgentDown, Why::NotSteered] {
+        let count = seen.iter().filter(|flow| flow.why == why).count();
+        metrics.set_uninspected_now(reason(why), count as u64);
     }
 }
 

@@ -1,6 +1,9 @@
 //! The messages between supervisor and gateway, over an inherited socket pair.
 
-use crate::net::{Seqpacket, seqpacket};
+use crate::{
+    kernel::{Counts, Seen},
+    net::{Seqpacket, seqpacket},
+};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -15,6 +18,9 @@ pub const DESCRIPTOR_VARIABLE: &str = "VSCAN_CHANNEL_FD";
 
 /// Upper bound of a message, in bytes. Long texts travel as descriptors.
 const MESSAGE_MAX: usize = 32 * 1024;
+
+/// Connections in one [`ToGateway::Passing`]: a hundred bytes each fit into a message.
+pub const PASSING_MAX: usize = 250;
 
 /// Supervisor to gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +43,13 @@ pub enum ToGateway {
         names: Vec<String>,
         /// How connections are steered, in words, e.g. `bpf (tcx)`.
         steering: String,
+    },
+    /// What passed without the gateway, where nftables steers alone and there are no maps to read.
+    Passing {
+        /// What the rules counted.
+        counts: Counts,
+        /// Connections that pass now, at most [`PASSING_MAX`].
+        seen: Vec<Seen>,
     },
     /// A configuration that the supervisor has checked. Attached: its text.
     Reload {

@@ -10,10 +10,10 @@ pub mod privileges;
 
 use crate::{
     config::Config,
-    kernel::Kernel,
+    kernel::{Kernel, Steering},
     scanner::process::{self, Process, StartError},
 };
-use channel::{ToGateway, ToSupervisor, text_to_descriptor};
+use channel::{PASSING_MAX, ToGateway, ToSupervisor, text_to_descriptor};
 use gateway::{Gateway, GatewayError};
 use sd_notify::NotifyState;
 use std::{
@@ -32,6 +32,10 @@ use tokio::{
 
 /// How often children and interfaces are looked after, besides SIGCHLD.
 const TICK: Duration = Duration::from_millis(500);
+
+/// How often the gateway is told what passes without it, where it cannot read that from BPF maps.
+/// Each time conntrack's table is walked.
+const PASSING_EVERY: Duration = Duration::from_secs(2);
 
 /// Restarts wait longer and longer, up to this, when a process ends right after its start.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -292,9 +296,29 @@ impl Supervisor {
         }
     }
 
+    /// Where nftables steers alone, the gateway cannot see what passes without it.
+    async fn send_passing(&self) {
+        let (Some(gateway), Some(kernel)) = (&self.gateway, &self.kernel) else { return };
+        if !matches!(kernel.steering(), Steering::Nft { .. }) {
+            return;
+        }
+        let told = kernel.counts().and_then(|counts| Ok((counts, kernel.passing()?)));
+        let (counts, mut seen) = match told {
+            Ok(told) => told,
+            Err(error) => return tracing::warn!("what passes uninspected is not known: {error}"),
+        };
+        seen.truncate(PASSING_MAX);
+        let message = ToGateway::Passing { counts, seen };
+        if let Err(error) = gateway.channel.send(&message, &[]).await {
+            tracing::debug!("gateway: {error}");
+        }
+    }
+
     async fn watch(&mut self, signals: &mut Signals) -> Result<(), Fatal> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut passing = interval(PASSING_EVERY);
+        passing.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = signals.terminate.recv() => return Ok(()),
@@ -307,6 +331,7 @@ impl Supervisor {
                     }
                     self.look_after().await?;
                 }
+                _ = passing.tick() => self.send_passing().await,
                 message = receive(self.gateway.as_ref()) => match message {
                     Ok(Some(ToSupervisor::Beat)) => {
                         if let Some(gateway) = &mut self.gateway {
