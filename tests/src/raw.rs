@@ -158,6 +158,17 @@ pub fn connect(source: Option<IpAddr>, to: SocketAddr, limit: Duration) -> Resul
     Ok(socket.into())
 }
 
+/// As [`connect`], from this very address and port, also if they were in use a moment ago.
+pub fn connect_again(source: SocketAddr, to: SocketAddr, limit: Duration) -> Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&source.into())?;
+    socket
+        .connect_timeout(&to.into(), limit)
+        .with_context(|| format!("cannot connect from {source} to {to}"))?;
+    Ok(socket.into())
+}
+
 /// How a connection attempt goes; a time-out shows a silent drop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {

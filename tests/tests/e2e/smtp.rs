@@ -29,6 +29,7 @@ on_both!(
     plaintext_behind_starttls_resets,
     tls_refused_and_stripped,
     chunks_are_never_commands,
+    a_port_used_again_at_once,
     real_clients,
 );
 
@@ -446,6 +447,34 @@ fn chunks_are_never_commands(steering: Steering) -> Result<()> {
     peer.expect("502")?;
     peer.expect("250")?;
     ensure!(!sink.commands().iter().any(|line| line.contains("smuggled") || line.contains("BDAT")));
+    Ok(())
+}
+
+/// A client comes back from the port of a connection that the gateway still has in TIME_WAIT, for it closed
+/// first: the new SYN goes to the gateway's listener at once, as it would on a server.
+fn a_port_used_again_at_once(steering: Steering) -> Result<()> {
+    let (lab, sink, settings) = start(steering, "", Behaviour::default())?;
+    let _vscan = Vscan::start(&lab, &settings)?;
+    let sent_again = || -> Result<u32> {
+        let line = lab.client().sh("grep '^Tcp: [0-9]' /proc/net/snmp")?;
+        // RetransSegs is the twelfth number (RFC 4022's tcpRetransSegs).
+        Ok(line.split_ascii_whitespace().nth(12).context("no RetransSegs")?.parse()?)
+    };
+    let before = sent_again()?;
+    for family in FAMILIES {
+        let source = SocketAddr::new(lab.seen_as(family), 40_000);
+        for round in 0..5 {
+            let to = lab.dial(family, 25);
+            let stream =
+                lab.client().within(|| raw::connect_again(source, to, Duration::from_secs(5)))?;
+            let mut client = Client::on(stream)?;
+            let mail = wire(&fixtures::message(&format!("round {round}"), "text"));
+            ensure!(client.send(&mail)?.starts_with("250"));
+            client.quit()?;
+        }
+    }
+    assert_eq!(sent_again()? - before, 0, "segments that the client had to send again");
+    assert_eq!(sink.messages().len(), 10);
     Ok(())
 }
 
