@@ -160,13 +160,19 @@ pub fn connect(source: Option<IpAddr>, to: SocketAddr, limit: Duration) -> Resul
 
 /// As [`connect`], from this very address and port, also if they were in use a moment ago.
 pub fn connect_again(source: SocketAddr, to: SocketAddr, limit: Duration) -> Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&source.into())?;
-    socket
-        .connect_timeout(&to.into(), limit)
-        .with_context(|| format!("cannot connect from {source} to {to}"))?;
-    Ok(socket.into())
+    crate::wait::until("the last connection does not end", limit, || {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&source.into())?;
+        match socket.connect_timeout(&to.into(), limit) {
+            Ok(()) => Ok(Some(socket.into())),
+            // Ours waits for the last ACK of the connection before.
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => Ok(None),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot connect from {source} to {to}"))
+            }
+        }
+    })
 }
 
 /// How a connection attempt goes; a time-out shows a silent drop.

@@ -81,7 +81,14 @@ fn capabilities(steering: Steering) -> Result<()> {
     Ok(())
 }
 
-/// Workers and zygote are killed while they scan: every transfer ends well, and every verdict is right.
+/// CPU time of a process in clock ticks (10 ms); proc(5), fields 14 and 15 of `stat`.
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split(' ');
+    fields.skip(12).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum()
+}
+
+/// The worker at work, then the zygote, are killed in mid-scan: the transfer ends well, the verdicts are right.
 fn scanner_processes_may_die_at_work(steering: Steering) -> Result<()> {
     let lab = Lab::new(Topology::Plain)?;
     let server = Server::start(lab.server(), 21, Behaviour::default())?;
@@ -103,23 +110,24 @@ fn scanner_processes_may_die_at_work(steering: Steering) -> Result<()> {
                 let mut client = Client::connect(lab.client(), to, Mode::Epsv)?;
                 Ok(client.upload("large", &large)?.reply)
             });
+            let ticks = |pid: &u32| (*pid, cpu_ticks(*pid));
+            let idle: Vec<_> = before.workers.iter().map(ticks).collect();
             let hit = wait::until("no worker was busy", Duration::from_secs(20), || {
-                let busy =
-                    vscan.metrics()?.sum("vscan_scanner_workers", &[("state", "busy")]) > 0.0;
-                Ok(busy.then(|| match victim {
-                    "worker" => before.workers.iter().for_each(|pid| signal(*pid, Signal::KILL)),
-                    _ => signal(before.scanner, Signal::KILL),
-                }))
+                let busy = idle.iter().find(|(pid, ticks)| cpu_ticks(*pid) > *ticks);
+                let hit =
+                    busy.map(|(pid, _)| if victim == "worker" { *pid } else { before.scanner });
+                hit.iter().for_each(|pid| signal(*pid, Signal::KILL));
+                Ok(hit)
             });
             let reply = upload.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             ensure!(reply == "226 stored\r\n", "{victim} killed: {reply}");
             hit
         });
-        hit?;
+        let hit = hit?;
         ensure!(server.file("large").is_some_and(|file| file == large), "{victim}");
         server.remove("large");
         let old = match victim {
-            "worker" => before.workers.clone(),
+            "worker" => vec![hit],
             _ => [&before.workers[..], &[before.scanner]].concat(),
         };
         let after = vscan.wait_for_processes(&old).with_context(|| victim)?;
