@@ -223,11 +223,13 @@ impl Rules {
         add(vec![m.on_packet(m.reset), count("reset"), reset()]);
         add(vec![m.on_packet(m.bypass), count("exempt"), goto("pass")]);
         add(vec![m.on_connection(m.bypass), ACCEPT]);
+        // before the next rule: a socket in TIME_WAIT matches there too, and would have the SYN of a port used again
+        // answered by a bare ACK; tproxy gives it to the listener (nf_tproxy_handle_time_wait4)
+        add(vec![is_syn(), jump("classify")]);
         // the socket is the rule: client legs, and listeners for data channels
         add(vec![transparent(), m.mark_packet(m.client), ACCEPT]);
         // ours, but no socket any more: to the listener, which resets it
         add(vec![m.on_connection(m.client), eq(ct("direction"), text("original")), goto("steer")]);
-        add(vec![is_syn(), jump("classify")]);
     }
 
     fn classify(&mut self, plan: Plan<'_>) {
