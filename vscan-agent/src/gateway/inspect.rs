@@ -36,16 +36,7 @@ pub struct About<'a> {
     pub from_client: bool,
     /// Its name on the wire; for a message its sender.
     pub name: &'a [u8],
-    /// Sender and recipients of a message.
-    pub parties: Parties<'a>,
-}
-
-/// Sender and recipients; nothing for files.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Parties<'a> {
-    /// The reverse-path.
-    pub sender: &'a [u8],
-    /// The forward-paths that the server accepted.
+    /// The forward-paths of a message that the server accepted; none for files.
     pub recipients: &'a [Vec<u8>],
 }
 
@@ -166,7 +157,7 @@ impl Gateway {
         };
         let hash = hash.map(|hash| hash.to_hex());
         if about.kind == ObjectKind::Message {
-            flow.set_object(&addressees(about.parties.recipients));
+            flow.set_object(&addressees(about.recipients));
         }
         flow.judged(&Judged {
             name: about.name,
@@ -201,14 +192,15 @@ impl Gateway {
         direction: Direction,
     ) -> Option<String> {
         let opened = flow.opened();
+        let user = flow.user();
         let entry = quarantine::About {
             flow: flow.id(),
             protocol: opened.protocol,
             direction,
             client: opened.client,
             server: opened.server,
-            user: (!about.parties.sender.is_empty()).then_some(about.parties.sender),
-            recipients: about.parties.recipients,
+            user: user.as_deref(),
+            recipients: about.recipients,
             name: about.name,
             kind: kind_word(about.kind),
             size: object.len(),

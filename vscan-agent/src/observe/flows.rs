@@ -339,6 +339,12 @@ impl Flow {
         lock(&self.detail).user = Some(clipped(user, USER_MAX));
     }
 
+    /// What [`set_user`](Self::set_user) was told.
+    #[must_use]
+    pub fn user(&self) -> Option<Box<[u8]>> {
+        lock(&self.detail).user.clone()
+    }
+
     /// The object in hand: a file's path, as it came over the wire.
     pub fn set_object(&self, name: &[u8]) {
         lock(&self.detail).object = Some(clipped(name, OBJECT_MAX));

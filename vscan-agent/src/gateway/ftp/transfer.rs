@@ -4,7 +4,7 @@
 use super::Place;
 use crate::{
     config::verdict_str,
-    gateway::inspect::{About, Inspection, Outcome as Ruling, Parties},
+    gateway::inspect::{About, Inspection, Outcome as Ruling},
     net::relay,
     observe::{EventKind, FlowHandle, wire},
     spool::{Object, SpoolError},
@@ -190,7 +190,7 @@ pub(super) async fn inspect(place: Place<'_>, held: &Held, begin: &Begin) -> (Ju
         kind: ObjectKind::File,
         from_client: begin.source == Leg::Client,
         name: &begin.name,
-        parties: Parties::default(),
+        recipients: &[],
     };
     let (gateway, config, flow) = (place.gateway, place.config, place.flow);
     match held {

@@ -8,7 +8,7 @@ use crate::{
     config::{Config, verdict_str},
     gateway::{
         Gateway,
-        inspect::{About, Inspection, Outcome, Parties},
+        inspect::{About, Inspection, Outcome},
     },
     net::close::CLOSE_TIMEOUT,
     observe::{EventKind, FlowHandle, wire},
@@ -367,8 +367,8 @@ impl<'a> Driver<'a> {
     }
 
     fn tell_unheld(&mut self, error: &SpoolError, received: u64, sender: &[u8]) {
-        let parties = Parties { sender, recipients: &[] };
-        let about = About { kind: ObjectKind::Message, from_client: true, name: sender, parties };
+        let kind = ObjectKind::Message;
+        let about = About { kind, from_client: true, name: sender, recipients: &[] };
         let inspection =
             self.gateway.inspect_unheld(self.config, self.flow, error, received, about);
         self.verdict = Some(inspection.verdict);
@@ -396,7 +396,7 @@ impl<'a> Driver<'a> {
                 kind: ObjectKind::Message,
                 from_client: true,
                 name: &sender,
-                parties: Parties { sender: &sender, recipients: &recipients },
+                recipients: &recipients,
             };
             gateway.inspect(config, flow, &object, about).await
         }));
