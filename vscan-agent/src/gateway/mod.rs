@@ -9,6 +9,7 @@ pub mod process;
 mod services;
 pub mod smtp;
 mod uninspected;
+mod workers;
 
 use crate::{
     config::{Config, Protocol},
@@ -185,7 +186,12 @@ pub struct Session {
 
 impl Session {
     /// Serves it to its end.
-    pub async fn serve(self, gateway: Arc<Gateway>) {
+    pub async fn serve(mut self, gateway: Arc<Gateway>) {
+        // It was accepted on another runtime than it is served on: moved, so that its readiness wakes
+        // this thread alone. A leg that cannot be moved is reset.
+        let moved = self.accepted.client.into_std().and_then(TcpStream::from_std);
+        let Ok(client) = moved else { return };
+        self.accepted.client = client;
         match self.flow.opened().protocol {
             Protocol::Ftp => ftp::run(&gateway, self.accepted, self.flow).await,
             Protocol::Smtp => smtp::run(&gateway, self.accepted, self.flow).await,

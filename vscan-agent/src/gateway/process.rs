@@ -4,6 +4,7 @@ use super::{
     Admission, Gateway, refuse,
     services::{self, ReloadRequest},
     uninspected,
+    workers::{Pool, Workers},
 };
 use crate::{
     config::Config,
@@ -98,13 +99,21 @@ fn start(descriptor: OwnedFd) -> ExitCode {
         }
     };
     logging::init(&config.log);
+    // One thread more than sessions have: accepting, the operator's requests, metrics.
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.gateway.workers.get())
-        .thread_name("session")
+        .worker_threads(1)
+        .thread_name("services")
         .enable_all()
         .build();
-    match runtime {
-        Ok(runtime) => runtime.block_on(run(descriptor, config, file)),
+    let started = runtime.and_then(|runtime| {
+        Workers::start(config.gateway.workers.get()).map(|workers| (runtime, workers))
+    });
+    match started {
+        Ok((runtime, workers)) => {
+            let code = runtime.block_on(run(descriptor, config, file, workers.pool()));
+            workers.stop();
+            code
+        }
         Err(error) => {
             tracing::error!("no threads: {error}");
             ExitCode::from(exit::OSERR)
@@ -112,7 +121,7 @@ fn start(descriptor: OwnedFd) -> ExitCode {
     }
 }
 
-async fn run(descriptor: OwnedFd, config: Config, file: PathBuf) -> ExitCode {
+async fn run(descriptor: OwnedFd, config: Config, file: PathBuf, pool: Pool) -> ExitCode {
     let channel = match Channel::new(descriptor) {
         Ok(channel) => Arc::new(channel),
         Err(error) => {
@@ -120,7 +129,7 @@ async fn run(descriptor: OwnedFd, config: Config, file: PathBuf) -> ExitCode {
             return ExitCode::from(exit::SOFTWARE);
         }
     };
-    match serve(&channel, config, file).await {
+    match serve(&channel, config, file, &pool).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, error }) => {
             let message = ToSupervisor::Failed { code, error };
@@ -131,7 +140,12 @@ async fn run(descriptor: OwnedFd, config: Config, file: PathBuf) -> ExitCode {
     }
 }
 
-async fn serve(channel: &Arc<Channel>, config: Config, file: PathBuf) -> Result<(), Failure> {
+async fn serve(
+    channel: &Arc<Channel>,
+    config: Config,
+    file: PathBuf,
+    pool: &Pool,
+) -> Result<(), Failure> {
     let listeners = listen(&config)?;
     let observer = Observer::new(&config.paths.events)
         .map_err(|error| Failure::new(exit::CANTCREAT, "event log", error))?;
@@ -149,14 +163,14 @@ async fn serve(channel: &Arc<Channel>, config: Config, file: PathBuf) -> Result<
     let gateway = Arc::new(Gateway::new(config, observer, spool, quarantine));
     let (reload, reloads) = mpsc::channel(RELOADS_WAITING);
     let services = services::start(&gateway, file, reload).await?;
-    let beating = tokio::spawn(beat(Arc::clone(channel), Arc::clone(&gateway)));
+    let beating = tokio::spawn(beat(Arc::clone(channel), Arc::clone(&gateway), pool.clone()));
     channel
         .send(&ToSupervisor::Listening, &[])
         .await
         .map_err(|error| Failure::new(exit::SOFTWARE, "supervisor", error))?;
     let mut sessions = JoinSet::new();
     let stop = tokio::select! {
-        () = accept(&gateway, &listeners, &mut sessions) => false,
+        () = accept(&gateway, &listeners, &mut sessions, pool) => false,
         stop = converse(channel, &gateway, reloads) => stop,
     };
     drop(listeners);
@@ -212,7 +226,12 @@ fn listen(config: &Config) -> Result<Vec<TcpListener>, Failure> {
 }
 
 /// Accepts for ever.
-async fn accept(gateway: &Arc<Gateway>, listeners: &[TcpListener], sessions: &mut JoinSet<()>) {
+async fn accept(
+    gateway: &Arc<Gateway>,
+    listeners: &[TcpListener],
+    sessions: &mut JoinSet<()>,
+    pool: &Pool,
+) {
     loop {
         let accepted = match listeners {
             [v4, v6, ..] => tokio::select! {
@@ -233,8 +252,14 @@ async fn accept(gateway: &Arc<Gateway>, listeners: &[TcpListener], sessions: &mu
                     sessions.spawn(refuse(client, protocol, "too many sessions, try again later"));
                 }
                 Admission::Session(session) => {
-                    let flow = session.flow.share();
-                    flow.set_abort(sessions.spawn(session.serve(Arc::clone(gateway))));
+                    let Some(place) = pool.place() else { return };
+                    let (flow, handle) = (session.flow.share(), place.handle.clone());
+                    let serving = session.serve(Arc::clone(gateway));
+                    let serving = async move {
+                        serving.await;
+                        drop(place);
+                    };
+                    flow.set_abort(sessions.spawn_on(serving, &handle));
                 }
             },
             Err(error) => {
@@ -320,15 +345,14 @@ async fn supervisor_gone(channel: &Channel) {
     while let Ok(Some(_)) = channel.receive::<ToGateway>().await {}
 }
 
-/// Beats while session workers make progress: each beat goes through a task of its own on the
-/// workers' queue, as sessions do.
-async fn beat(channel: Arc<Channel>, gateway: Arc<Gateway>) {
+/// Beats while session workers make progress, every one of them: each beat goes through a task
+/// of its own on every worker's queue, as sessions do.
+async fn beat(channel: Arc<Channel>, gateway: Arc<Gateway>, pool: Pool) {
     let mut interval = tokio::time::interval(BEAT);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        let probe = tokio::spawn(async { tokio::task::yield_now().await });
-        if probe.await.is_err() || channel.send(&ToSupervisor::Beat, &[]).await.is_err() {
+        if !pool.progress().await || channel.send(&ToSupervisor::Beat, &[]).await.is_err() {
             return;
         }
         gateway.observer.metrics.beat();

@@ -13,7 +13,7 @@ use rustix::{
 use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 use tokio::io::unix::AsyncFd;
 
@@ -22,8 +22,8 @@ pub const DESCRIPTORS_MAX: usize = 16;
 
 /// One end of a socket pair, registered with the runtime.
 #[derive(Debug)]
-pub struct Seqpacket {
-    fd: AsyncFd<OwnedFd>,
+pub struct Seqpacket<F: Descriptor = OwnedFd> {
+    fd: AsyncFd<F>,
 }
 
 /// A received message: how many bytes were written into the caller's buffer, and what came with it.
@@ -33,6 +33,17 @@ pub struct Received {
     pub len: usize,
     /// Descriptors that came with it, close-on-exec.
     pub descriptors: Vec<OwnedFd>,
+}
+
+/// What a [`Seqpacket`] may be made of.
+pub trait Descriptor: AsFd + AsRawFd + sealed::Sealed {}
+impl Descriptor for OwnedFd {}
+impl Descriptor for BorrowedFd<'_> {}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for std::os::fd::OwnedFd {}
+    impl Sealed for std::os::fd::BorrowedFd<'_> {}
 }
 
 /// Makes a connected, close-on-exec, non-blocking pair whose buffers hold messages of `message_max` bytes.
@@ -55,7 +66,17 @@ impl Seqpacket {
     /// The descriptor cannot be polled, or there is no runtime.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        // SAFETY: an OwnedFd always returns the same descriptor, and stays open until it is dropped.
+        Self::register(fd)
+    }
+}
+
+impl<F: Descriptor> Seqpacket<F> {
+    /// Registers a descriptor that does not block with the runtime of the calling task, until it is dropped.
+    ///
+    /// # Errors
+    /// As [`Seqpacket::new`].
+    pub fn register(fd: F) -> io::Result<Self> {
+        // SAFETY: these always return the same descriptor, and it stays open until they are dropped.
         let registered = unsafe { AsyncFd::register(fd) };
         Ok(Self { fd: registered.map_err(|error| error.into_parts().1)? })
     }

@@ -39,7 +39,9 @@ pub(super) enum Failure {
 pub(super) struct Worker {
     slot: u32,
     pid: i32,
-    socket: Seqpacket,
+    /// Registered with a runtime only while it works: with that of whoever waits for it, so that its
+    /// answer wakes no other thread.
+    socket: OwnedFd,
     buffer: Vec<u8>,
 }
 
@@ -137,9 +139,11 @@ impl Generation {
         let mut busy = Busy { generation: self, worker: Some(worker) };
         let Some(worker) = &mut busy.worker else { return Err(Failure::NoWorker) };
         let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
-        match timeout_at(until, worker.socket.send(&[IoSlice::new(&message)], &descriptors)).await {
+        let socket = Seqpacket::register(worker.socket.as_fd()).map_err(Failure::Io)?;
+        match timeout_at(until, socket.send(&[IoSlice::new(&message)], &descriptors)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) if is_gone(&error) => {
+                drop(socket);
                 busy.worker = None;
                 return Err(Failure::Stale);
             }
@@ -147,7 +151,7 @@ impl Generation {
             Err(_) => return Err(Failure::Deadline),
         }
         worker.buffer.resize(DATAGRAM_MAX, 0);
-        let answer = timeout_at(until, worker.socket.receive(&mut worker.buffer));
+        let answer = timeout_at(until, socket.receive(&mut worker.buffer));
         let received = match answer.await {
             Ok(Ok(received)) => received.len,
             Ok(Err(error)) if is_gone(&error) => 0,
@@ -155,6 +159,7 @@ impl Generation {
             Ok(Err(error)) => return Err(Failure::Io(error)),
             Err(_) => return Err(Failure::Deadline),
         };
+        drop(socket);
         if received == 0 {
             // Ended by itself: nobody to kill. The cause is in the zygote's announcement, and the log.
             busy.worker = None;
@@ -174,10 +179,10 @@ impl Generation {
     fn handle(&self, message: &[u8], mut descriptors: Vec<OwnedFd>) {
         match (postcard::from_bytes(message), descriptors.pop()) {
             (Ok(ToGateway::Worker { slot, pid }), Some(descriptor)) => {
-                match Seqpacket::new(descriptor) {
-                    Ok(socket) => {
+                match rustix::io::ioctl_fionbio(&descriptor, true) {
+                    Ok(()) => {
                         self.alive.fetch_add(1, Ordering::Relaxed);
-                        self.put(Worker { slot, pid, socket, buffer: Vec::new() });
+                        self.put(Worker { slot, pid, socket: descriptor, buffer: Vec::new() });
                     }
                     Err(error) => tracing::error!("scanner worker {pid}: {error}"),
                 }

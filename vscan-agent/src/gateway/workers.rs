@@ -1,0 +1,146 @@
+//! The threads that sessions run on: a runtime of one thread each, and which session goes where.
+//!
+//! A session stays on its thread. With one runtime of many threads, an event woke one thread to
+//! poll, another to take over the polling, and often a third to run the session: at a few thousand short
+//! messages a second, that cost more than the messages did.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+use tokio::runtime::{Builder, Handle, Runtime};
+
+/// The runtimes; dropped outside of any of them, when all is over.
+pub(super) struct Workers {
+    runtimes: Vec<Runtime>,
+    pool: Pool,
+}
+
+/// Gives sessions their place.
+#[derive(Clone, Debug)]
+pub(super) struct Pool(Arc<[Worker]>);
+
+#[derive(Debug)]
+struct Worker {
+    handle: Handle,
+    sessions: Arc<AtomicUsize>,
+}
+
+/// A session's place on a thread, for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// Where to spawn it.
+    pub(super) handle: Handle,
+    sessions: Arc<AtomicUsize>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Workers {
+    /// Starts `count` threads.
+    ///
+    /// # Errors
+    /// There are no threads or descriptors left.
+    pub(super) fn start(count: usize) -> io::Result<Self> {
+        let runtimes: Vec<Runtime> = (0..count)
+            .map(|_| {
+                // Not a current-thread runtime: this one can go on with the other sessions while one
+                // waits for a disk (`blocking::in_place`).
+                Builder::new_multi_thread()
+                    .worker_threads(1)
+                    .thread_name("session")
+                    .enable_all()
+                    .build()
+            })
+            .collect::<io::Result<_>>()?;
+        let workers = runtimes
+            .iter()
+            .map(|runtime| Worker { handle: runtime.handle().clone(), sessions: Arc::default() });
+        let pool = Pool(workers.collect());
+        Ok(Self { runtimes, pool })
+    }
+
+    /// Where sessions get their places.
+    pub(super) fn pool(&self) -> Pool {
+        self.pool.clone()
+    }
+
+    /// Ends the threads, and what still runs on them; sessions reset their legs.
+    pub(super) fn stop(self) {
+        drop(self.runtimes);
+    }
+}
+
+impl Pool {
+    /// A place on the thread that has the fewest sessions; `None` if there are no threads.
+    pub(super) fn place(&self) -> Option<Place> {
+        let worker = self.0.iter().min_by_key(|worker| worker.sessions.load(Ordering::Relaxed))?;
+        worker.sessions.fetch_add(1, Ordering::Relaxed);
+        Some(Place { handle: worker.handle.clone(), sessions: Arc::clone(&worker.sessions) })
+    }
+
+    /// Returns when every thread has run a task that was put behind those that it had to run:
+    /// all of them make progress. False when one has ended.
+    pub(super) async fn progress(&self) -> bool {
+        let probes: Vec<_> = self
+            .0
+            .iter()
+            .map(|worker| worker.handle.spawn(async { tokio::task::yield_now().await }))
+            .collect();
+        for probe in probes {
+            if probe.await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_are_spread_and_places_given_back() {
+        let workers = Workers::start(3).unwrap();
+        let pool = workers.pool();
+        let counts =
+            || -> Vec<_> { pool.0.iter().map(|w| w.sessions.load(Ordering::Relaxed)).collect() };
+        let mut places: Vec<_> = (0..7).map(|_| pool.place().unwrap()).collect();
+        let mut spread = counts();
+        spread.sort_unstable();
+        assert_eq!(spread, [2, 2, 3]);
+        places.truncate(1);
+        assert_eq!(counts().iter().sum::<usize>(), 1);
+        workers.stop();
+    }
+
+    #[test]
+    fn a_thread_that_hangs_makes_no_progress() {
+        let workers = Workers::start(2).unwrap();
+        let pool = workers.pool();
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
+        let (started, has_started) = std::sync::mpsc::channel();
+        let place = pool.place().unwrap();
+        place.handle.spawn(async move {
+            started.send(()).unwrap();
+            hangs.recv().unwrap();
+        });
+        has_started.recv().unwrap();
+        let watcher = Builder::new_current_thread().enable_all().build().unwrap();
+        watcher.block_on(async {
+            let waited = std::time::Duration::from_millis(300);
+            assert!(tokio::time::timeout(waited, pool.progress()).await.is_err());
+            release.send(()).unwrap();
+            assert!(pool.progress().await);
+        });
+        workers.stop();
+    }
+}
