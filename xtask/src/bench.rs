@@ -10,6 +10,12 @@
 //! next, as most real clients do; their contents differ from one object to the next. Everything
 //! shares the cores of one machine: a real server elsewhere would leave more of them to the gateway.
 //!
+//! **What a ratio can be.** A client that waits for each reply pays for every wake-up on the way: eight for a
+//! message sent straight to the server, sixteen through any proxy, eighteen where a scanner is asked. With the
+//! wake-ups alike that is 0.5 and 0.44. HAProxy 2.6 in the gateway's place, which relays and reads nothing, reached
+//! 0.46 to 0.49 at smtp-2k, 0.47 to 0.82 at smtp-100k, 0.10 to 0.15 at ftp-10k (data connections relayed as
+//! well) and 0.33 to 0.36 at ftp-relay, on four virtual cores that had other work to do.
+//!
 //! The benches whose names end in `-synthetic` take the lab's own servers and, for SMTP, clients that
 //! pipeline: threads of this very process that do next to nothing for an object. Forwarding is
 //! as fast as the kernel there, ten times faster than any mail or file server; what counts is the gateway's own
