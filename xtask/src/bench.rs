@@ -37,9 +37,9 @@ use vscan_tests::{
 use crate::Output;
 
 /// Rounds of each side; an odd number has a median that was measured.
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 15;
 /// How long one round lasts.
-const ROUND: Duration = Duration::from_millis(1000);
+const ROUND: Duration = Duration::from_millis(500);
 /// A round before those that count: caches, page tables, TCP's memory of the peer.
 const WARM_UP: Duration = Duration::from_millis(300);
 
