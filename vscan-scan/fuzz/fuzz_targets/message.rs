@@ -1,36 +1,9 @@
-//! Any bytes as a message: the walk ends, within its limits, and calls nothing clean that it did not read.
+//! Any bytes as a message; see `checks::walk`.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use std::time::{Duration, Instant};
-use vscan_scan::limits::Limits;
-use vscan_scan::object::{Engine, Object, Part, scan};
-use vscan_scan::report::Verdict;
+#[path = "../checks/walk.rs"]
+mod checks;
+
 use vscan_scan::wire::ObjectKind;
 
-struct Nothing;
-
-impl Engine for Nothing {
-    fn name(&self) -> &'static str {
-        "nothing"
-    }
-
-    fn scan(&mut self, _: &Part<'_>, _: &mut Vec<String>) -> Result<(), String> {
-        Ok(())
-    }
-}
-
-fuzz_target!(|data: &[u8]| {
-    let limits =
-        Limits { object_size: 1 << 20, unpacked_size: 4 << 20, members: 1000, ..Limits::default() };
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let report = scan(
-        &mut Nothing,
-        &limits,
-        &Object { data, kind: ObjectKind::Message, name: None, deadline },
-    );
-    assert!(report.parts <= limits.members);
-    // A part may be read whole before it is found to exceed what is left of the limit.
-    assert!(report.bytes <= data.len() as u64 + limits.unpacked_size + limits.object_size);
-    assert_eq!(report.verdict == Verdict::Clean, report.unread.is_empty());
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::walk(ObjectKind::Message, data));
