@@ -51,6 +51,8 @@ impl Failure {
 
 /// Runs the gateway as the supervisor's child.
 pub fn main() -> ExitCode {
+    // it was started as /proc/self/exe: ps(1) and the kernel's log would call it "exe"
+    let _ = rustix::thread::set_name(c"vscan-gateway");
     match inherited_channel() {
         Ok(descriptor) => start(descriptor),
         Err(error) => {
