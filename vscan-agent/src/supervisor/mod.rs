@@ -51,8 +51,8 @@ const SCANNER_STOP: Duration = Duration::from_secs(3);
 
 /// Exit codes of sysexits.h that `vscan run` gives.
 pub mod exit {
-    /// A file cannot be read: rules.
-    pub const NOINPUT: u8 = 66;
+    /// Rules that do not load.
+    pub const DATAERR: u8 = 65;
     /// Something needed is not there: an interface, a kernel feature, the scanner program.
     pub const UNAVAILABLE: u8 = 69;
     /// A bug, or a process that cannot be started.
@@ -222,7 +222,7 @@ fn scanner_spec(config: &Config) -> Result<process::Spec, Fatal> {
 fn start_error(error: StartError) -> Fatal {
     let code = match &error {
         StartError::Program { .. } => exit::UNAVAILABLE,
-        StartError::Refused(_) => exit::NOINPUT,
+        StartError::Refused(_) => exit::DATAERR,
         StartError::NotReady(_) => exit::SOFTWARE,
     };
     Fatal::new(code, error)
