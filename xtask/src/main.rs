@@ -18,7 +18,7 @@ mod test;
 
 /// The developer's commands of vscan.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", version, propagate_version = true)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -36,6 +36,9 @@ pub(crate) enum Output {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Find or install what building, the demo and the tests need.
+    ///
+    /// On Debian and Ubuntu by apt, as root; elsewhere it names what is missing. bpf-linker is built below target/.
+    /// What is there already is left alone.
     Setup,
     /// Build target/release/vscan and vscan-scanner, with the BPF programs in it.
     Build {
@@ -47,6 +50,9 @@ enum Command {
         only_bpf: bool,
     },
     /// Put the BPF programs and the nftables table in place, without an agent, for a look.
+    ///
+    /// In the network namespace that it is run in, by root. `ip netns exec` hides /sys/fs/bpf: mount a BPF file system
+    /// there first (`mount -t bpf bpf /sys/fs/bpf`), or nftables steers alone.
     Load {
         /// The configuration file; without it one is made from the interfaces named.
         #[arg(short, long)]
@@ -62,25 +68,31 @@ enum Command {
         config: Option<PathBuf>,
     },
     /// Show the main job in namespaces: clean and infected files and mails through a gateway.
+    ///
+    /// Runs `setup` and `build` first. Fails when an outcome is not the expected one.
     Demo {
         /// text, or one JSON array of the steps at the end.
         #[arg(short, long, value_enum, default_value_t = Output::Text)]
         output: Output,
     },
     /// Run the unit tests of every crate, then the end-to-end tests.
+    ///
+    /// Runs `setup` and `build` first.
     Test {
         /// Only tests whose name contains one of these.
         filters: Vec<String>,
     },
     /// Measure speed and memory against plain forwarding.
+    ///
+    /// Runs `setup` and `build` first. Figures mean something on a machine that does nothing else.
     Bench {
-        /// Only the benchmarks of these names.
+        /// Only the benchmarks of these names; those that end in -synthetic run only when they are named.
         names: Vec<String>,
         /// text, or one JSON object a line.
         #[arg(short, long, value_enum, default_value_t = Output::Text)]
         output: Output,
     },
-    /// Run the fuzz targets for a while each.
+    /// Run the fuzz targets for a while each; needs a nightly toolchain and cargo-fuzz.
     Fuzz {
         /// Only the targets of these names.
         targets: Vec<String>,
