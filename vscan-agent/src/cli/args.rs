@@ -17,7 +17,8 @@ use std::path::PathBuf;
 #[command(after_long_help = "\
 Exit codes are those of sysexits.h: 0 done, 64 wrong usage, 65 rules that do not compile, 66 a file that cannot be read, \
 69 no agent answers or something that is needed is missing, 70 a defect, 71 the operating system refused, \
-73 something cannot be written, 77 no permission, 78 a wrong configuration. `vscan scan` has codes of its own.")]
+73 something cannot be written, 74 reading or writing failed, 75 not while an agent runs, 77 no permission, \
+78 a wrong configuration. `vscan scan` has codes of its own.")]
 pub struct Cli {
     /// Configuration file.
     #[arg(short, long, global = true, value_name = "PATH", default_value = DEFAULT_PATH)]
