@@ -37,7 +37,6 @@ impl From<Vec<u8>> for File {
 struct State {
     files: HashMap<String, File>,
     commands: Vec<(SocketAddr, String)>,
-    data_from: Vec<SocketAddr>,
     aborted: Vec<String>,
 }
 
@@ -105,11 +104,6 @@ impl Server {
     /// All commands so far, with the client's address.
     pub fn commands(&self) -> Vec<(SocketAddr, String)> {
         self.state().commands.clone()
-    }
-
-    /// The addresses that data connections came from or went to.
-    pub fn data_peers(&self) -> Vec<SocketAddr> {
-        self.state().data_from.clone()
     }
 
     /// Names of uploads that ended by a reset.
@@ -231,9 +225,6 @@ fn session(
                     Some(file) => {
                         peer.send("150 here it comes\r\n")?;
                         let stream = std::mem::replace(&mut data, Data::None).open(local)?;
-                        if behaviour.record {
-                            lock(state).data_from.push(raw::plain(stream.peer_addr()?));
-                        }
                         match send(stream, &file) {
                             Ok(()) => "226 done".to_owned(),
                             Err(_) => "426 the data connection broke".to_owned(),
@@ -244,9 +235,6 @@ fn session(
             "STOR" => {
                 peer.send("150 go ahead\r\n")?;
                 let mut stream = std::mem::replace(&mut data, Data::None).open(local)?;
-                if behaviour.record {
-                    lock(state).data_from.push(raw::plain(stream.peer_addr()?));
-                }
                 buffer.clear();
                 match stream.read_to_end(&mut buffer) {
                     Ok(_) => {
@@ -358,11 +346,6 @@ impl Client {
     /// The control connection.
     pub fn control(&mut self) -> &mut Peer {
         &mut self.control
-    }
-
-    /// Changes how data connections are asked for.
-    pub fn set_mode(&mut self, mode: Mode) {
-        self.mode = mode;
     }
 
     fn arrange(&mut self) -> Result<Arranged> {

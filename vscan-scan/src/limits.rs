@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The limits of a scan. Serialised by the supervisor, read by the scanner process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Bytes of the object and of any one part. 256 MiB: above what mail servers accept and what

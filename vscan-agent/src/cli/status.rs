@@ -99,7 +99,8 @@ fn print(status: &Status, output: Output, screen: Screen, out: &mut dyn Write) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::control::{Objects, ScannerStatus};
+    use crate::observe::control::Objects;
+    use crate::scanner;
 
     #[test]
     fn says_what_is_wrong_first() {
@@ -111,7 +112,7 @@ mod tests {
             sessions_max: 8192,
             heartbeat_age: Some(4.0),
             objects: Objects { clean: 3, infected: 1, unscannable: 0, error: 0 },
-            scanner: ScannerStatus::default(),
+            scanner: scanner::Status::default(),
             ..Status::default()
         };
         let mut out = Vec::new();

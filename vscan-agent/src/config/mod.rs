@@ -22,8 +22,8 @@ pub use terms::{
     REASONS, Resume, StartTls, Steering, Treatment, verdict_str,
 };
 pub use types::{
-    Access, Config, Ftp, Gateway, Interface, Limits, Log, Marks, Metrics, Paths, Published,
-    Quarantine, RateLimit, Scan, Smtp, Spool, TableNumber, Treat, extension,
+    Access, Config, Ftp, Gateway, Interface, Log, Marks, Metrics, Paths, Published, Quarantine,
+    RateLimit, Scan, Smtp, Spool, TableNumber, Treat, extension,
 };
 
 use read::{Reader, Table, Wrong};
@@ -129,28 +129,6 @@ impl Config {
         } else {
             None
         }
-    }
-
-    /// What `[[access]]` says about a client, a server as dialled, and a protocol.
-    ///
-    /// The first rule that matches decides; with rules but no match the answer is deny. Without any rule, clients
-    /// inside may use the gateway for everything.
-    #[must_use]
-    pub fn permits(&self, client: IpAddr, server: IpAddr, protocol: Protocol) -> Permission {
-        if self.access.is_empty() {
-            return if self.is_inside(client) { Permission::Allow } else { Permission::Deny };
-        }
-        let within = |nets: &[ipnet::IpNet], address: IpAddr| {
-            nets.is_empty() || nets.iter().any(|n| n.contains(&address.to_canonical()))
-        };
-        self.access
-            .iter()
-            .find(|a| {
-                within(&a.from, client)
-                    && within(&a.to, server)
-                    && (a.protocol.is_empty() || a.protocol.contains(&protocol))
-            })
-            .map_or(Permission::Deny, |a| a.action)
     }
 }
 

@@ -4,13 +4,14 @@ use super::glob::Glob;
 use super::read::{Reader, Scalar, Table, Wrong};
 use super::terms::{Permission, Treatment};
 use super::types::{
-    Access, Config, Ftp, Gateway, Limits, Log, Marks, Metrics, Paths, Quarantine, RateLimit, Scan,
-    Smtp, Spool, Treat,
+    Access, Config, Ftp, Gateway, Log, Marks, Metrics, Paths, Quarantine, RateLimit, Scan, Smtp,
+    Spool, Treat,
 };
 use super::value::{Extension, OrNone, Size};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
+use vscan_scan::limits::Limits;
 use vscan_scan::report::Verdict;
 
 /// Reads the whole document. What it returns is right only if `r` has no problems afterwards.

@@ -179,7 +179,6 @@ format = "json"
     assert_eq!(c.access[1].action, Permission::Allow);
     assert_eq!(c.scan.limits.seconds, 2, "the deadline, rounded up");
     assert_eq!(c.scan.limits.header_bytes, 4096);
-    assert!(c.scan.skips(b"/a/b.TxT") && !c.scan.skips(b"/a.txt/b") && !c.scan.skips(b"txt"));
     assert_eq!(c.treat[0].verdict, [Verdict::Unscannable]);
     assert_eq!(c.treat[0].reason, [Reason::Encrypted, Reason::EncryptedMail]);
     assert!(c.treat[1].detection[0].matches("win.trojan"));
@@ -357,7 +356,15 @@ fn the_control_socket_is_found_in_a_file_that_is_wrong_elsewhere() {
 }
 
 #[test]
-fn directions_and_permissions() {
+fn extensions_of_names_from_the_wire() {
+    assert_eq!(extension(b"/a/b.TxT"), Some(b"txt".to_vec()));
+    for none in [&b"/a.txt/b"[..], b"txt", b"a.", b""] {
+        assert_eq!(extension(none), None, "{}", none.escape_ascii());
+    }
+}
+
+#[test]
+fn directions_and_protocols() {
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     let c = parse(LEAST).unwrap();
     let (inside, outside) = (ip("192.168.3.4"), ip("203.0.113.1"));
@@ -366,17 +373,6 @@ fn directions_and_permissions() {
     assert_eq!(c.direction(inside, inside), Direction::Internal);
     assert_eq!(c.direction(outside, outside), Direction::Transit);
     assert!(c.is_inside(ip("::ffff:192.168.3.4")), "mapped addresses are what they stand for");
-    assert_eq!(c.permits(inside, outside, Protocol::Ftp), Permission::Allow);
-    assert_eq!(c.permits(outside, inside, Protocol::Ftp), Permission::Deny);
-    let c = with(
-        "[[access]]\naction = \"deny\"\nfrom = \"192.168.3.0/24\"\nprotocol = \"ftp\"\n\
-         [[access]]\nfrom = \"192.168.0.0/16\"\n",
-    )
-    .unwrap();
-    assert_eq!(c.permits(inside, outside, Protocol::Ftp), Permission::Deny);
-    assert_eq!(c.permits(inside, outside, Protocol::Smtp), Permission::Allow);
-    assert_eq!(c.permits(ip("192.168.4.1"), outside, Protocol::Ftp), Permission::Allow);
-    assert_eq!(c.permits(ip("10.0.0.1"), outside, Protocol::Ftp), Permission::Deny);
     assert_eq!(
         (c.protocol(21), c.protocol(25), c.protocol(80)),
         (Some(Protocol::Ftp), Some(Protocol::Smtp), None)

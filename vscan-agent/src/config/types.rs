@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use vscan_scan::limits::Limits;
 use vscan_scan::report::{Reason, Verdict};
 
 /// The configuration: proven, immutable, shared by `Arc`.
@@ -21,7 +22,7 @@ pub struct Config {
     pub gateway: Gateway,
     /// `[paths]`
     pub paths: Paths,
-    /// `[[access]]`, first match wins; empty: see [`Config::permits`]
+    /// `[[access]]`, first match wins; empty: clients inside may reach everything
     pub access: Vec<Access>,
     /// `[ftp]`
     pub ftp: Ftp,
@@ -254,23 +255,13 @@ pub struct Scan {
     pub rules: Vec<PathBuf>,
     /// Extensions (lower case, without the dot) of files that are not scanned.
     pub skip_extensions: Vec<String>,
-    /// What an object may be.
+    /// `[scan.limits]`: past them an object is `unscannable`, with the limit's name as its reason. `seconds` is not
+    /// configured by itself: it is `deadline`, rounded up.
     pub limits: Limits,
     /// Wall-clock time that one attempt at an object may take; after it the worker is ended.
     pub deadline: Duration,
     /// Scanner processes.
     pub workers: NonZeroUsize,
-}
-
-impl Scan {
-    /// Whether a file of this name (as the peer gave it) is excluded from scanning.
-    #[must_use]
-    pub fn skips(&self, name: &[u8]) -> bool {
-        if self.skip_extensions.is_empty() {
-            return false;
-        }
-        extension(name).is_some_and(|e| self.skip_extensions.iter().any(|s| s.as_bytes() == e))
-    }
 }
 
 /// The extension of a name from the wire, in lower case (ASCII), without the dot.
@@ -280,31 +271,6 @@ pub fn extension(name: &[u8]) -> Option<Vec<u8>> {
     let dot = base.iter().rposition(|b| *b == b'.')?;
     let extension = &base[dot + 1..];
     (!extension.is_empty()).then(|| extension.to_ascii_lowercase())
-}
-
-/// `[scan.limits]`: past them an object is `unscannable`, with the limit's name as its reason.
-///
-/// Serialised for the scanner process under these field names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Limits {
-    /// Bytes of the object itself and of each decoded part.
-    pub object_size: u64,
-    /// Decoded bytes in all.
-    pub unpacked_size: u64,
-    /// Decoded bytes for one encoded byte.
-    pub ratio: u32,
-    /// Nesting of parts.
-    pub depth: u32,
-    /// Parts and archive members in all.
-    pub members: u32,
-    /// Header fields of one message or MIME part.
-    pub headers: u32,
-    /// Bytes of the header of one message or MIME part.
-    pub header_bytes: u32,
-    /// Seconds of wall-clock time for one attempt: `scan.deadline`, rounded up.
-    pub seconds: u32,
-    /// Bytes of memory that one scanner worker may take beyond the rules.
-    pub memory: u64,
 }
 
 /// `[[treat]]`: what is done with an object that is not clean. An empty list matches everything.
@@ -452,26 +418,10 @@ impl Default for Scan {
         Self {
             rules: vec![PathBuf::from("/etc/vscan/rules.d")],
             skip_extensions: Vec::new(),
-            limits: Limits::default(),
+            limits: Limits { seconds: 20, ..Limits::default() },
             // two attempts fit into the 45 s that FTP clients wait for the 150 of a download
             deadline: Duration::from_secs(20),
             workers: cores(),
-        }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            object_size: 256 * MIB,
-            unpacked_size: 512 * MIB,
-            ratio: 250,
-            depth: 32,
-            members: 10_000,
-            headers: 1000,
-            header_bytes: 1 << 20,
-            seconds: 20,
-            memory: 1024 * MIB,
         }
     }
 }

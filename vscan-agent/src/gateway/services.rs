@@ -139,7 +139,7 @@ impl Backend for Operated {
             interfaces: config.gateway.interfaces.iter().map(ToString::to_string).collect(),
             draining: *self.gateway.draining().borrow(),
             sessions_max: config.gateway.max_sessions.get() as u64,
-            scanner: self.gateway.scanner.status().into(),
+            scanner: self.gateway.scanner.status(),
             spool_memory,
             spool_disk,
             quarantine: self.gateway.quarantine.usage().unwrap_or_default(),

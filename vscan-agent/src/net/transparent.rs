@@ -243,11 +243,3 @@ fn transparent_socket(address: IpAddr) -> io::Result<Socket> {
     }
     Ok(socket)
 }
-
-/// Whether this process may open transparent sockets: what [`tproxy_listener`] needs.
-///
-/// # Errors
-/// `EPERM` without CAP_NET_RAW.
-pub fn probe_transparent() -> io::Result<()> {
-    transparent_socket(IpAddr::from([127, 0, 0, 1])).map(drop)
-}

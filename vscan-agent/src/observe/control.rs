@@ -115,7 +115,7 @@ pub struct Status {
     /// Flows that passed uninspected since the start.
     pub uninspected_total: u64,
     /// The scanner.
-    pub scanner: ScannerStatus,
+    pub scanner: scanner::Status,
     /// Bytes of held objects in memory.
     pub spool_memory: u64,
     /// Bytes of held objects on disk.
@@ -139,36 +139,6 @@ pub struct Objects {
     pub unscannable: u64,
     /// Those at which the scanner failed.
     pub error: u64,
-}
-
-/// The scanner's part of [`Status`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ScannerStatus {
-    /// Identity of engine and rules; empty while there is no scanner.
-    pub rules: String,
-    /// Number of rules.
-    pub rule_count: u64,
-    /// Workers that are alive.
-    pub workers: u64,
-    /// Workers that are scanning.
-    pub busy: u64,
-    /// Workers that ended without being asked to.
-    pub crashes: u64,
-    /// Workers that were killed at their deadline.
-    pub kills: u64,
-}
-
-impl From<scanner::Status> for ScannerStatus {
-    fn from(s: scanner::Status) -> Self {
-        Self {
-            rules: s.rules,
-            rule_count: s.rule_count,
-            workers: s.workers,
-            busy: s.busy,
-            crashes: s.crashes,
-            kills: s.kills,
-        }
-    }
 }
 
 impl Status {

@@ -357,11 +357,7 @@ impl Flow {
         self.shared.metrics.bytes(self.open.protocol, from_client, from_server);
     }
 
-    /// The verdict on the object in hand; the flow keeps the worst.
-    pub fn set_verdict(&self, verdict: Verdict) {
-        self.judge(verdict, None);
-    }
-
+    /// Notes a verdict; the flow keeps the worst.
     fn judge(&self, verdict: Verdict, detection: Option<&str>) {
         {
             let mut detail = lock(&self.detail);

@@ -43,7 +43,7 @@ pub struct Job {
 }
 
 /// How the scanner fares.
-#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Status {
     /// Identity of engine and rules; empty while there is no scanner.
     pub rules: String,

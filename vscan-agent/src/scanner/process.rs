@@ -7,7 +7,7 @@ use crate::{
 use std::{
     io,
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -138,9 +138,4 @@ impl Starting {
         let _ = self.child.wait();
         Err(failure)
     }
-}
-
-/// Whether `path` is a program at all, for an early and clear message.
-pub fn is_executable(path: &Path) -> bool {
-    rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
