@@ -61,6 +61,16 @@ fn main() {
     );
     println!("allowed: memory and time");
 
+    // An error output that is a file takes nothing, and nobody dies of it.
+    let error_output = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3).expect("dup");
+    let file = tempfile::tempfile().expect("a file");
+    rustix::stdio::dup2_stderr(&file).expect("dup2");
+    let told =
+        confined(true, || i32::from(rustix::io::write(rustix::stdio::stderr(), b"x").is_ok()));
+    rustix::stdio::dup2_stderr(&error_output).expect("dup2");
+    assert_eq!(told, End::Code(0), "a write to a file as the error output");
+    println!("refused: a file as the error output");
+
     // What reaches outside ends it.
     let forbidden: [(&str, Attempt); 13] = [
         ("open", || i32::from(std::fs::File::open("/etc/passwd").is_ok())),

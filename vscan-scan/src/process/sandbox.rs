@@ -88,6 +88,8 @@ pub fn confine_worker(parent: rustix::process::Pid, data_bytes: u64) -> Result<(
     if getppid() != Some(parent) {
         return Err(Error::Orphan);
     }
+    // the error output may be a file: what cannot be said there is no reason to die
+    super::sys::ignore_file_size_signal();
     for (resource, most) in [
         (Resource::Core, 0),
         (Resource::Fsize, 0),

@@ -88,6 +88,12 @@ pub fn keep_only(socket: OwnedFd, pipe: OwnedFd) -> io::Result<(BorrowedFd<'stat
     Ok(unsafe { (BorrowedFd::borrow_raw(3), OwnedFd::from_raw_fd(4)) })
 }
 
+/// A write past `RLIMIT_FSIZE` fails with `EFBIG` from now on, instead of ending the process (SIGXFSZ, setrlimit(2)).
+pub fn ignore_file_size_signal() {
+    // SAFETY: SIG_IGN is no handler: nothing of ours runs in a signal's context.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Ends the process without running destructors or handlers.
 pub fn exit(code: i32) -> ! {
     // SAFETY: _exit(2) has no preconditions.
