@@ -164,7 +164,7 @@ impl Lab {
         writeln!(
             rules,
             "chain forward {{ type filter hook forward priority filter; policy {};\n\
-             ct state established,related accept\nmeta l4proto {{ icmp, icmpv6 }} accept\n\
+             ct state established,related accept\nmeta l4proto {{ 1, 58 }} accept\n\
              iifname lan0 oifname wan0 ip saddr 10.1.0.2 tcp dport {{ 21, 25, 7000 }} accept\n\
              iifname lan0 oifname wan0 ip6 saddr fd00:1::2 tcp dport {{ 21, 25, 7000 }} accept\n\
              ct status dnat accept\n}}",
@@ -175,7 +175,7 @@ impl Lab {
         writeln!(
             rules,
             "chain input {{ type filter hook input priority filter; policy {};\n\
-             iifname lo accept\nct state established accept\nmeta l4proto {{ icmp, icmpv6 }} accept\n\
+             iifname lo accept\nct state established accept\nmeta l4proto {{ 1, 58 }} accept\n\
              meta mark & {:#x} == {:#x} accept\n{own}}}",
             policy(firewall.input_drop),
             MARK.1,

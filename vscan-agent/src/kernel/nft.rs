@@ -75,7 +75,10 @@ fn refused(error: helper::NftablesError) -> NftError {
         helper::NftablesError::NftExecution { inner, .. } => NftError::Absent(inner),
         helper::NftablesError::NftFailed { stderr, .. } => {
             // the first message says it; the rest quotes the JSON
-            let line = stderr.lines().find(|l| !l.trim().is_empty()).unwrap_or("failed");
+            let line = stderr
+                .lines()
+                .find(|l| !l.trim().is_empty())
+                .unwrap_or("the rules were refused; nft said why on standard output");
             NftError::Refused(line.trim().chars().take(300).collect())
         }
         helper::NftablesError::NftOutputEncoding { inner, .. } => {

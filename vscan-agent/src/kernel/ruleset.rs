@@ -38,6 +38,11 @@ use self::words::{
 use super::marks::Marks;
 use crate::config::{Config, OnAgentDown, Permission, Protocol};
 
+// Protocols by number (IANA): nft finds names in /etc/protocols, which a small system does not have.
+const ICMP: u32 = 1;
+const TCP: u32 = 6;
+const ICMPV6: u32 = 58;
+
 /// The name of the table, of family inet.
 pub(super) const TABLE: &str = "vscan";
 /// The set whose one element, protocol TCP, is there while the agent lives.
@@ -191,14 +196,14 @@ impl Rules {
         // ICMP errors about our legs' packets carry the peers' addresses: without this, path MTU discovery fails
         for mark in [m.client, m.upstream] {
             add(vec![
-                eq(meta(MetaKey::L4proto), anonymous(["icmp", "ipv6-icmp"].map(text))),
+                eq(meta(MetaKey::L4proto), anonymous([ICMP, ICMPV6].map(number))),
                 eq(ct("state"), text("related")),
                 m.on_connection(mark),
                 m.mark_packet(m.client),
                 ACCEPT,
             ]);
         }
-        add(vec![neq(meta(MetaKey::L4proto), text("tcp")), ACCEPT]);
+        add(vec![neq(meta(MetaKey::L4proto), number(TCP)), ACCEPT]);
         // a conntrack helper's related connection inherits our mark: its answers would come to us instead of the client
         for mark in [m.client, m.upstream] {
             add(vec![
@@ -323,7 +328,7 @@ impl Rules {
             {
                 let mut statements = vec![
                     eq(meta(MetaKey::Nfproto), text(nfproto)),
-                    eq(meta(MetaKey::L4proto), text("tcp")),
+                    eq(meta(MetaKey::L4proto), number(TCP)),
                     Statement::TProxy(TProxy {
                         family: Some(family.into()),
                         port,
@@ -376,7 +381,7 @@ impl Rules {
         if !gateway.intercept_own {
             return;
         }
-        self.add("output", vec![neq(meta(MetaKey::L4proto), text("tcp")), ACCEPT]);
+        self.add("output", vec![neq(meta(MetaKey::L4proto), number(TCP)), ACCEPT]);
         self.add("output", vec![is_local(), ACCEPT]);
         self.add(
             "output",
