@@ -53,19 +53,27 @@ pub(crate) fn command(data: &[u8]) {
     }
 }
 
-/// Replies: no line over the limit, every byte accounted for.
+/// Replies: no line over the limit, every byte accounted for, and every client reads the same end.
 pub(crate) fn reply(data: &[u8]) {
     let mut replies = Replies::new();
-    let mut read = 0;
+    let (mut read, mut padded) = (0, 0);
+    let mut inside = false;
     for chunk in data.chunks(7) {
         replies.push(chunk);
         while let Ok(Some(line)) = replies.next_line() {
-            assert!(line.raw.len() <= REPLY_LINE_LIMIT);
-            assert!(!line.last || line.code.is_some());
-            read += line.raw.len();
+            let code = line.raw.get(..3).filter(|code| code.iter().all(u8::is_ascii_digit));
+            assert!(!(line.last && code.is_none()));
+            assert!(!(inside && !line.last && code.is_some()) || line.raw[3] == b'-');
+            let content = line.raw.strip_suffix(b"\n").unwrap_or(&line.raw);
+            let content = content.strip_suffix(b"\r").unwrap_or(content);
+            assert!(!content.contains(&b'\r'));
+            let pad = usize::from(inside && !line.last && line.raw.starts_with(b" "));
+            assert!(line.raw.len() <= REPLY_LINE_LIMIT + pad);
+            (read, padded) = (read + line.raw.len(), padded + pad);
+            inside = line.code.is_some() && !line.last;
         }
     }
-    assert!(read <= data.len());
+    assert!(read <= data.len() + padded);
 }
 
 /// Addresses: arbitrary arguments and replies.

@@ -29,12 +29,18 @@ pub enum Verb {
     Appe,
     /// AUTH: begin a security exchange (RFC 2228, 4217).
     Auth,
+    /// COMB: makes one file out of several (Globalscape).
+    Comb,
     /// CPSV: passive with the TLS roles swapped, for server-to-server transfers.
     Cpsv,
     /// EPRT: active data connection, any family (RFC 2428).
     Eprt,
     /// EPSV: passive data connection, any family (RFC 2428).
     Epsv,
+    /// ERET: download of a part of a file (GridFTP, GFD.020).
+    Eret,
+    /// ESTO: upload of a part of a file (GridFTP, GFD.020).
+    Esto,
     /// FEAT: list of extensions (RFC 2389).
     Feat,
     /// LIST: listing over the data connection.
@@ -55,12 +61,18 @@ pub enum Verb {
     Port,
     /// QUIT: end of the session.
     Quit,
+    /// RANG: byte range of the next transfer, an expired draft.
+    Rang,
     /// REIN: back to the state before USER.
     Rein,
     /// REST: restart position.
     Rest,
     /// RETR: download.
     Retr,
+    /// SPAS: passive with several addresses (GridFTP, GFD.020).
+    Spas,
+    /// SPOR: active with several addresses (GridFTP, GFD.020).
+    Spor,
     /// SPSV: passive with a ticket, an expired draft.
     Spsv,
     /// STAT: status, or a listing over the control connection.
@@ -89,9 +101,12 @@ impl Verb {
             b"ABOR" => Self::Abor,
             b"APPE" => Self::Appe,
             b"AUTH" => Self::Auth,
+            b"COMB" => Self::Comb,
             b"CPSV" => Self::Cpsv,
             b"EPRT" => Self::Eprt,
             b"EPSV" => Self::Epsv,
+            b"ERET" => Self::Eret,
+            b"ESTO" => Self::Esto,
             b"FEAT" => Self::Feat,
             b"LIST" => Self::List,
             b"LPRT" => Self::Lprt,
@@ -102,9 +117,12 @@ impl Verb {
             b"PASV" => Self::Pasv,
             b"PORT" => Self::Port,
             b"QUIT" => Self::Quit,
+            b"RANG" => Self::Rang,
             b"REIN" => Self::Rein,
             b"REST" => Self::Rest,
             b"RETR" => Self::Retr,
+            b"SPAS" => Self::Spas,
+            b"SPOR" => Self::Spor,
             b"SPSV" => Self::Spsv,
             b"STAT" => Self::Stat,
             b"STOR" => Self::Stor,
@@ -121,9 +139,12 @@ impl Verb {
             Self::Abor => "ABOR",
             Self::Appe => "APPE",
             Self::Auth => "AUTH",
+            Self::Comb => "COMB",
             Self::Cpsv => "CPSV",
             Self::Eprt => "EPRT",
             Self::Epsv => "EPSV",
+            Self::Eret => "ERET",
+            Self::Esto => "ESTO",
             Self::Feat => "FEAT",
             Self::List => "LIST",
             Self::Lprt => "LPRT",
@@ -134,9 +155,12 @@ impl Verb {
             Self::Pasv => "PASV",
             Self::Port => "PORT",
             Self::Quit => "QUIT",
+            Self::Rang => "RANG",
             Self::Rein => "REIN",
             Self::Rest => "REST",
             Self::Retr => "RETR",
+            Self::Spas => "SPAS",
+            Self::Spor => "SPOR",
             Self::Spsv => "SPSV",
             Self::Stat => "STAT",
             Self::Stor => "STOR",
@@ -157,7 +181,8 @@ pub struct Command {
     argument: Bytes,
 }
 
-/// A line that is no command: no verb of letters, or a CR or NUL inside.
+/// A line that is no command: no verb of letters, or one that only begins like a verb that means
+/// something here, or a CR or NUL inside.
 ///
 /// Such a line is not relayed: a server may read in it a command that the gateway did not see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -180,6 +205,10 @@ impl Command {
         let end = memchr::memchr(b' ', &text).unwrap_or(text.len());
         let verb = &text[..end];
         if verb.is_empty() || end > VERB_LIMIT || !verb.iter().all(u8::is_ascii_alphabetic) {
+            return Err(Malformed);
+        }
+        if end > 4 && Verb::parse(&verb[..4]) != Verb::Other {
+            // No such verb exists, and a server that compares four letters would take it for one.
             return Err(Malformed);
         }
         let verb = Verb::parse(verb);
@@ -304,6 +333,9 @@ mod tests {
     #[test]
     fn what_is_no_command() {
         for bad in [&b"\r\n"[..], b" NOOP\r\n", b"STOR\tx\r\n", b"NOOP\rSTOR x\r\n", b"12\r\n"] {
+            assert_eq!(parse(bad), Err(Malformed));
+        }
+        for bad in [&b"PASVX\r\n"[..], b"Restart 5\r\n", b"PORTS 10,0,0,1,4,1\r\n"] {
             assert_eq!(parse(bad), Err(Malformed));
         }
         for bad in [&b"P@SW\r\n"[..], b"RETR a\0b\r\n", b"\x16\x03\x01\n", b"ABCDEFGHIJKLM\r\n"] {

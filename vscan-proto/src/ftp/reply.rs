@@ -1,17 +1,18 @@
 //! Replies of the server, line by line, and the FEAT answer without what a gateway cannot follow
 //! (RFC 959 section 4.2, RFC 2389).
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::line::{LineSplitter, TooLong};
+use crate::line::{Line, LineSplitter, TooLong};
 
 /// Longest reply line in bytes, CRLF included: a 257 quotes a path with every quote doubled.
 pub const REPLY_LINE_LIMIT: usize = 16 * 1024;
 
-/// One line of a reply, as it arrived.
+/// One line of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplyLine {
-    /// The line with its ending.
+    /// The line with its ending, as it arrived unless clients might read another end of the reply
+    /// in it: see [`Replies`].
     pub raw: Bytes,
     /// The reply's code, 100 to 599; `None` for a line that belongs to no reply.
     pub code: Option<u16>,
@@ -24,7 +25,7 @@ pub struct ReplyLine {
 pub struct Reply {
     /// 100 to 599.
     pub code: u16,
-    /// All its lines as they arrived.
+    /// All its lines.
     pub raw: Bytes,
 }
 
@@ -36,6 +37,11 @@ impl Reply {
 }
 
 /// Splits what the server says into lines and knows which of them end a reply.
+///
+/// Clients do not agree on that: some end a reply at any line with a code and a space, some at a
+/// bare CR. A server that knows its client could so have one reply of ours taken for several, with
+/// a 227 of its own among them. So that all read the same, a line inside a reply that begins with
+/// three digits gets a space in front (RFC 959 section 4.2), and a CR inside a line becomes one.
 #[derive(Debug)]
 pub struct Replies {
     lines: LineSplitter,
@@ -76,6 +82,7 @@ impl Replies {
     /// [`TooLong`] for a line over [`REPLY_LINE_LIMIT`].
     pub fn next_line(&mut self) -> Result<Option<ReplyLine>, TooLong> {
         let Some(line) = self.lines.next_line()? else { return Ok(None) };
+        let inside = self.open;
         let said = code(line.content());
         let (code, last) = match (self.open, said) {
             // Only the same code without a hyphen ends a multi-line reply.
@@ -91,8 +98,29 @@ impl Replies {
             (None, Some((code, false))) => (Some(code), true),
             (None, None) => (None, false),
         };
-        Ok(Some(ReplyLine { raw: line.into_raw(), code, last }))
+        let pad = match (inside, said) {
+            (Some(_), _) if last => false,
+            (Some(open), Some((same, true))) if same == open => false,
+            (inside, _) => inside.is_some() && begins_like_a_reply(line.content()),
+        };
+        let raw = if pad || line.has_bare_cr() { plain(&line, pad) } else { line.into_raw() };
+        Ok(Some(ReplyLine { raw, code, last }))
     }
+}
+
+fn begins_like_a_reply(content: &[u8]) -> bool {
+    content.get(..3).is_some_and(|code| code.iter().all(u8::is_ascii_digit))
+}
+
+/// The line without a CR inside, behind a space if it is to be padded.
+fn plain(line: &Line, pad: bool) -> Bytes {
+    let mut raw = BytesMut::with_capacity(line.raw().len() + 1);
+    if pad {
+        raw.put_u8(b' ');
+    }
+    raw.extend(line.content().iter().map(|&byte| if byte == b'\r' { b' ' } else { byte }));
+    raw.put_slice(&line.raw()[line.content().len()..]);
+    raw.freeze()
 }
 
 /// The code at the front of a line and whether a hyphen follows it.
@@ -110,7 +138,7 @@ fn code(content: &[u8]) -> Option<(u16, bool)> {
 }
 
 /// Whether a line of the FEAT answer names something that vscan does not let through: restart
-/// positions, compression, and (where TLS is refused) the security extensions.
+/// positions, parts of files, compression, and (where TLS is refused) the security extensions.
 pub fn is_hidden_feature(line: &[u8], hide_tls: bool) -> bool {
     // RFC 2389: feature lines begin with one space.
     if !line.starts_with(b" ") {
@@ -124,7 +152,10 @@ pub fn is_hidden_feature(line: &[u8], hide_tls: bool) -> bool {
         Some(b"AUTH" | b"PBSZ" | b"PROT" | b"CCC" | b"SSCN" | b"ADAT" | b"ENC" | b"MIC") => {
             hide_tls
         }
-        Some(b"LPRT" | b"LPSV" | b"CPSV" | b"SPSV" | b"APPE") => true,
+        Some(
+            b"LPRT" | b"LPSV" | b"CPSV" | b"SPSV" | b"SPAS" | b"SPOR" | b"APPE" | b"COMB" | b"RANG"
+            | b"ERET" | b"ESTO",
+        ) => true,
         Some(_) | None => false,
     }
 }
@@ -169,9 +200,33 @@ mod tests {
             &[
                 ("211-Features\r\n", Some(211), false),
                 (" MDTM\r\n", Some(211), false),
-                ("200 no end\r\n", Some(211), false),
+                (" 200 no end\r\n", Some(211), false),
                 ("211-again\r\n", Some(211), false),
                 ("211 End\r\n", Some(211), true),
+            ],
+        );
+    }
+
+    #[test]
+    fn no_client_reads_another_end_of_a_reply() {
+        check(
+            "200-a\r\n227 (1,2,3,4,5,6)\r\n200x\r\n227-b\r\n200-c\r\n200\rd\r\n",
+            &[
+                ("200-a\r\n", Some(200), false),
+                (" 227 (1,2,3,4,5,6)\r\n", Some(200), false),
+                (" 200x\r\n", Some(200), false),
+                (" 227-b\r\n", Some(200), false),
+                ("200-c\r\n", Some(200), false),
+                ("200 d\r\n", Some(200), true),
+            ],
+        );
+        check(
+            "200 ok\r227 (1,2,3,4,5,6)\r\n200-\r\r\n\r227 x\n200 e\n",
+            &[
+                ("200 ok 227 (1,2,3,4,5,6)\r\n", Some(200), true),
+                ("200- \r\n", Some(200), false),
+                (" 227 x\n", Some(200), false),
+                ("200 e\n", Some(200), true),
             ],
         );
     }
@@ -192,7 +247,13 @@ mod tests {
     #[test]
     fn hidden_features() {
         let hidden = |line: &str, tls| is_hidden_feature(line.as_bytes(), tls);
-        for line in [" REST STREAM\r\n", " rest stream\r\n", " MODE Z\r\n", " MODE Z;level\r\n"] {
+        for line in [
+            " REST STREAM\r\n",
+            " rest stream\r\n",
+            " RANG STREAM\r\n",
+            " MODE Z\r\n",
+            " MODE Z;level\r\n",
+        ] {
             assert!(hidden(line, false), "{line}");
         }
         for line in [" AUTH TLS\r\n", " AUTH TLS;SSL;\r\n", " PBSZ\r\n", " PROT\r\n"] {

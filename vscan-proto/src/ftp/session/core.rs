@@ -42,6 +42,13 @@ pub(super) enum Expect {
     Swallow,
 }
 
+impl Expect {
+    /// Whether the client may get the reply.
+    pub(super) fn is_heard(self) -> bool {
+        !matches!(self, Self::Arrange | Self::Swallow)
+    }
+}
+
 /// The data channel towards the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClientChannel {
@@ -303,7 +310,8 @@ impl Core {
             if method == Method::Active {
                 self.drop_upstream(false);
             }
-            self.upstream = UpstreamChannel::Failed(Some(reply));
+            // Only a refusal may be the client's answer.
+            self.upstream = UpstreamChannel::Failed(reply.is_refusal().then_some(reply));
         }
     }
 

@@ -17,11 +17,26 @@ impl Session {
         }
         let code = line.code.unwrap_or_default();
         let is_final = line.last && code >= 200;
+        if (227..=229).contains(&code)
+            && self.core.expect.front().is_some_and(|expect| expect.is_heard())
+        {
+            // The client did not ask the server for an address: it would go there past us.
+            self.core.anomaly("ftp_unasked_address", &line.raw);
+            self.abandon(Outcome::ServerRefused);
+            self.finish(now, text::UNASKED_ADDRESS);
+            self.close();
+            return;
+        }
         match self.core.expect.front().copied() {
             None => self.on_unsolicited(now, line),
             Some(expect @ (Expect::Greeting | Expect::Relay | Expect::Feat | Expect::Auth)) => {
                 let hide_tls = self.core.settings.tls == Tls::Refuse;
-                if expect != Expect::Feat || !is_hidden_feature(&line.raw, hide_tls) {
+                // Only transfers have a 1yz before their final reply (RFC 959 section 5.4). A
+                // client that takes it for the final one would be one reply behind from here on;
+                // so would one that takes what is no reply for one.
+                let shown = code >= 200
+                    && (expect != Expect::Feat || !is_hidden_feature(&line.raw, hide_tls));
+                if shown {
                     self.core.tell_client(line.raw);
                 }
                 if is_final {
@@ -79,7 +94,8 @@ impl Session {
 
     fn on_unsolicited(&mut self, now: Instant, line: ReplyLine) {
         let goodbye = line.code == Some(421);
-        if !goodbye && !matches!(self.state, State::Idle | State::Ending { .. }) {
+        if !goodbye {
+            // The client would take it for the answer to its next command.
             self.core.anomaly("ftp_unexpected_reply", &line.raw);
             return;
         }

@@ -27,7 +27,17 @@ pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
             transfer(core, now, command)
         }
         Verb::Appe => answer(core, text::NO_APPEND),
-        Verb::Lprt | Verb::Lpsv | Verb::Cpsv | Verb::Spsv => answer(core, text::NOT_AVAILABLE),
+        // Data connections past us, or files in pieces that are clean one by one.
+        Verb::Lprt
+        | Verb::Lpsv
+        | Verb::Cpsv
+        | Verb::Spsv
+        | Verb::Spas
+        | Verb::Spor
+        | Verb::Comb
+        | Verb::Rang
+        | Verb::Eret
+        | Verb::Esto => answer(core, text::NOT_AVAILABLE),
         Verb::Rest if !is_zero(command.argument()) => answer(core, text::NO_RESTART),
         Verb::Mode if !is_word(command.argument(), b"S") => answer(core, text::ONLY_STREAM),
         Verb::Stru if !is_word(command.argument(), b"F") => answer(core, text::ONLY_FILE),

@@ -216,7 +216,7 @@ fn the_dialogue_is_relayed() {
         &[
             // What the client says before the greeting waits for it.
             ("c USER joe", &[]),
-            ("s 120 soon", &["c 120 soon"]),
+            ("s 120 soon", &[]),
             (
                 "s 220-Hello¶ 220 inside¶220 there",
                 &["c 220-Hello", "c  220 inside", "c 220 there", "user joe", "s USER joe"],
@@ -298,6 +298,44 @@ fn a_reply_without_end_ends_the_session() {
 }
 
 #[test]
+fn one_reply_to_each_command() {
+    let stray = &["anomaly ftp_unexpected_reply"][..];
+    check(&[
+        ("s 227 Entering Passive Mode (192,0,2,9,4,1)", stray),
+        ("s 220 again", stray),
+        ("c PWD", &["s PWD"]),
+        ("s 150 soon", &[]),
+        ("s 150-soon¶150 soon", &[]),
+        ("s 200x¶229y (|||9|)", &["anomaly ftp_malformed_reply", "anomaly ftp_malformed_reply"]),
+        ("s 257 \"/\"\\x0d229 (|||9|)", &["c 257 \\\"/\\\" 229 (|||9|)"]),
+    ]);
+    // The address would be taken for the answer to the PASV behind it.
+    let unasked =
+        &["anomaly ftp_unasked_address", "c 421 Unexpected answer of the server.", "CLOSE"][..];
+    check(&[("c TYPE I", &["s TYPE I"]), ("s 227 (192,0,2,9,4,1)", unasked)]);
+    check(&[("c PWD", &["s PWD"]), ("s 229-x¶229 (|||9|)", unasked)]);
+}
+
+#[test]
+fn only_a_refusal_answers_for_the_servers_address() {
+    check(&[
+        ("c PASV", &["listen Client", "s PASV"]),
+        ("! listening client 5000", &[]),
+        ("s 300 (192,0,2,9,4,1)", &["anomaly ftp_passive_reply", "s EPSV"]),
+        ("s 300 (192,0,2,9,4,1)", &["anomaly ftp_passive_reply", "listen Upstream"]),
+        ("! listening upstream 5001", &["s PORT 10,0,0,1,19,137"]),
+        (
+            "s 300 (192,0,2,9,4,1)",
+            &[
+                "anomaly ftp_passive_reply",
+                "close Upstream",
+                "c 227 Entering Passive Mode (192,0,2,1,19,136).",
+            ],
+        ),
+    ]);
+}
+
+#[test]
 fn features_that_cannot_be_followed_are_hidden() {
     let feat = "s 211-Features¶ MDTM¶ REST STREAM¶ MODE Z¶ AUTH TLS¶ PROT¶211 End";
     check(&[
@@ -330,6 +368,10 @@ fn what_is_refused_here() {
         ("s 200 ok", &["c 200 ok"]),
         ("c STRU P", &["c 504 Only STRU F is available."]),
         ("c LPSV", &["c 502 Not available through this gateway."]),
+        ("c RANG 0 10", &["c 502 Not available through this gateway."]),
+        ("c spas", &["c 502 Not available through this gateway."]),
+        ("c COMB whole part1 part2", &["c 502 Not available through this gateway."]),
+        ("c PASVX", &["anomaly ftp_malformed_command", "c 500 Not understood."]),
         ("c AUTH GSSAPI", &["c 504 Unknown security mechanism."]),
         ("c RETR x", &["c 425 Use PORT or PASV first."]),
         ("c STOR x", &["c 425 Use PORT or PASV first."]),

@@ -21,6 +21,7 @@ pub(super) const TOO_MANY_ERRORS: &[u8] = b"421 Too many errors.\r\n";
 pub(super) const SERVER_GONE: &[u8] = b"421 The server closed the connection.\r\n";
 pub(super) const SERVER_SILENT: &[u8] = b"421 The server does not answer.\r\n";
 pub(super) const SERVER_GARBLED: &[u8] = b"421 The server's reply is too long.\r\n";
+pub(super) const UNASKED_ADDRESS: &[u8] = b"421 Unexpected answer of the server.\r\n";
 pub(super) const IDLE: &[u8] = b"421 Timeout.\r\n";
 pub(super) const SHUTTING_DOWN: &[u8] = b"421 Service is shutting down.\r\n";
 pub(super) const NOT_AVAILABLE: &[u8] = b"502 Not available through this gateway.\r\n";
