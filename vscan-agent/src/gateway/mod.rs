@@ -219,3 +219,20 @@ pub async fn refuse(mut client: TcpStream, protocol: Protocol, why: &str) {
         let _ = net::close_gracefully(client).await;
     }
 }
+
+/// Repeats `command` without reading a word: the gateway has to stop listening before it holds more
+/// answers than sockets do.
+#[cfg(test)]
+async fn heard_no_more(client: &TcpStream, command: &[u8]) {
+    let commands = command.repeat(10_000);
+    let patience = std::time::Duration::from_millis(500);
+    let mut sent = 0;
+    while let Ok(result) = tokio::time::timeout(patience, client.writable()).await {
+        result.unwrap();
+        match client.try_write(&commands) {
+            Ok(count) => sent += count,
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+        }
+        assert!(sent < 32 << 20, "it goes on listening");
+    }
+}

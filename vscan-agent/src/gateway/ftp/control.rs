@@ -25,7 +25,7 @@ use vscan_proto::ftp::{Addresses, Leg, Note, Output, Session, Settings};
 /// Bytes read at a time; commands and replies are short.
 const READ_SIZE: usize = 8 << 10;
 
-/// Unwritten bytes towards one peer past which the other is not read.
+/// Unwritten bytes towards one peer past which the other is not read, nor the client at all.
 const PENDING_MAX: usize = 64 << 10;
 
 /// How long a peer may take to accept the last words of a session.
@@ -191,7 +191,9 @@ impl<'a> Control<'a> {
                 return read;
             }
         }
-        if self.client.open && session.wants_client() && !self.upstream.is_full() {
+        // Much of what a client asks is answered here: one that reads no answers is not heard.
+        let takes = !self.client.is_full() && !self.upstream.is_full();
+        if self.client.open && session.wants_client() && takes {
             let read = self.client.poll_read(cx, |bytes| match bytes {
                 Some(bytes) => {
                     flow.add_bytes(bytes.len() as u64, 0);

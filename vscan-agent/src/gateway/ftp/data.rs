@@ -25,6 +25,10 @@ use vscan_scan::report::Verdict;
 /// The port that servers call from in active mode (RFC 959 section 3.2).
 const FTP_DATA: u16 = 20;
 
+/// Legs of one session that wait for their peer's end at the same time. A client that never closes
+/// its own would else hold a descriptor here for each transfer.
+const CLOSING_MAX: usize = 64;
+
 type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The address that the server knows the client by: the client's own, or, where a private one must
@@ -324,6 +328,9 @@ impl<'a> Data<'a> {
 
     /// Closes a leg in good order, beside what follows: its peer may take its time.
     fn close(&mut self, leg: TcpStream) {
+        if self.closing.len() == CLOSING_MAX {
+            drop(self.closing.remove(0));
+        }
         // A peer that resets instead has what it wanted.
         self.closing.push(Box::pin(async move { drop(net::close_gracefully(leg).await) }));
     }

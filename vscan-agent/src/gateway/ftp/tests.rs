@@ -4,7 +4,12 @@
 mod peers;
 
 use super::*;
+use crate::gateway::heard_no_more;
 use peers::{Behaviour, Client, INFECTED, Peers, pattern};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 /// Files of this size take each way through the spool: heap, memfd, disk.
 const SIZES: [usize; 4] = [0, 10_000, 3_000_000, 12_000_000];
@@ -137,6 +142,27 @@ async fn an_object_over_hold_max_is_refused_in_both_directions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn data_connections_that_the_client_never_closes_are_few() {
+    let mut peers = Peers::start(Behaviour::default()).await;
+    let mut client = peers.login().await;
+    peers.put("small", b"small");
+    let mut kept = Vec::new();
+    for _ in 0..70 {
+        let to = client.passive().await;
+        let mut data = TcpStream::connect(to).await.unwrap();
+        assert!(client.command("RETR small").await.starts_with("150 "));
+        let mut small = [0; 5];
+        data.read_exact(&mut small).await.unwrap();
+        assert_eq!(client.line().await.unwrap(), "226 sent");
+        kept.push(data);
+    }
+    // The oldest is cut, the youngest is left in peace.
+    assert!(kept[69].write_all(b"x").await.is_ok());
+    assert!(kept[0].writable().await.is_ok());
+    assert!(kept[0].take_error().unwrap().is_some() || kept[0].write_all(b"x").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn strangers_do_not_get_the_data_channel() {
     let mut peers = Peers::start(Behaviour::default()).await;
     peers.put("a", b"secret");
@@ -180,6 +206,16 @@ async fn a_server_that_is_not_there_means_421() {
     let reply = client.line().await.unwrap();
     assert!(reply.starts_with("421 The server cannot be reached"), "{reply}");
     assert_eq!(client.line().await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_no_answers_is_heard_no_more() {
+    let mut peers = Peers::start(Behaviour::default()).await;
+    let client = peers.connect().await;
+    // Answered by the gateway itself.
+    heard_no_more(&client, b"APPE x\r\n").await;
+    net::abort(client);
+    peers.ended().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,6 +37,10 @@ use vscan_scan::{report::Verdict, wire::ObjectKind};
 /// Bytes read at a time. A message of this size is read in one go and stays on the heap.
 const READ_MAX: usize = 64 << 10;
 
+/// Answers in bytes that a client may leave unread, beyond what its socket holds, before it is heard
+/// no more.
+const UNREAD_MAX: usize = 64 << 10;
+
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_MAX]);
 }
@@ -287,9 +291,14 @@ impl<'a> Driver<'a> {
     }
 
     fn poll_read_client(&mut self, cx: &mut Context<'_>) -> bool {
-        // A server that does not read stops the client. What the machine cannot use yet is read once, to see
-        // whether the client is still there.
-        if self.client.ended || !self.upstream.out.is_empty() || !self.early.is_empty() {
+        // A server that does not read stops the client, and so do many answers that it has not read: not
+        // all of them are the server's. What the machine cannot use yet is read once, to see whether the
+        // client is still there.
+        if self.client.ended
+            || self.client.out.len() >= UNREAD_MAX
+            || !self.upstream.out.is_empty()
+            || !self.early.is_empty()
+        {
             return false;
         }
         BUFFER.with_borrow_mut(|buffer| match self.client.poll_read(cx, buffer) {
@@ -312,7 +321,10 @@ impl<'a> Driver<'a> {
     }
 
     fn feed_early(&mut self) -> bool {
-        if self.early.is_empty() || !self.machine.wants_client() {
+        if self.early.is_empty()
+            || self.client.out.len() >= UNREAD_MAX
+            || !self.machine.wants_client()
+        {
             return false;
         }
         let mut early = std::mem::take(&mut self.early);

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     config::{Config, Direction, Protocol},
+    gateway::heard_no_more,
     net::{Seqpacket, seqpacket},
     observe::{FlowOpen, Observer},
     quarantine,
@@ -462,6 +463,17 @@ async fn silence_and_a_client_that_does_not_read() {
         assert!(taken < 64 << 20, "no backpressure");
     }
     rig.session.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_no_answers_is_heard_no_more() {
+    let mut rig = Rig::new(|_| ()).await;
+    rig.down(b"220 mx\r\n").await;
+    // Answered by the gateway itself.
+    heard_no_more(&rig.client, b"TURN\r\n").await;
+    let Rig { client, server: _server, session, .. } = rig;
+    net::abort(client);
+    session.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
