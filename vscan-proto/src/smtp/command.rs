@@ -28,7 +28,8 @@ pub enum Verb {
     /// STARTTLS (RFC 3207) and Exchange's X-ANONYMOUSTLS, which works alike.
     StartTls,
     /// Commands that would take a message past vscan: TURN and ATRN (RFC 2645) reverse the roles,
-    /// BURL (RFC 4468) has the server fetch the message elsewhere, XEXCH50 sends a binary blob.
+    /// BURL (RFC 4468) has the server fetch the message elsewhere, XEXCH50 sends a binary blob. And
+    /// LHLO (RFC 2033): behind it a message has as many replies as recipients.
     Forbidden,
     /// Anything else.
     Other,
@@ -58,6 +59,7 @@ const VERBS: &[(&[u8], Verb)] = &[
     (b"ATRN", Verb::Forbidden),
     (b"BURL", Verb::Forbidden),
     (b"XEXCH50", Verb::Forbidden),
+    (b"LHLO", Verb::Forbidden),
 ];
 
 /// A command line, taken apart.

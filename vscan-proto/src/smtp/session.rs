@@ -205,7 +205,7 @@ pub enum Anomaly {
     CommandTooLong,
     /// Too many lines that had to be refused.
     TooManyErrors,
-    /// TURN, ATRN, BURL, XEXCH50.
+    /// TURN, ATRN, BURL, XEXCH50, LHLO.
     ForbiddenCommand,
     /// BDAT, though it was not announced.
     ChunkedTransfer,

@@ -8,9 +8,9 @@ use crate::smtp::reply::compose;
 
 use super::{Anomaly, Leg, Message, Output, PATH_MAX, Pending, Session, StartTls, State, Taken};
 
-/// The longest command line but AUTH in bytes, as in other servers. RFC 5321 section 4.5.3.1.4
-/// says 512, extensions add to it.
-const COMMAND_MAX: usize = 4096;
+/// The longest command line but AUTH in bytes. RFC 5321 section 4.5.3.1.4 says 512, extensions add
+/// to it. As in other servers (Postfix, sendmail): what one of them cut off here could be a command.
+const COMMAND_MAX: usize = 2048;
 
 /// Commands that may wait for their replies; then the client has to wait. Bounds the queue.
 const PENDING_MAX: usize = 256;
@@ -189,7 +189,8 @@ impl Session {
                     self.answer(compose(552, "5.3.4", "Message size exceeds fixed limit"));
                 }
                 _ => {
-                    let sender = command.path().unwrap_or_default().into();
+                    let sender = command.path().filter(|path| path.len() <= PATH_MAX);
+                    let sender = sender.unwrap_or_default().into();
                     self.forward(line, Pending::Mail { sender }, State::Commands);
                 }
             },
