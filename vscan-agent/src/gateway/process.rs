@@ -17,6 +17,7 @@ use crate::{
         exit,
     },
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -101,6 +102,7 @@ fn start(descriptor: OwnedFd) -> ExitCode {
         }
     };
     logging::init(&config.log);
+    raise_descriptor_limit();
     // One thread more than sessions have: accepting, the operator's requests, metrics.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -120,6 +122,16 @@ fn start(descriptor: OwnedFd) -> ExitCode {
             tracing::error!("no threads: {error}");
             ExitCode::from(exit::OSERR)
         }
+    }
+}
+
+/// A session holds two sockets and more. Started by hand, a process may have 1024 descriptors by the
+/// soft limit and many times that by the hard one.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!("descriptors: {error}");
     }
 }
 
