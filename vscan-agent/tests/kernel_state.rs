@@ -548,6 +548,33 @@ fn a_flushed_table_is_put_back() -> Result<()> {
 }
 
 #[test]
+fn a_removed_rule_or_route_is_put_back() -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let bpffs = Bpffs::mount(&lab)?;
+    let config = config(Way::Nft, &bpffs, "", "");
+    serve(&lab.outside, 21)?;
+    let _relay = Relay::start(&lab, &config)?;
+    let kernel = install(&lab, &config)?;
+    let show = "ip rule show; ip -6 rule show; ip route show table 181; ip -6 route show table 181";
+    let before = lab.gateway.sh(show)?;
+    for removal in [
+        "ip rule del table 181",
+        "ip -6 rule del table 181",
+        // As systemd-networkd does it; routes alone are not listened for.
+        "ip route flush table 181; ip -6 route flush table 181; ip rule del table 181",
+    ] {
+        lab.gateway.sh(removal)?;
+        let until = Instant::now() + Duration::from_secs(5);
+        while lab.gateway.sh(show)? != before {
+            assert!(Instant::now() < until, "not put back after {removal}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    assert!(meet(&lab.inside, None, (lab::outside(Family::V4), 21).into())?.1.gateway.is_some());
+    uninstall(&lab, kernel)
+}
+
+#[test]
 fn a_failed_start_leaves_nothing_and_says_what_to_do() -> Result<()> {
     let lab = Lab::with_firewall(Topology::Plain, STRICT)?;
     let bpffs = Bpffs::mount(&lab)?;

@@ -54,9 +54,12 @@ fn link(message: &Received) -> Option<(String, Link)> {
     Some((name.to_owned(), Link { index, kind, up: flags & libc::IFF_UP as u32 != 0 }))
 }
 
-/// A socket that hears of interfaces that come, go and change.
+/// A socket that hears of interfaces that come, go and change, and of rules that do. Not of routes: a
+/// router that speaks BGP would hear of little else.
 pub(super) fn monitor() -> io::Result<Socket> {
-    Socket::open(Family::Route, libc::RTMGRP_LINK as u32)
+    /// `RTNLGRP_IPV4_RULE` and `RTNLGRP_IPV6_RULE` as bits.
+    const RULES: u32 = 1 << 7 | 1 << 18;
+    Socket::open(Family::Route, libc::RTMGRP_LINK as u32 | RULES)
 }
 
 /// The address families that have rules and routes.
@@ -107,6 +110,28 @@ pub(super) fn install(marks: &Marks, table: u32) -> Result<Vec<Ip>, (String, io:
         done.push(ip);
     }
     Ok(done)
+}
+
+/// Puts back what of [`install`] is gone; says whether something was. A family that could not be set up is left alone.
+///
+/// # Errors
+/// What the kernel says about IPv4.
+pub(super) fn restore(marks: &Marks, table: u32, lo: u32) -> io::Result<bool> {
+    let mut socket = Socket::open(Family::Route, 0)?;
+    let mut restored = false;
+    for ip in Ip::BOTH {
+        for message in
+            [route(libc::RTM_NEWROUTE, ip, table, lo), rule(libc::RTM_NEWRULE, ip, marks, table)]
+        {
+            match socket.request(message) {
+                Ok(()) => restored = true,
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+                Err(_) if ip == Ip::V6 => break,
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(restored)
 }
 
 /// Whether the rule and route of IPv4 are there.

@@ -1,4 +1,4 @@
-//! A thread that follows the interfaces as they come and go, and brings the BPF programs' messages into the log.
+//! A thread that follows the interfaces as they come and go, puts back rules and routes that others remove, and brings the BPF programs' messages into the log.
 
 use std::{
     io,
@@ -86,6 +86,16 @@ fn follow(state: &mut State, missing: &mut Vec<String>, refused: &mut Vec<String
             return;
         }
     };
+    // systemd-networkd, for one, removes rules and routes that it does not know when it starts
+    let lo = links.get("lo").map_or(1, |link| link.index);
+    match route::restore(&state.marks, state.config.gateway.table.get(), lo) {
+        Ok(false) => {}
+        Ok(true) => tracing::warn!(
+            table = state.config.gateway.table.get(),
+            "the rule or the route for marked packets was removed by someone else: put back"
+        ),
+        Err(error) => tracing::warn!(%error, "the rule and the route for marked packets"),
+    }
     let wanted = interfaces(&state.config);
     for name in &wanted {
         let (is_there, was_missing) = (links.contains_key(name), missing.contains(name));
