@@ -272,10 +272,9 @@ async fn client(stream: UnixStream, backend: &dyn Backend) -> io::Result<()> {
             let flows = &backend.observer().flows;
             // from before the listing: nothing falls between the two
             let changes = follow.then(|| flows.follow());
-            for flow in flows.closed(closed) {
-                out.put(&Answer::Flow(flow)).await?;
-            }
-            for flow in flows.uninspected(UNINSPECTED_MAX).into_iter().chain(flows.intercepted()) {
+            let (closed, open) = flows.closed_and_open(closed);
+            let uninspected = flows.uninspected(UNINSPECTED_MAX);
+            for flow in closed.into_iter().chain(uninspected).chain(open) {
                 out.put(&Answer::Flow(flow)).await?;
             }
             let Some(mut changes) = changes else { return out.end(&Answer::Done).await };

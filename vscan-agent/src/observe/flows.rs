@@ -12,7 +12,7 @@ use super::wire;
 use crate::config::{Direction, Protocol, Treatment};
 use jiff::Timestamp;
 use serde::Serialize;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -158,6 +158,17 @@ impl FlowTable {
     pub fn closed(&self, limit: usize) -> Vec<FlowRecord> {
         let closed = lock(&self.0.closed);
         closed.iter().skip(closed.len().saturating_sub(limit)).cloned().collect()
+    }
+
+    /// The last flows that ended, at most `limit`, and all that are open, none missing and none twice.
+    #[must_use]
+    pub fn closed_and_open(&self, limit: usize) -> (Vec<FlowRecord>, Vec<FlowRecord>) {
+        // In this order: one that ends meanwhile is in both lists, not in neither.
+        let mut open = self.intercepted();
+        let closed = self.closed(limit);
+        let ended: HashSet<FlowId> = closed.iter().filter_map(|flow| flow.id).collect();
+        open.retain(|flow| flow.id.is_none_or(|id| !ended.contains(&id)));
+        (closed, open)
     }
 
     /// Changes from now on. A follower that is slow misses some and is told how many.
@@ -467,7 +478,6 @@ impl Flow {
     }
 
     fn close(&self) {
-        lock(self.shared.shard(self.id)).remove(&self.id);
         let ended = Timestamp::now();
         let record = self.record(Some(ended));
         self.shared.metrics.session_closed(self.open.protocol);
@@ -491,11 +501,15 @@ impl Flow {
             },
         );
         self.shared.changed(Change::Closed, self, Some(ended));
-        let mut closed = lock(&self.shared.closed);
-        if closed.len() >= CLOSED_MAX {
-            closed.pop_front();
+        {
+            let mut closed = lock(&self.shared.closed);
+            if closed.len() >= CLOSED_MAX {
+                closed.pop_front();
+            }
+            closed.push_back(record);
         }
-        closed.push_back(record);
+        // Last: a listing that misses it among the open ones finds it among the closed.
+        lock(self.shared.shard(self.id)).remove(&self.id);
     }
 }
 
