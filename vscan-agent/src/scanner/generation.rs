@@ -5,19 +5,20 @@ use crate::net::Seqpacket;
 use std::{
     io::{self, IoSlice},
     os::fd::{AsFd, OwnedFd},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
 };
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     time::{Instant, timeout_at},
 };
 use vscan_scan::{
     report::Report,
     wire::{DATAGRAM_MAX, Request, Response, ToGateway, ToZygote},
 };
+
+/// How long the zygote may take to announce the end of a worker whose socket is closed already.
+const ANNOUNCEMENT: Duration = Duration::from_secs(1);
 
 /// Why an attempt gave no report.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub(super) enum Failure {
     NoWorker,
     /// The worker did not answer in time; it has been killed.
     Deadline,
-    /// The worker had ended before it got the object.
+    /// The worker had ended before it got the object, or ended with its whole process.
     Stale,
     /// The worker ended while it had the object.
     Crashed(String),
@@ -54,7 +55,8 @@ pub(super) struct Generation {
     /// Waiting workers; `free` counts them and queues who wants one.
     waiting: Mutex<Vec<Worker>>,
     free: Semaphore,
-    alive: AtomicU64,
+    /// Process ids of the workers that were announced and have not ended.
+    alive: watch::Sender<Vec<i32>>,
     /// Workers that were killed on purpose and have not been announced as ended yet.
     killed: Mutex<Vec<i32>>,
     counts: Arc<Counts>,
@@ -74,7 +76,7 @@ impl Generation {
             control: Arc::new(Seqpacket::new(control)?),
             waiting: Mutex::default(),
             free: Semaphore::new(0),
-            alive: AtomicU64::new(0),
+            alive: watch::Sender::new(Vec::new()),
             killed: Mutex::default(),
             counts,
             reader: Mutex::default(),
@@ -93,11 +95,11 @@ impl Generation {
                     }
                     Ok(_) => {
                         tracing::error!("the scanner process has ended");
-                        return generation.free.close();
+                        return generation.close();
                     }
                     Err(error) => {
                         tracing::error!("scanner control socket: {error}");
-                        return generation.free.close();
+                        return generation.close();
                     }
                 }
             }
@@ -117,7 +119,7 @@ impl Generation {
     }
 
     pub(super) fn status(&self) -> Status {
-        let alive = self.alive.load(Ordering::Relaxed);
+        let alive = self.alive.borrow().len() as u64;
         Status {
             rules: self.rules.clone(),
             rule_count: self.rule_count,
@@ -162,7 +164,11 @@ impl Generation {
         drop(socket);
         if received == 0 {
             // Ended by itself: nobody to kill. The cause is in the zygote's announcement, and the log.
+            let pid = worker.pid;
             busy.worker = None;
+            if busy.generation.ends_with(pid).await {
+                return Err(Failure::Stale);
+            }
             return Err(Failure::Crashed("it closed its socket".to_owned()));
         }
         let response: Response =
@@ -181,7 +187,7 @@ impl Generation {
             (Ok(ToGateway::Worker { slot, pid }), Some(descriptor)) => {
                 match rustix::io::ioctl_fionbio(&descriptor, true) {
                     Ok(()) => {
-                        self.alive.fetch_add(1, Ordering::Relaxed);
+                        self.alive.send_modify(|alive| alive.push(pid));
                         self.put(Worker { slot, pid, socket: descriptor, buffer: Vec::new() });
                     }
                     Err(error) => tracing::error!("scanner worker {pid}: {error}"),
@@ -191,7 +197,8 @@ impl Generation {
                 tracing::error!("scanner worker {pid} was announced without its socket");
             }
             (Ok(ToGateway::Exited { slot, pid, cause }), _) => {
-                self.alive.fetch_sub(1, Ordering::Relaxed);
+                // One that was never announced may end too.
+                self.alive.send_modify(|alive| alive.retain(|one| *one != pid));
                 let mut waiting = lock(&self.waiting);
                 let before = waiting.len();
                 waiting.retain(|worker| worker.pid != pid);
@@ -209,6 +216,21 @@ impl Generation {
             }
             (Err(error), _) => tracing::error!("scanner control message not understood: {error}"),
         }
+    }
+
+    /// The scanner process has ended: whoever waits for a worker of it looks for another one.
+    fn close(&self) {
+        self.free.close();
+        self.alive.send_modify(|_| {});
+    }
+
+    /// A worker has closed its socket: whether it ended because the whole process did. Otherwise the
+    /// zygote announces its end, and what it was scanning may be the cause.
+    async fn ends_with(&self, pid: i32) -> bool {
+        let mut alive = self.alive.subscribe();
+        let announced = alive.wait_for(|alive| self.free.is_closed() || !alive.contains(&pid));
+        let told = tokio::time::timeout(ANNOUNCEMENT, announced).await.is_ok();
+        told && self.free.is_closed()
     }
 
     fn put(&self, worker: Worker) {
