@@ -16,49 +16,30 @@ use tokio::{
 /// (`fs.pipe-max-size`). A smaller pipe works too, at a lower speed.
 const PIPE_SIZE: usize = 1 << 20;
 
-/// Reports bytes as they move; called after each step with their number.
-pub trait Progress: FnMut(u64) {}
-impl<F: FnMut(u64)> Progress for F {}
-
 /// Moves all bytes from `from` to `to` until `from` ends, then ends `to`'s write side.
 ///
-/// Returns the number of bytes moved. `to` is not closed: its reader may still answer.
+/// Returns the number of bytes moved; `progress` gets those of each step. `to` is not closed: its reader may
+/// still answer.
 ///
 /// # Errors
 /// Either leg's reset. What was read but not yet written is lost with it: the caller resets the other leg.
 pub async fn relay(
     from: &TcpStream,
     to: &mut TcpStream,
-    progress: impl Progress,
-) -> io::Result<u64> {
-    let moved = relay_limited(from, to, u64::MAX, progress).await?;
-    to.shutdown().await?;
-    Ok(moved)
-}
-
-/// Moves bytes from `from` to `to` until `from` ends or `limit` bytes have moved; leaves `to` open.
-///
-/// # Errors
-/// As [`relay`].
-pub async fn relay_limited(
-    from: &TcpStream,
-    to: &TcpStream,
-    limit: u64,
-    mut progress: impl Progress,
+    mut progress: impl FnMut(u64),
 ) -> io::Result<u64> {
     let pipe = Pipe::new()?;
     let mut moved = 0;
-    while moved < limit {
-        let want = usize::try_from(limit - moved).unwrap_or(usize::MAX).min(pipe.size);
-        let filled = pipe.fill(from, want).await?;
+    loop {
+        let filled = pipe.fill(from).await?;
         if filled == 0 {
-            break;
+            to.shutdown().await?;
+            return Ok(moved);
         }
         pipe.empty(to, filled).await?;
         moved += filled as u64;
         progress(filled as u64);
     }
-    Ok(moved)
 }
 
 /// Relays both directions at once until both have ended, each end of stream passed on as such.
@@ -71,20 +52,24 @@ pub async fn relay_limited(
 pub async fn relay_both(
     first: &TcpStream,
     second: &TcpStream,
-    forward: impl Progress,
-    backward: impl Progress,
+    forward: impl FnMut(u64),
+    backward: impl FnMut(u64),
 ) -> io::Result<()> {
     tokio::try_join!(one_way(first, second, forward), one_way(second, first, backward))?;
     Ok(())
 }
 
-async fn one_way(from: &TcpStream, to: &TcpStream, mut progress: impl Progress) -> io::Result<()> {
+async fn one_way(
+    from: &TcpStream,
+    to: &TcpStream,
+    mut progress: impl FnMut(u64),
+) -> io::Result<()> {
     loop {
         from.readable().await?;
         let pipe = Pipe::new()?;
         // As long as bytes keep coming without a wait, the pipe is kept.
         loop {
-            match pipe.try_fill(from, pipe.size) {
+            match pipe.try_fill(from) {
                 Ok(0) => {
                     // tokio's shutdown wants &mut; both directions share the stream.
                     rustix::net::shutdown(to.as_fd(), rustix::net::Shutdown::Write)?;
@@ -116,20 +101,20 @@ impl Pipe {
         Ok(Self { read, write, size })
     }
 
-    async fn fill(&self, from: &TcpStream, want: usize) -> io::Result<usize> {
+    async fn fill(&self, from: &TcpStream) -> io::Result<usize> {
         loop {
             from.readable().await?;
-            match self.try_fill(from, want) {
+            match self.try_fill(from) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result,
             }
         }
     }
 
-    fn try_fill(&self, from: &TcpStream, want: usize) -> io::Result<usize> {
+    fn try_fill(&self, from: &TcpStream) -> io::Result<usize> {
         let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
         from.try_io(Interest::READABLE, || {
-            splice(from.as_fd(), None, &self.write, None, want, flags).map_err(io::Error::from)
+            splice(from.as_fd(), None, &self.write, None, self.size, flags).map_err(io::Error::from)
         })
     }
 
