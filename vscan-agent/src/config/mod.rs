@@ -132,7 +132,11 @@ impl Config {
     }
 }
 
-fn read_text(path: &Path) -> Result<String, ConfigErrors> {
+/// Reads the file of a configuration.
+///
+/// # Errors
+/// [`ConfigErrors::Unreadable`]: not there, no permission, too large, or not UTF-8.
+pub fn read_text(path: &Path) -> Result<String, ConfigErrors> {
     let unreadable = |reason: String| ConfigErrors::Unreadable { path: path.to_owned(), reason };
     let length = std::fs::metadata(path).map(|m| m.len());
     if length.is_ok_and(|n| n > FILE_MAX) {

@@ -9,7 +9,7 @@ pub mod gateway;
 pub mod privileges;
 
 use crate::{
-    config::Config,
+    config::{self, Config, ConfigErrors},
     kernel::{Kernel, Steering},
     scanner::process::{self, Process, StartError},
 };
@@ -118,11 +118,10 @@ async fn supervise(path: &Path) -> Result<(), Fatal> {
     outcome
 }
 
-fn read_config(path: &Path) -> Result<(Config, String), String> {
-    let config = Config::load(path).map_err(|error| error.to_string())?;
-    let text =
-        std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok((config, text))
+/// Reads the file once: what is checked here is what the gateway gets.
+fn read_config(path: &Path) -> Result<(Config, String), ConfigErrors> {
+    let text = config::read_text(path)?;
+    Ok((Config::parse(&text, path)?, text))
 }
 
 struct Signals {
@@ -435,7 +434,8 @@ impl Supervisor {
         if self.pending.is_some() {
             return self.reloaded(Err("a reload is under way".to_owned())).await;
         }
-        let prepared = read_config(&self.path).and_then(|(config, text)| {
+        let read = read_config(&self.path).map_err(|error| error.to_string());
+        let prepared = read.and_then(|(config, text)| {
             reloadable(&self.config, &config)?;
             let spec = scanner_spec(&config).map_err(|fatal| fatal.error)?;
             let starting = process::spawn(&spec).map_err(|error| error.to_string())?;
