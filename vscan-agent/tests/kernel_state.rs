@@ -564,11 +564,10 @@ fn a_removed_rule_or_route_is_put_back() -> Result<()> {
         "ip route flush table 181; ip -6 route flush table 181; ip rule del table 181",
     ] {
         lab.gateway.sh(removal)?;
-        let until = Instant::now() + Duration::from_secs(5);
-        while lab.gateway.sh(show)? != before {
-            assert!(Instant::now() < until, "not put back after {removal}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait::until("the rule and the route are not put back", Duration::from_secs(5), || {
+            Ok((lab.gateway.sh(show)? == before).then_some(()))
+        })
+        .context(removal)?;
     }
     assert!(meet(&lab.inside, None, (lab::outside(Family::V4), 21).into())?.1.gateway.is_some());
     uninstall(&lab, kernel)
