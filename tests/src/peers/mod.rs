@@ -24,15 +24,26 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 /// What the peers come from. Their dependencies are fetched too, as far as the machine lacks them.
-pub const PACKAGES: &[&str] = &[
-    "curl",
-    "lftp",
-    "libio-socket-inet6-perl",
-    "postfix",
-    "python3",
-    "python3-pyftpdlib",
-    "swaks",
-    "vsftpd",
+///
+/// Packages that conflict, as servers of one kind do, are in different sets: each set is fetched by
+/// itself, and all are unpacked side by side.
+pub const PACKAGES: &[&[&str]] = &[
+    &[
+        "curl",
+        "lftp",
+        "libio-socket-inet6-perl",
+        "ncftp",
+        "openssl",
+        "postfix",
+        "python3",
+        "python3-pyftpdlib",
+        "swaks",
+        "tnftp",
+        "vsftpd",
+        "wget",
+    ],
+    &["proftpd-core"],
+    &["pure-ftpd"],
 ];
 
 /// Fetching packages takes at most this long.
@@ -76,7 +87,7 @@ pub(crate) fn ready() -> Result<()> {
 pub fn install(say: &mut dyn FnMut(&str)) -> Result<()> {
     let root = root();
     let stamp = root.join(".packages");
-    let wanted = PACKAGES.join(" ");
+    let wanted = PACKAGES.concat().join(" ");
     if fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
         return Ok(());
     }
@@ -93,25 +104,27 @@ pub fn install(say: &mut dyn FnMut(&str)) -> Result<()> {
     }
     fs::create_dir_all(debs.join("partial"))?;
     say(&format!("fetching private copies of {wanted} into {}", root.display()));
-    let fetch = || {
+    let fetch = |set: &[&str]| {
         let mut command = Command::new("apt-get");
         command
             .args(["--yes", "--no-install-recommends", "--download-only", "-o"])
             .arg(format!("Dir::Cache::archives={}", debs.display()))
             .arg("install")
-            .args(PACKAGES)
+            .args(set)
             .env("DEBIAN_FRONTEND", "noninteractive");
         output(command, None, FETCH_LIMIT)
     };
-    let mut fetched = fetch()?;
-    if !fetched.success() {
-        say("apt-get update");
-        let mut update = Command::new("apt-get");
-        update.arg("update");
-        output(update, None, FETCH_LIMIT)?;
-        fetched = fetch()?;
+    for set in PACKAGES {
+        let mut fetched = fetch(set)?;
+        if !fetched.success() {
+            say("apt-get update");
+            let mut update = Command::new("apt-get");
+            update.arg("update");
+            output(update, None, FETCH_LIMIT)?;
+            fetched = fetch(set)?;
+        }
+        ensure!(fetched.success(), "apt-get: {}", fetched.err);
     }
-    ensure!(fetched.success(), "apt-get: {}", fetched.err);
 
     // The layout of a merged-/usr system, so that /lib of an old package lands in /usr/lib.
     for dir in ["bin", "lib", "lib64", "sbin"] {
