@@ -41,10 +41,13 @@ pub struct About<'a> {
 }
 
 /// What the driver has to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Outcome {
     /// Deliver it.
     Pass,
+    /// Deliver this in its place: it is treated, scanned again, and final. A message is as its
+    /// receiver is to have it, without dot-stuffing.
+    Deliver(Object),
     /// Refuse it: for good, or so that it may come again.
     Block {
         /// 4xx instead of 5xx, where the protocol's clients stand it.

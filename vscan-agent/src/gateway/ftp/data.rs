@@ -11,6 +11,7 @@ use super::{
 use crate::{
     kernel::marks::Marks,
     net::{self, DataListener},
+    spool::Object,
 };
 use std::{
     io,
@@ -78,7 +79,8 @@ impl Channel<'_> {
 /// What the work came to.
 pub(super) enum Done {
     Received(Result<Held, Broken>),
-    Judged(Judgement, Verdict),
+    /// With what is sent in the place of the object, if it was treated.
+    Judged(Judgement, Verdict, Option<Object>),
     /// With the leg, which still has to be closed.
     Sent(Result<TcpStream, Broken>),
     Spliced(Result<TcpStream, Broken>),
@@ -194,7 +196,10 @@ impl<'a> Data<'a> {
                 Event::Received(Ok(()))
             }
             Done::Received(Err(broken)) => Event::Received(Err(broken)),
-            Done::Judged(judgement, verdict) => {
+            Done::Judged(judgement, verdict, treated) => {
+                if let Some(treated) = treated {
+                    self.held = Some(Held::Object(treated));
+                }
                 if let Some(record) = &mut self.record {
                     record.verdict = Some(verdict);
                 }
@@ -277,8 +282,8 @@ impl<'a> Data<'a> {
         let (Some(held), Some(record)) = (&self.held, &self.record) else { return };
         let (place, held, begin) = (self.place, held.clone(), record.begin.clone());
         self.begin([false, false], async move {
-            let (judgement, verdict) = transfer::inspect(place, &held, &begin).await;
-            Done::Judged(judgement, verdict)
+            let (judgement, verdict, treated) = transfer::inspect(place, &held, &begin).await;
+            Done::Judged(judgement, verdict, treated)
         });
     }
 

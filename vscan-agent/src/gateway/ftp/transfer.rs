@@ -184,8 +184,12 @@ pub(super) async fn receive(
     })
 }
 
-/// Inspects what was received.
-pub(super) async fn inspect(place: Place<'_>, held: &Held, begin: &Begin) -> (Judgement, Verdict) {
+/// Inspects what was received; what is to be sent in its place if it was treated.
+pub(super) async fn inspect(
+    place: Place<'_>,
+    held: &Held,
+    begin: &Begin,
+) -> (Judgement, Verdict, Option<Object>) {
     let about = About {
         kind: ObjectKind::File,
         from_client: begin.source == Leg::Client,
@@ -196,20 +200,24 @@ pub(super) async fn inspect(place: Place<'_>, held: &Held, begin: &Begin) -> (Ju
     match held {
         Held::Object(object) => {
             let inspection = gateway.inspect(config, flow, object, about).await;
-            (judgement(&inspection), inspection.verdict)
+            let treated = match &inspection.outcome {
+                Ruling::Deliver(treated) => Some(treated.clone()),
+                Ruling::Pass | Ruling::Block { .. } => None,
+            };
+            (judgement(&inspection), inspection.verdict, treated)
         }
         Held::Unheld(error, received) => {
             let inspection = gateway.inspect_unheld(config, flow, error, *received, about);
             // Whatever the policy says: what is not here cannot be delivered.
             let reason = reason(&inspection);
-            (Judgement::Refuse { reason }, inspection.verdict)
+            (Judgement::Refuse { reason }, inspection.verdict, None)
         }
     }
 }
 
 fn judgement(inspection: &Inspection) -> Judgement {
     match inspection.outcome {
-        Ruling::Pass => Judgement::Release,
+        Ruling::Pass | Ruling::Deliver(_) => Judgement::Release,
         // FTP clients repeat an upload after a 4yz for ever: the reply is a 550 all the same.
         Ruling::Block { temporary: _ } => Judgement::Refuse { reason: reason(inspection) },
     }

@@ -56,6 +56,53 @@ pub(super) fn unstuffed(spool: &Spool, wire: &Object) -> Result<Object, SpoolErr
     writer.finish()
 }
 
+/// A message as it goes over the wire: dots at line starts doubled, a line end behind the last line
+/// (RFC 5321 4.5.2). The counterpart of [`unstuffed`], for messages that were treated.
+///
+/// # Errors
+/// There is no room for it, or the spool failed.
+pub(super) fn stuffed(spool: &Spool, message: &Object) -> Result<Object, SpoolError> {
+    blocking::in_place(|| {
+        let mut writer = spool.writer();
+        let mut buffer = vec![0; CHUNK];
+        let mut offset = 0;
+        // The last two bytes; a message begins as a line does.
+        let mut last = *b"\r\n";
+        loop {
+            let count = message.read_at(&mut buffer, offset)?;
+            if count == 0 {
+                break;
+            }
+            offset += count as u64;
+            let bytes = &buffer[..count];
+            let mut from = 0;
+            for dot in memchr::memchr_iter(b'.', bytes) {
+                let before = match dot {
+                    0 => last,
+                    1 => [last[1], bytes[0]],
+                    _ => [bytes[dot - 2], bytes[dot - 1]],
+                };
+                if before == *b"\r\n" {
+                    writer.write(&bytes[from..dot])?;
+                    writer.write(b".")?;
+                    from = dot;
+                }
+            }
+            writer.write(&bytes[from..])?;
+            last = match *bytes {
+                [.., a, b] => [a, b],
+                [b] => [last[1], b],
+                [] => last,
+            };
+        }
+        if last != *b"\r\n" {
+            // Of a half line end only the other half is missing.
+            writer.write(if last[1] == b'\r' { b"\n" } else { b"\r\n" })?;
+        }
+        writer.finish()
+    })
+}
+
 /// A message on its way to the server, its end behind it.
 #[derive(Debug)]
 pub(super) struct Delivery {
@@ -141,6 +188,57 @@ fn poll_send(
         match sent {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             sent => return Poll::Ready(sent),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+
+    fn object(spool: &Spool, bytes: &[u8]) -> Object {
+        let mut writer = spool.writer();
+        writer.write(bytes).unwrap();
+        writer.finish().unwrap()
+    }
+
+    fn content(object: &Object) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        object.reader().read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn dots_are_doubled_at_line_starts_only_and_the_last_line_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = Spool::new(directory.path(), 1 << 20, 8 << 20, 8 << 20).unwrap();
+        for (message, wire) in [
+            (&b""[..], &b""[..]),
+            (b".", b"..\r\n"),
+            (b".\r\n.", b"..\r\n..\r\n"),
+            (b"a.\r\n..b\r\n", b"a.\r\n...b\r\n"),
+            (b"\n.\r.\r\n", b"\n.\r.\r\n"),
+            (b"a\r", b"a\r\n"),
+            (b"\r\n.\r\n", b"\r\n..\r\n"),
+        ] {
+            let got = content(&stuffed(&spool, &object(&spool, message)).unwrap());
+            assert_eq!(got, wire, "{}", message.escape_ascii());
+        }
+    }
+
+    /// Wherever the pieces that are read at a time begin and end.
+    #[test]
+    fn unstuffing_gives_the_message_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = Spool::new(directory.path(), 1 << 20, 8 << 20, 8 << 20).unwrap();
+        for shift in 0..8 {
+            let mut message = vec![b'x'; CHUNK - 4 + shift];
+            message.extend_from_slice(b"\r\n.\r\n..\r\n");
+            let original = object(&spool, &message);
+            let wire = stuffed(&spool, &original).unwrap();
+            assert_eq!(wire.len(), original.len() + 2, "{shift}");
+            assert!(content(&unstuffed(&spool, &wire).unwrap()) == message, "{shift}");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Written as one `poll` function: an idle session is this struct and nothing else. Bytes are read
 //! into one buffer per thread, never into one per session.
 
-use super::deliver::{Delivery, unstuffed};
+use super::deliver::{Delivery, stuffed, unstuffed};
 use crate::{
     config::{Config, verdict_str},
     gateway::{
@@ -419,6 +419,15 @@ impl<'a> Driver<'a> {
         let Poll::Ready(inspection) = inspection.as_mut().poll(cx) else { return false };
         self.inspection = None;
         self.verdict = Some(inspection.verdict);
+        if let Outcome::Deliver(treated) = &inspection.outcome {
+            match stuffed(&self.gateway.spool, treated) {
+                Ok(wire) => self.hold = Hold::Complete(wire),
+                Err(error) => {
+                    self.spool_failed(&error);
+                    return true;
+                }
+            }
+        }
         self.machine.handle_ruling(ruling(inspection));
         true
     }
@@ -570,7 +579,7 @@ impl Leg {
 fn ruling(inspection: Inspection) -> Ruling {
     let Inspection { outcome, verdict, name } = inspection;
     match (outcome, verdict) {
-        (Outcome::Pass, _) => Ruling::Pass,
+        (Outcome::Pass | Outcome::Deliver(_), _) => Ruling::Pass,
         (Outcome::Block { .. }, Verdict::Unscannable) => Ruling::Unscannable { reason: name },
         (Outcome::Block { temporary }, Verdict::Error) => Ruling::Failed { permanent: !temporary },
         (Outcome::Block { .. }, Verdict::Infected | Verdict::Clean) => Ruling::Infected { name },
