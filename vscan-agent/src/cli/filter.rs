@@ -246,6 +246,8 @@ mod tests {
             client: client.parse().unwrap(),
             server: server.parse().unwrap(),
             real_server: server.parse().unwrap(),
+            command: None,
+            transfer: None,
             user: Some("anonymous".to_owned()),
             object: None,
             objects: 0,

@@ -6,7 +6,7 @@ use super::table::{Cell, Colour, Column, Screen, Table, age, bytes};
 use crate::config::verdict_str;
 use crate::observe::control::{Answer, Request};
 use crate::observe::wire::printable;
-use crate::observe::{Change, FlowChange, FlowRecord};
+use crate::observe::{Change, FlowChange, FlowRecord, TransferRecord};
 use jiff::{SignedDuration, Timestamp};
 use std::io::Write;
 use std::path::Path;
@@ -82,8 +82,11 @@ const COLUMNS: &[Column] = &[
     Column { name: "SERVER", right: false, shrinks_to: None, least: 15, drops: 0 },
     Column { name: "USER", right: false, shrinks_to: Some(12), least: 9, drops: 1 },
     Column { name: "OBJECT", right: false, shrinks_to: Some(16), least: 16, drops: 0 },
-    Column { name: "BYTES↑", right: true, shrinks_to: None, least: 6, drops: 6 },
-    Column { name: "BYTES↓", right: true, shrinks_to: None, least: 6, drops: 5 },
+    Column { name: "COMMAND", right: false, shrinks_to: None, least: 4, drops: 5 },
+    Column { name: "MOVED", right: true, shrinks_to: None, least: 5, drops: 6 },
+    Column { name: "RATE", right: true, shrinks_to: None, least: 6, drops: 7 },
+    Column { name: "BYTES↑", right: true, shrinks_to: None, least: 6, drops: 9 },
+    Column { name: "BYTES↓", right: true, shrinks_to: None, least: 6, drops: 8 },
     Column { name: "VERDICT", right: false, shrinks_to: Some(14), least: 14, drops: 0 },
 ];
 
@@ -100,10 +103,18 @@ fn row(flow: &FlowRecord) -> Vec<Cell> {
         faded(Cell::new(&flow.server.to_string())),
         faded(Cell::new(flow.user.as_deref().unwrap_or_default())),
         faded(Cell::new(flow.object.as_deref().unwrap_or_default())),
+        faded(Cell::new(flow.command.as_deref().unwrap_or_default())),
+        faded(Cell::new(&flow.transfer.map(|t| bytes(t.bytes)).unwrap_or_default())),
+        faded(Cell::new(&flow.transfer.map(rate).unwrap_or_default())),
         faded(Cell::new(&bytes(flow.bytes_from_client))),
         faded(Cell::new(&bytes(flow.bytes_from_server))),
         Cell::new(&verdict).colour(colour),
     ]
+}
+
+/// `3.4M/s`
+fn rate(transfer: TransferRecord) -> String {
+    format!("{}/s", bytes(transfer.rate as u64))
 }
 
 /// The verdict in words, and its colour.
@@ -146,7 +157,7 @@ fn listing(
     }
 }
 
-/// `TIME ID ftp CLIENT -> SERVER state closed user x object y up 1 down 2 infected NAME`
+/// `TIME ID ftp CLIENT -> SERVER state user x command z object y moved 5 rate 9 up 1 down 2 infected NAME`
 fn compact(flow: &FlowRecord, screen: Screen) -> String {
     use std::fmt::Write as _;
     let time = flow.ended.unwrap_or(flow.started);
@@ -158,10 +169,15 @@ fn compact(flow: &FlowRecord, screen: Screen) -> String {
         flow.server,
         printable(&flow.state)
     );
-    for (name, value) in [("user", &flow.user), ("object", &flow.object)] {
+    for (name, value) in
+        [("user", &flow.user), ("command", &flow.command), ("object", &flow.object)]
+    {
         if let Some(value) = value {
             let _ = write!(line, " {name} {}", printable(value));
         }
+    }
+    if let Some(transfer) = flow.transfer {
+        let _ = write!(line, " moved {} rate {:.0}", transfer.bytes, transfer.rate);
     }
     let _ = write!(line, " up {} down {}", flow.bytes_from_client, flow.bytes_from_server);
     let (verdict, colour) = verdict(flow);
@@ -259,6 +275,8 @@ mod tests {
             client: "10.1.0.2:45678".parse().unwrap(),
             server: "192.0.2.1:21".parse().unwrap(),
             real_server: "192.0.2.1:21".parse().unwrap(),
+            command: Some("RETR".to_owned()),
+            transfer: Some(TransferRecord { bytes: 120_000, seconds: 2.0, rate: 60_000.0 }),
             user: Some("anonymous".to_owned()),
             object: Some("/pub/\u{202e}gpj.exe".to_owned()),
             objects: 1,
@@ -285,6 +303,8 @@ mod tests {
             id: None,
             protocol: Protocol::Smtp,
             state: "passing".to_owned(),
+            command: None,
+            transfer: None,
             user: None,
             object: None,
             verdict: None,
@@ -295,9 +315,9 @@ mod tests {
         assert_eq!(
             printed(&[flow(), passed], Output::Table),
             "\
-ID               AGE  PROTO  STATE     CLIENT           SERVER           USER       OBJECT                BYTES↑  BYTES↓  VERDICT
-89abc0000001     12s  ftp    transfer  10.1.0.2:45678   192.0.2.1:21     anonymous  /pub/\\u{202e}gpj.exe     300    121K  infected EICAR_Test_File
--                12s  smtp   passing   10.1.0.2:45678   192.0.2.1:21     -          -                        300    121K  uninspected: exempt
+ID               AGE  PROTO  STATE     CLIENT           SERVER           USER       OBJECT                COMMAND  MOVED    RATE  BYTES↑  BYTES↓  VERDICT
+89abc0000001     12s  ftp    transfer  10.1.0.2:45678   192.0.2.1:21     anonymous  /pub/\\u{202e}gpj.exe  RETR      117K   59K/s     300    121K  infected EICAR_Test_File
+-                12s  smtp   passing   10.1.0.2:45678   192.0.2.1:21     -          -                     -            -       -     300    121K  uninspected: exempt
 "
         );
     }
@@ -307,7 +327,7 @@ ID               AGE  PROTO  STATE     CLIENT           SERVER           USER   
         assert_eq!(
             printed(&[flow()], Output::Compact),
             "2026-11-22T02:00:00.000Z 89abc0000001 ftp 10.1.0.2:45678 -> 192.0.2.1:21 transfer user anonymous \
-             object /pub/\\u{202e}gpj.exe up 300 down 123456 infected EICAR_Test_File\n"
+             command RETR object /pub/\\u{202e}gpj.exe moved 120000 rate 60000 up 300 down 123456 infected EICAR_Test_File\n"
         );
     }
 

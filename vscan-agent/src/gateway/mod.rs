@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod process;
 mod services;
 pub mod smtp;
+mod translation;
 mod uninspected;
 mod workers;
 
@@ -32,6 +33,7 @@ use tokio::{
 };
 
 pub use inspect::{About, Inspection, Outcome};
+pub use translation::Translation;
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -43,6 +45,8 @@ pub struct Gateway {
     pub spool: Spool,
     /// The scanner process.
     pub scanner: Scanner,
+    /// How our own connections are translated on their way.
+    pub translation: Translation,
     /// Where blocked objects are kept.
     pub quarantine: quarantine::Store,
     sessions: Arc<Semaphore>,
@@ -78,6 +82,7 @@ impl Gateway {
             observer,
             spool,
             scanner: Scanner::new(),
+            translation: Translation::default(),
             quarantine,
             draining: watch::Sender::new(false),
             ledger: Mutex::default(),

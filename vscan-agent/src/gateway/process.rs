@@ -3,6 +3,7 @@
 use super::{
     Admission, Gateway, refuse,
     services::{self, ReloadRequest},
+    translation::Asked,
     uninspected,
     workers::{Pool, Workers},
 };
@@ -294,6 +295,7 @@ async fn converse(
     mut reloads: mpsc::Receiver<ReloadRequest>,
 ) -> bool {
     let mut waiting: Vec<ReloadRequest> = Vec::new();
+    let (mut questions, mut asked) = (gateway.translation.questions(), Asked::default());
     let mut passing = uninspected::Passing::default();
     loop {
         let received = tokio::select! {
@@ -301,6 +303,12 @@ async fn converse(
             Some(answer) = reloads.recv() => {
                 waiting.push(answer);
                 if waiting.len() == 1 && channel.send(&ToSupervisor::Reload, &[]).await.is_err() {
+                    return false;
+                }
+                continue;
+            }
+            Some(question) = questions.recv() => {
+                if channel.send(&asked.ask(question), &[]).await.is_err() {
                     return false;
                 }
                 continue;
@@ -326,6 +334,7 @@ async fn converse(
                 gateway.set_steering(steering);
                 uninspected::watch(gateway, names, attached);
             }
+            ToGateway::KnownAs { question, address } => asked.answered(question, address),
             ToGateway::Passing { counts, seen } => passing.update(gateway, counts, seen),
             ToGateway::Reload { file } => {
                 let Some(text) = attached.pop() else { continue };

@@ -132,6 +132,8 @@ fn record(config: &Config, seen: Seen) -> Option<FlowRecord> {
         client: seen.client,
         server: seen.server,
         real_server,
+        command: None,
+        transfer: None,
         user: None,
         object: None,
         objects: 0,

@@ -37,6 +37,33 @@ pub(super) fn passing(marks: &Marks, is_exempt: impl Fn(IpAddr) -> bool) -> io::
     Ok(connections.iter().filter_map(|c| seen(c.attributes(FIXED), &is_exempt)).collect())
 }
 
+/// The address by which `peer` knows the local end of a connection: the destination of what it answers.
+pub(super) fn known_as(local: SocketAddr, peer: SocketAddr) -> io::Result<IpAddr> {
+    let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let (source, destination) = if local.is_ipv4() { (1, 2) } else { (3, 4) };
+    let bytes = |address: IpAddr| match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    // `struct nfgenmsg`: family, version, resource
+    let request = Message::new(GET, 0, &[family as u8, 0, 0, 0]).nested(CTA_TUPLE_ORIG, |tuple| {
+        tuple
+            .nested(1, |ip| {
+                ip.attribute(source, &bytes(local.ip())).attribute(destination, &bytes(peer.ip()))
+            })
+            .nested(2, |proto| {
+                proto
+                    .attribute(1, &[libc::IPPROTO_TCP as u8])
+                    .attribute(2, &local.port().to_be_bytes())
+                    .attribute(3, &peer.port().to_be_bytes())
+            })
+    });
+    let connection = Socket::open(Family::Netfilter, 0)?.ask(request)?;
+    let reply = connection.attributes(FIXED).find(CTA_TUPLE_REPLY).and_then(tuple);
+    let (_, known) = reply.ok_or_else(|| io::Error::other("a connection without addresses"))?;
+    Ok(known.ip())
+}
+
 fn seen(connection: Attributes<'_>, is_exempt: impl Fn(IpAddr) -> bool) -> Option<Seen> {
     let (client, server) = tuple(connection.find(CTA_TUPLE_ORIG)?)?;
     let (real_server, _) = tuple(connection.find(CTA_TUPLE_REPLY)?)?;

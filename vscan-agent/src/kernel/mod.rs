@@ -30,6 +30,18 @@ pub use vscan_common::Counter;
 use self::{bpf::Bpf, firewall::Foreign, marks::Marks, ruleset::Plan};
 use crate::config::{self, Config};
 
+/// The address by which `peer` knows the local end of a TCP connection of this host, from conntrack: another one than
+/// `local`'s where the connection is masqueraded or translated otherwise.
+///
+/// # Errors
+/// `ENOENT` where conntrack does not know the connection, `EPERM` without CAP_NET_ADMIN.
+pub fn known_as(
+    local: std::net::SocketAddr,
+    peer: std::net::SocketAddr,
+) -> io::Result<std::net::IpAddr> {
+    conntrack::known_as(local, peer)
+}
+
 /// A heartbeat older than this is none: ten missed beats.
 pub const HEARTBEAT_TTL: Duration = Duration::from_millis(2500);
 /// The heartbeat as the BPF programs see it runs out a little sooner than nftables' own, so that they decide and count where

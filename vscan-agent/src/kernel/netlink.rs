@@ -215,6 +215,25 @@ impl Socket {
         }
     }
 
+    /// Sends one question and gives the message that answers it.
+    pub(super) fn ask(&mut self, mut message: Message) -> io::Result<Received> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        finish(&mut message.bytes, sequence);
+        rustix::net::send(&self.fd, &message.bytes, SendFlags::empty())?;
+        loop {
+            for (received, answers) in self.receive(RecvFlags::empty())? {
+                if answers != sequence {
+                    continue;
+                }
+                return match error_code(&received) {
+                    Some(code) => Err(io::Error::from_raw_os_error(-code)),
+                    None => Ok(received),
+                };
+            }
+        }
+    }
+
     /// What has come, without waiting: for sockets that are members of groups. An overrun (`ENOBUFS`) is an error.
     pub(super) fn poll(&mut self) -> io::Result<Vec<Received>> {
         match self.receive(RecvFlags::DONTWAIT) {

@@ -3,7 +3,7 @@
 //! Every leg carries `SO_LINGER {1, 0}` for the session's life, so that the kernel resets it when the
 //! process dies at any moment; only [`close_gracefully`] takes that away.
 
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use std::{io, time::Duration};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
@@ -12,6 +12,13 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes that a closing leg may still receive; a peer that goes on talking past them is reset.
 pub const DISCARD_MAX: usize = 4 << 20;
+
+/// Silence after which a peer is asked whether it lives. Home routers forget connections after some minutes, few
+/// after less than two (RFC 5382 REQ-5 wants two hours).
+const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(60);
+
+/// Unanswered questions in a row before a peer is taken for gone.
+const KEEP_ALIVE_PROBES: u32 = 10;
 
 /// Bytes read at a time, and thrown away, while waiting for the peer's end of stream.
 const DISCARD_BUFFER: usize = 4096;
@@ -23,6 +30,21 @@ const DISCARD_BUFFER: usize = 4096;
 pub fn prepare_leg(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_zero_linger()
+}
+
+/// Makes the kernel ask a silent peer whether it still lives (RFC 1122 section 4.2.3.6).
+///
+/// For connections that are silent for as long as others work, as an FTP dialogue during a transfer: the routers on
+/// its way, ours included, do not forget it, and a peer that is gone is noticed.
+///
+/// # Errors
+/// What setsockopt(2) returns.
+pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let probes = TcpKeepalive::new()
+        .with_time(KEEP_ALIVE_AFTER)
+        .with_interval(KEEP_ALIVE_AFTER)
+        .with_retries(KEEP_ALIVE_PROBES);
+    SockRef::from(stream).set_tcp_keepalive(&probes)
 }
 
 /// Ends a leg with a reset: the peer sees ECONNRESET, never an end of file.

@@ -8,7 +8,7 @@ pub mod relay;
 pub mod seqpacket;
 pub mod transparent;
 
-pub use close::{abort, close_gracefully};
+pub use close::{abort, close_gracefully, keep_alive};
 pub use seqpacket::Seqpacket;
 pub use transparent::{
     DataListener, connect_from, connect_upstream, original_destination, tproxy_listener,

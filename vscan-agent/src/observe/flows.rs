@@ -7,7 +7,7 @@ use super::eve::{AlertFields, FlowEvent, FlowFields, ObjectFields};
 use super::events::{EventKind, EventLog};
 use super::id::{FlowId, FlowIds};
 use super::metrics::Metrics;
-use super::record::{Change, FlowChange, FlowRecord};
+use super::record::{Change, FlowChange, FlowRecord, TransferRecord};
 use super::wire;
 use crate::config::{Direction, Protocol, Treatment};
 use jiff::Timestamp;
@@ -18,8 +18,10 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 use tokio::sync::broadcast;
 use tokio::task::AbortHandle;
+use vscan_proto::ftp::VerbName;
 use vscan_scan::report::{Report, Verdict};
 
 /// Parts of the table that are locked each by itself: opening and closing on many cores seldom meet.
@@ -267,6 +269,8 @@ pub struct Flow {
 
 struct Detail {
     state: &'static str,
+    command: Option<VerbName>,
+    transfer: Option<Transfer>,
     user: Option<Box<[u8]>>,
     /// The object in hand.
     object: Option<Box<[u8]>>,
@@ -278,10 +282,26 @@ struct Detail {
     abort: Option<AbortHandle>,
 }
 
+struct Transfer {
+    moved: Arc<AtomicU64>,
+    began: Instant,
+}
+
+impl Transfer {
+    fn record(&self) -> TransferRecord {
+        let (bytes, seconds) =
+            (self.moved.load(Ordering::Relaxed), self.began.elapsed().as_secs_f64());
+        // In its first moment the average says nothing, but it has to be a number.
+        TransferRecord { bytes, seconds, rate: bytes as f64 / seconds.max(0.001) }
+    }
+}
+
 impl Default for Detail {
     fn default() -> Self {
         Self {
             state: "open",
+            command: None,
+            transfer: None,
             user: None,
             object: None,
             caught: None,
@@ -343,6 +363,23 @@ impl Flow {
     /// What goes on, as one word for the listing.
     pub fn set_state(&self, state: &'static str) {
         lock(&self.detail).state = state;
+    }
+
+    /// What goes on, and the command that it goes on for; `None`: the client has the word.
+    pub fn set_command(&self, state: &'static str, command: Option<VerbName>) {
+        let mut detail = lock(&self.detail);
+        detail.state = state;
+        detail.command = command;
+    }
+
+    /// A transfer begins, whose sender's bytes are counted in `moved`.
+    pub fn begin_transfer(&self, moved: Arc<AtomicU64>) {
+        lock(&self.detail).transfer = Some(Transfer { moved, began: Instant::now() });
+    }
+
+    /// The transfer is over.
+    pub fn end_transfer(&self) {
+        lock(&self.detail).transfer = None;
     }
 
     /// FTP user or SMTP sender, as it came over the wire.
@@ -463,6 +500,8 @@ impl Flow {
             client: self.open.client,
             server: self.open.server,
             real_server: self.open.real_server,
+            command: detail.command.filter(|_| ended.is_none()).map(|c| c.as_str().to_owned()),
+            transfer: detail.transfer.as_ref().filter(|_| ended.is_none()).map(Transfer::record),
             user: detail.user.as_deref().map(|u| wire::text(u).into_owned()),
             object: object.map(|o| wire::text(o).into_owned()),
             objects: detail.objects,

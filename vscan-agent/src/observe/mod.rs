@@ -19,7 +19,7 @@ pub use events::{EventKind, EventLog};
 pub use flows::{Flow, FlowHandle, FlowOpen, FlowTable, Judged, UninspectedSource};
 pub use id::{FlowId, NotAFlowId};
 pub use metrics::Metrics;
-pub use record::{Change, FlowChange, FlowRecord};
+pub use record::{Change, FlowChange, FlowRecord, TransferRecord};
 
 use serde::{Deserialize, Serialize};
 use std::io;

@@ -26,6 +26,12 @@ pub struct FlowRecord {
     pub real_server: SocketAddr,
     /// FTP user or SMTP sender; `\xNN` for bytes that are no UTF-8.
     pub user: Option<String>,
+    /// The command that is being worked off: its verb, in capitals.
+    #[serde(default)]
+    pub command: Option<String>,
+    /// The transfer that goes on.
+    #[serde(default)]
+    pub transfer: Option<TransferRecord>,
     /// The object that made the verdict, or else the last one.
     pub object: Option<String>,
     /// Objects that were judged.
@@ -47,6 +53,17 @@ pub struct FlowRecord {
     pub ended: Option<Timestamp>,
     /// Seconds from start to end, or to now.
     pub age: f64,
+}
+
+/// A transfer under way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TransferRecord {
+    /// Bytes that came from the sender so far.
+    pub bytes: u64,
+    /// Seconds since it began.
+    pub seconds: f64,
+    /// Bytes per second, on the average since it began.
+    pub rate: f64,
 }
 
 /// `Option<Verdict>` as a word or null, in the spelling of configuration and metrics.

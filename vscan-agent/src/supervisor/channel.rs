@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs::File,
     io::{self, IoSlice, Read, Seek, Write},
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
@@ -51,6 +52,13 @@ pub enum ToGateway {
         /// Connections that pass now, at most [`PASSING_MAX`].
         seen: Vec<Seen>,
     },
+    /// What became of a [`ToSupervisor::KnownAs`].
+    KnownAs {
+        /// Which one.
+        question: u64,
+        /// The address; none where it is not known.
+        address: Option<IpAddr>,
+    },
     /// A configuration that the supervisor has checked. Attached: its text.
     Reload {
         /// The file it came from.
@@ -79,6 +87,15 @@ pub enum ToSupervisor {
     },
     /// Session workers make progress.
     Beat,
+    /// By which address does the peer of this connection know the gateway's end? Answered by [`ToGateway::KnownAs`].
+    KnownAs {
+        /// A number for the answer.
+        question: u64,
+        /// The gateway's end.
+        local: SocketAddr,
+        /// The peer.
+        peer: SocketAddr,
+    },
     /// An operator asks for a reload; answered by [`ToGateway::Reloaded`].
     Reload,
 }

@@ -78,7 +78,10 @@ impl Gateway {
                     Some((ToSupervisor::Failed { code, error }, _)) => {
                         return Err(GatewayError::Failed { code, error });
                     }
-                    Some((ToSupervisor::Beat | ToSupervisor::Reload, _)) => {}
+                    Some((
+                        ToSupervisor::Beat | ToSupervisor::Reload | ToSupervisor::KnownAs { .. },
+                        _,
+                    )) => {}
                     None => {
                         return Err(GatewayError::Io(io::Error::other(
                             "it ended at once; see the log",

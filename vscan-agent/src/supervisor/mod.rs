@@ -10,7 +10,7 @@ pub mod privileges;
 
 use crate::{
     config::{self, Config, ConfigErrors},
-    kernel::{Kernel, Steering},
+    kernel::{self, Kernel, Steering},
     scanner::process::{self, Process, StartError},
 };
 use channel::{PASSING_MAX, ToGateway, ToSupervisor, text_to_descriptor};
@@ -19,6 +19,7 @@ use sd_notify::NotifyState;
 use std::{
     future::Future,
     io,
+    net::SocketAddr,
     os::fd::AsFd,
     path::{Path, PathBuf},
     pin::Pin,
@@ -313,6 +314,19 @@ impl Supervisor {
         }
     }
 
+    /// Asks conntrack for the gateway, which may not.
+    async fn send_known_as(&self, question: u64, local: SocketAddr, peer: SocketAddr) {
+        let Some(gateway) = &self.gateway else { return };
+        let address = kernel::known_as(local, peer)
+            .inspect_err(|error| tracing::debug!("conntrack on {local} to {peer}: {error}"))
+            .ok();
+        if let Err(error) =
+            gateway.channel.send(&ToGateway::KnownAs { question, address }, &[]).await
+        {
+            tracing::debug!("gateway: {error}");
+        }
+    }
+
     async fn watch(&mut self, signals: &mut Signals) -> Result<(), Fatal> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -339,6 +353,9 @@ impl Supervisor {
                         self.beat();
                     }
                     Ok(Some(ToSupervisor::Reload)) => self.reload().await,
+                    Ok(Some(ToSupervisor::KnownAs { question, local, peer })) => {
+                        self.send_known_as(question, local, peer).await;
+                    }
                     Ok(Some(ToSupervisor::Failed { error, .. })) => tracing::error!("gateway: {error}"),
                     Ok(Some(ToSupervisor::Listening)) => {}
                     Ok(None) => self.gateway_gone("it closed its channel").await,

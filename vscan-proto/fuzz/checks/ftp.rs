@@ -66,7 +66,9 @@ pub(crate) fn reply(data: &[u8]) {
             assert!(!(inside && !line.last && code.is_some()) || line.raw[3] == b'-');
             let content = line.raw.strip_suffix(b"\n").unwrap_or(&line.raw);
             let content = content.strip_suffix(b"\r").unwrap_or(content);
-            assert!(!content.contains(&b'\r'));
+            for (at, &byte) in content.iter().enumerate() {
+                assert!(byte != b'\r' || content.get(at + 1) == Some(&0));
+            }
             let pad = usize::from(inside && !line.last && line.raw.starts_with(b" "));
             assert!(line.raw.len() <= REPLY_LINE_LIMIT + pad);
             (read, padded) = (read + line.raw.len(), padded + pad);

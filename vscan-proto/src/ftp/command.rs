@@ -7,9 +7,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::line::{Ending, Line};
 
-/// Longest command line in bytes, CRLF included: a path of `PATH_MAX` (4096) with every byte
-/// doubled by Telnet escaping does not fit, everything that real servers accept does.
-pub const COMMAND_LIMIT: usize = 8192;
+/// Longest command line in bytes, CRLF included: a path of `PATH_MAX` (4096) fits even with every byte
+/// doubled by Telnet escaping, behind a verb.
+pub const COMMAND_LIMIT: usize = 2 * 4096 + 64;
 
 /// Longest verb: four letters in RFC 959; later ones and SITE-like extensions are a little longer.
 const VERB_LIMIT: usize = 12;
@@ -83,6 +83,10 @@ pub enum Verb {
     Stou,
     /// STRU: file structure.
     Stru,
+    /// THMB: download of a picture made smaller by the server, an expired draft.
+    Thmb,
+    /// TYPE: representation of the data.
+    Type,
     /// USER: name of the user.
     User,
     /// Every other well-formed verb: relayed.
@@ -128,6 +132,8 @@ impl Verb {
             b"STOR" => Self::Stor,
             b"STOU" => Self::Stou,
             b"STRU" => Self::Stru,
+            b"THMB" => Self::Thmb,
+            b"TYPE" => Self::Type,
             b"USER" => Self::User,
             _ => Self::Other,
         }
@@ -166,9 +172,26 @@ impl Verb {
             Self::Stor => "STOR",
             Self::Stou => "STOU",
             Self::Stru => "STRU",
+            Self::Thmb => "THMB",
+            Self::Type => "TYPE",
             Self::User => "USER",
             Self::Other => "",
         }
+    }
+}
+
+/// A verb's letters in capitals, also of verbs that mean nothing here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VerbName {
+    letters: [u8; VERB_LIMIT],
+    length: u8,
+}
+
+impl VerbName {
+    /// The letters.
+    pub fn as_str(&self) -> &str {
+        // Letters of ASCII are what `Command::parse` lets through.
+        std::str::from_utf8(&self.letters[..usize::from(self.length)]).unwrap_or_default()
     }
 }
 
@@ -182,7 +205,7 @@ pub struct Command {
 }
 
 /// A line that is no command: no verb of letters, or one that only begins like a verb that means
-/// something here, or a CR or NUL inside.
+/// something here, or a CR or NUL inside that is not Telnet's CR NUL.
 ///
 /// Such a line is not relayed: a server may read in it a command that the gateway did not see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -199,9 +222,7 @@ impl Command {
             None => (None, line.content_bytes()),
             Some(_) => without_telnet(line.content()),
         };
-        if memchr::memchr2(b'\r', 0, &text).is_some() {
-            return Err(Malformed);
-        }
+        let text = without_nul(text)?;
         let end = memchr::memchr(b' ', &text).unwrap_or(text.len());
         let verb = &text[..end];
         if verb.is_empty() || end > VERB_LIMIT || !verb.iter().all(u8::is_ascii_alphabetic) {
@@ -227,7 +248,21 @@ impl Command {
         &self.wire
     }
 
-    /// What follows the first space, Telnet escaping undone. May hold any byte but CR, LF and NUL.
+    /// The verb, for listings.
+    pub fn name(&self) -> VerbName {
+        let mut name = VerbName::default();
+        for (slot, letter) in name
+            .letters
+            .iter_mut()
+            .zip(self.wire.iter().take_while(|byte| byte.is_ascii_alphabetic()))
+        {
+            *slot = letter.to_ascii_uppercase();
+            name.length += 1;
+        }
+        name
+    }
+
+    /// What follows the first space, Telnet escaping undone. May hold any byte but LF and NUL.
     pub fn argument(&self) -> &Bytes {
         &self.argument
     }
@@ -243,6 +278,27 @@ impl Command {
         let (stem, extension) = file.rsplit_once('.')?;
         (!stem.is_empty() && !extension.is_empty()).then_some(extension)
     }
+}
+
+/// Makes a CR of each CR NUL, which is how Telnet writes one (RFC 854, RFC 2640 section 3.1).
+///
+/// A CR or NUL by itself is none of a command: what reads the one as an end of line, or the other as an end
+/// of text, would read another command than we do.
+fn without_nul(text: Bytes) -> Result<Bytes, Malformed> {
+    if memchr::memchr2(b'\r', 0, &text).is_none() {
+        return Ok(text);
+    }
+    let mut plain = BytesMut::with_capacity(text.len());
+    let mut rest = &text[..];
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = match byte {
+            b'\r' => tail.strip_prefix(&[0]).ok_or(Malformed)?,
+            0 => return Err(Malformed),
+            _ => tail,
+        };
+        plain.put_u8(byte);
+    }
+    Ok(plain.freeze())
 }
 
 fn terminated(content: &[u8]) -> Bytes {
@@ -306,6 +362,9 @@ mod tests {
         let command = parse(input).unwrap();
         assert_eq!((command.verb, &command.argument()[..]), (verb, argument));
         assert_eq!(&command.wire()[..], wire);
+        let name = command.name();
+        assert!(verb == Verb::Other || name.as_str() == verb.as_str());
+        assert!(wire.to_ascii_uppercase().starts_with(name.as_str().as_bytes()));
     }
 
     #[test]
@@ -315,6 +374,18 @@ mod tests {
         check(b"nOOp\r\n", Verb::Other, b"", b"nOOp\r\n");
         check(b"SITE CHMOD 644 x\r\n", Verb::Other, b"CHMOD 644 x", b"SITE CHMOD 644 x\r\n");
         check(b"PASV\n", Verb::Pasv, b"", b"PASV\r\n");
+        check(b"RETR a\r\0b\x07\r\n", Verb::Retr, b"a\rb\x07", b"RETR a\r\0b\x07\r\n");
+        check(b"RETR \r\0\r\n", Verb::Retr, b"\r", b"RETR \r\0\r\n");
+        check(b"RETR a\r\0\n", Verb::Retr, b"a\r", b"RETR a\r\0\r\n");
+    }
+
+    #[test]
+    fn the_longest_name_fits() {
+        for name in [&[0xff; 2 * 4096][..], &[b'x'; 4096]] {
+            let line = [b"RETR ", name, b"\r\n"].concat();
+            let command = parse(&line).unwrap();
+            assert_eq!((command.argument().len(), &command.wire()[..]), (4096, &line[..]));
+        }
     }
 
     #[test]
@@ -333,6 +404,10 @@ mod tests {
     #[test]
     fn what_is_no_command() {
         for bad in [&b"\r\n"[..], b" NOOP\r\n", b"STOR\tx\r\n", b"NOOP\rSTOR x\r\n", b"12\r\n"] {
+            assert_eq!(parse(bad), Err(Malformed));
+        }
+        for bad in [&b"RETR a\r\0\0\r\n"[..], b"RETR \0\r\n", b"RETR a\r\r\0\r\n", b"NOOP\r\0\r\n"]
+        {
             assert_eq!(parse(bad), Err(Malformed));
         }
         for bad in [&b"PASVX\r\n"[..], b"Restart 5\r\n", b"PORTS 10,0,0,1,4,1\r\n"] {

@@ -9,7 +9,7 @@ pub mod command;
 pub mod reply;
 pub mod session;
 
-pub use command::{Command, Verb};
+pub use command::{Command, Verb, VerbName};
 pub use session::{
     Addresses, Begin, Broken, Event, Judgement, Leg, Note, Outcome, Output, Session, Settings,
     Timing, Tls, is_tls_record,

@@ -41,7 +41,8 @@ impl Reply {
 /// Clients do not agree on that: some end a reply at any line with a code and a space, some at a
 /// bare CR. A server that knows its client could so have one reply of ours taken for several, with
 /// a 227 of its own among them. So that all read the same, a line inside a reply that begins with
-/// three digits gets a space in front (RFC 959 section 4.2), and a CR inside a line becomes one.
+/// three digits gets a space in front (RFC 959 section 4.2), and a CR inside a line becomes one, unless
+/// it is Telnet's CR NUL: no code begins with a NUL.
 #[derive(Debug)]
 pub struct Replies {
     lines: LineSplitter,
@@ -103,7 +104,8 @@ impl Replies {
             (Some(open), Some((same, true))) if same == open => false,
             (inside, _) => inside.is_some() && begins_like_a_reply(line.content()),
         };
-        let raw = if pad || line.has_bare_cr() { plain(&line, pad) } else { line.into_raw() };
+        let raw =
+            if pad || has_bare_cr(line.content()) { plain(&line, pad) } else { line.into_raw() };
         Ok(Some(ReplyLine { raw, code, last }))
     }
 }
@@ -112,14 +114,22 @@ fn begins_like_a_reply(content: &[u8]) -> bool {
     content.get(..3).is_some_and(|code| code.iter().all(u8::is_ascii_digit))
 }
 
-/// The line without a CR inside, behind a space if it is to be padded.
+/// Whether a CR stands inside the line without the NUL that Telnet puts behind it (RFC 854).
+fn has_bare_cr(content: &[u8]) -> bool {
+    memchr::memchr_iter(b'\r', content).any(|at| content.get(at + 1) != Some(&0))
+}
+
+/// The line without a bare CR inside, behind a space if it is to be padded.
 fn plain(line: &Line, pad: bool) -> Bytes {
+    let content = line.content();
     let mut raw = BytesMut::with_capacity(line.raw().len() + 1);
     if pad {
         raw.put_u8(b' ');
     }
-    raw.extend(line.content().iter().map(|&byte| if byte == b'\r' { b' ' } else { byte }));
-    raw.put_slice(&line.raw()[line.content().len()..]);
+    for (at, &byte) in content.iter().enumerate() {
+        raw.put_u8(if byte == b'\r' && content.get(at + 1) != Some(&0) { b' ' } else { byte });
+    }
+    raw.put_slice(&line.raw()[content.len()..]);
     raw.freeze()
 }
 
@@ -154,7 +164,7 @@ pub fn is_hidden_feature(line: &[u8], hide_tls: bool) -> bool {
         }
         Some(
             b"LPRT" | b"LPSV" | b"CPSV" | b"SPSV" | b"SPAS" | b"SPOR" | b"APPE" | b"COMB" | b"RANG"
-            | b"ERET" | b"ESTO",
+            | b"ERET" | b"ESTO" | b"THMB",
         ) => true,
         Some(_) | None => false,
     }
@@ -229,6 +239,20 @@ mod tests {
                 ("200 e\n", Some(200), true),
             ],
         );
+    }
+
+    #[test]
+    fn a_name_with_a_cr_stays_as_telnet_writes_it() {
+        check(
+            "257 \"a\r\0b\"\r\n213-x\r\0\r\n\r\0213 y\r\n213 z\r\n",
+            &[
+                ("257 \"a\r\0b\"\r\n", Some(257), true),
+                ("213-x\r\0\r\n", Some(213), false),
+                ("\r\0213 y\r\n", Some(213), false),
+                ("213 z\r\n", Some(213), true),
+            ],
+        );
+        check("257 a\r\0b\rc\r\n", &[("257 a\r\0b c\r\n", Some(257), true)]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tokio::{
     net::TcpStream,
     time::{Sleep, sleep_until, timeout},
 };
-use vscan_proto::ftp::{Addresses, Leg, Note, Output, Session, Settings};
+use vscan_proto::ftp::{Addresses, Leg, Note, Output, Session, Settings, VerbName};
 
 /// Bytes read at a time; commands and replies are short.
 const READ_SIZE: usize = 8 << 10;
@@ -50,7 +50,8 @@ pub(super) struct Control<'a> {
     data: Option<Box<Data<'a>>>,
     /// Fires at the machine's deadline, or before one that has moved since.
     timer: Option<Pin<Box<Sleep>>>,
-    state: &'static str,
+    /// What the flow table was told: state and command.
+    state: (&'static str, Option<VerbName>),
     ended: Option<Ended>,
 }
 
@@ -130,7 +131,7 @@ impl<'a> Control<'a> {
             upstream: Line::new(upstream, false),
             data: None,
             timer: None,
-            state: "",
+            state: ("", None),
             ended: None,
         }
     }
@@ -251,10 +252,10 @@ impl<'a> Control<'a> {
         if self.data.as_ref().is_some_and(|data| data.is_idle()) {
             self.data = None;
         }
-        let state = self.session.state_name();
+        let state = (self.session.state_name(), self.session.command());
         if state != self.state {
             self.state = state;
-            self.place.flow.set_state(state);
+            self.place.flow.set_command(state.0, state.1);
         }
     }
 

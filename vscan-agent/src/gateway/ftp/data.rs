@@ -32,9 +32,13 @@ const CLOSING_MAX: usize = 64;
 
 type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// The address that the server knows the client by: the client's own, or, where a private one must
-/// have been masqueraded on its way to a public server, the one that this host calls that server from.
-fn known_as(place: Place<'_>) -> IpAddr {
+/// The address that the server knows the client by: what the dialogue itself was translated to. Where conntrack does
+/// not know, the client's own, or, where a private one must have been masqueraded on its way to a public server, the one
+/// that this host calls that server from.
+async fn known_as(place: Place<'_>) -> IpAddr {
+    if let Some(known) = place.gateway.translation.known_as(place.upstream, place.server).await {
+        return known;
+    }
     let (client, server) = (place.client.ip(), place.server.ip());
     if !is_private(client) || is_private(server) {
         return client;
@@ -62,6 +66,8 @@ fn is_private(address: IpAddr) -> bool {
 /// One data channel.
 enum Channel<'a> {
     None,
+    /// Finding out where to listen; `None` comes out when nothing could be bound.
+    Binding(Pending<'a, Option<(SocketAddr, DataListener)>>),
     /// Listening or connecting; `None` comes out when it failed.
     Pending(Pending<'a, Option<TcpStream>>),
     Open(TcpStream),
@@ -71,7 +77,7 @@ impl Channel<'_> {
     fn take(&mut self) -> Option<TcpStream> {
         match std::mem::replace(self, Channel::None) {
             Channel::Open(stream) => Some(stream),
-            Channel::None | Channel::Pending(_) => None,
+            Channel::None | Channel::Binding(_) | Channel::Pending(_) => None,
         }
     }
 }
@@ -140,7 +146,8 @@ impl<'a> Data<'a> {
     /// Carries out an output that concerns data; what is known at once comes back as an event.
     pub(super) fn execute(&mut self, output: Output) -> Option<Event> {
         match output {
-            Output::Listen(leg) => return Some(self.listen(leg)),
+            Output::Listen(Leg::Client) => return Some(self.listen_for_client()),
+            Output::Listen(Leg::Upstream) => self.listen_for_server(),
             Output::ConnectClient(to) => self.client = self.connect_client(to),
             Output::DialUpstream(port) => self.upstream = self.dial(port),
             Output::Receive(leg) => return self.receive(leg),
@@ -151,11 +158,14 @@ impl<'a> Data<'a> {
             Output::ResetData(leg) => self.end(leg, true),
             Output::Begin(begin) => {
                 self.place.flow.set_object(&begin.name);
-                self.record = Some(Record::new(*begin));
+                let record = Record::new(*begin);
+                self.place.flow.begin_transfer(record.watch().counter());
+                self.record = Some(record);
             }
             Output::End(outcome) => {
                 self.work = None;
                 self.held = None;
+                self.place.flow.end_transfer();
                 if let Some(record) = self.record.take() {
                     record.report(self.place.flow, outcome);
                 }
@@ -173,6 +183,15 @@ impl<'a> Data<'a> {
     /// The next thing that happens.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         self.closing.retain_mut(|leg| leg.as_mut().poll(cx).is_pending());
+        if let Channel::Binding(binding) = &mut self.upstream
+            && let Poll::Ready(bound) = binding.as_mut().poll(cx)
+        {
+            let (place, here) = (self.place, bound.as_ref().map(|(here, _)| *here));
+            self.upstream = bound.map_or(Channel::None, |(_, listener)| {
+                Channel::Pending(Box::pin(accept(place, listener, place.server.ip())))
+            });
+            return Poll::Ready(Event::Listening(Leg::Upstream, here));
+        }
         for leg in [Leg::Upstream, Leg::Client] {
             let channel = self.channel(leg);
             if let Channel::Pending(pending) = channel
@@ -218,24 +237,21 @@ impl<'a> Data<'a> {
         }
     }
 
-    fn listen(&mut self, leg: Leg) -> Event {
+    fn listen_for_client(&mut self) -> Event {
         let place = self.place;
         // Behind a port forward the client arrives at either address.
-        let (addresses, peer) = match leg {
-            Leg::Client => ([place.dialled.ip(), place.server.ip()], place.client.ip()),
-            Leg::Upstream => ([known_as(place); 2], place.server.ip()),
-        };
-        match DataListener::bind(&addresses) {
-            Ok(listener) => {
-                let here = SocketAddr::new(addresses[0], listener.port());
-                *self.channel(leg) = Channel::Pending(Box::pin(accept(place, listener, peer)));
-                Event::Listening(leg, Some(here))
-            }
-            Err(error) => {
-                tracing::warn!(flow = %place.flow.id(), "no data listener: {error}");
-                Event::Listening(leg, None)
-            }
-        }
+        let bound = bind(place, &[place.dialled.ip(), place.server.ip()]);
+        let here = bound.as_ref().map(|(here, _)| *here);
+        self.client = bound.map_or(Channel::None, |(_, listener)| {
+            Channel::Pending(Box::pin(accept(place, listener, place.client.ip())))
+        });
+        Event::Listening(Leg::Client, here)
+    }
+
+    fn listen_for_server(&mut self) {
+        let place = self.place;
+        self.upstream =
+            Channel::Binding(Box::pin(async move { bind(place, &[known_as(place).await]) }));
     }
 
     fn connect_client(&self, to: SocketAddr) -> Channel<'a> {
@@ -338,6 +354,20 @@ impl<'a> Data<'a> {
         }
         // A peer that resets instead has what it wanted.
         self.closing.push(Box::pin(async move { drop(net::close_gracefully(leg).await) }));
+    }
+}
+
+/// Listens on these addresses; the first is where the peer is told to go.
+fn bind(place: Place<'_>, addresses: &[IpAddr]) -> Option<(SocketAddr, DataListener)> {
+    match DataListener::bind(addresses) {
+        Ok(listener) => {
+            let address = addresses.first()?;
+            Some((SocketAddr::new(*address, listener.port()), listener))
+        }
+        Err(error) => {
+            tracing::warn!(flow = %place.flow.id(), "no data listener: {error}");
+            None
+        }
     }
 }
 

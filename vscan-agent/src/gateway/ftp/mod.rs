@@ -31,6 +31,8 @@ struct Place<'a> {
     client: SocketAddr,
     dialled: SocketAddr,
     server: SocketAddr,
+    /// The gateway's end of the upstream leg: the client's address and another port.
+    upstream: SocketAddr,
 }
 
 /// Serves one FTP session to its end.
@@ -49,9 +51,18 @@ pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
             return Box::pin(refuse(conn.client, Protocol::Ftp, &why)).await;
         }
     };
+    let prepared = net::keep_alive(&conn.client).and_then(|()| net::keep_alive(&upstream));
+    let Ok(local) = prepared.and_then(|()| upstream.local_addr()) else { return };
     let Accepted { client, client_addr, dialled, server } = conn;
-    let place =
-        Place { gateway, config: &config, flow: &flow, client: client_addr, dialled, server };
+    let place = Place {
+        gateway,
+        config: &config,
+        flow: &flow,
+        client: client_addr,
+        dialled,
+        server,
+        upstream: local,
+    };
     let mut control = Control::new(place, settings(&config), client, upstream);
     let ended = control.run().await;
     let (client, upstream) = control.into_legs();

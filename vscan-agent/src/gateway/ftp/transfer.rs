@@ -49,6 +49,11 @@ impl Watch {
         self.0.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// The count itself, for the flow table.
+    pub(super) fn counter(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.0)
+    }
+
     fn total(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -100,6 +105,7 @@ impl Record {
             command: &'static str,
             name: &'a str,
             source: &'static str,
+            data: &'static str,
             bytes: u64,
             inspected: bool,
             verdict: Option<&'static str>,
@@ -115,6 +121,7 @@ impl Record {
                     Leg::Client => "client",
                     Leg::Upstream => "server",
                 },
+                data: self.begin.asked.as_str(),
                 bytes: self.watch.total(),
                 inspected: self.begin.inspected,
                 verdict: self.verdict.map(verdict_str),

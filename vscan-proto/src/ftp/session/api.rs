@@ -142,6 +142,8 @@ pub struct Begin {
     pub name: Bytes,
     /// The side that sends the data.
     pub source: Leg,
+    /// How the client asked for the data connection: PASV, EPSV, PORT or EPRT.
+    pub asked: Verb,
     /// Whether the data are scanned: not for listings and excluded types.
     pub inspected: bool,
 }

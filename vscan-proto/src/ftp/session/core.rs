@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::api::{Addresses, Leg, Note, Output, Settings};
 use crate::ftp::address;
+use crate::ftp::command::Verb;
 use crate::ftp::reply::Reply;
 
 /// Most bytes of a reply that is kept back. Replies that are only relayed may be longer.
@@ -101,6 +102,8 @@ pub(super) struct Core {
     pub(super) outputs: VecDeque<Output>,
     pub(super) expect: VecDeque<Expect>,
     pub(super) client: ClientChannel,
+    /// The client's last word on its data channel: PASV, EPSV, PORT or EPRT.
+    pub(super) asked: Verb,
     pub(super) upstream: UpstreamChannel,
     /// The first method worth trying with this server.
     pub(super) method: Method,
@@ -122,6 +125,7 @@ impl Core {
             outputs: VecDeque::new(),
             expect: VecDeque::from([Expect::Greeting]),
             client: ClientChannel::None,
+            asked: Verb::Pasv,
             upstream: UpstreamChannel::None,
             method,
             spoke: now,

@@ -47,6 +47,7 @@ impl Job {
             verb: command.verb,
             name: command.argument().clone(),
             source,
+            asked: core.asked,
             inspected,
         })));
         Self { command, offered: false, opening: None, done: None, since: now, retried: false }

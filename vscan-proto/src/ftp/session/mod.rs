@@ -35,12 +35,16 @@ use self::core::{ClientChannel, Core, Expect, UpstreamChannel};
 use self::download::Download;
 use self::unscanned::Unscanned;
 use self::upload::Upload;
-use super::command::{COMMAND_LIMIT, Command, Verb};
+use super::command::{COMMAND_LIMIT, Command, Verb, VerbName};
 use super::reply::Replies;
 use crate::line::{Ending, LineSplitter};
 
-/// Most commands that wait their turn; more stay unread. Clients pipeline a handful.
-const QUEUE_LIMIT: usize = 32;
+/// Most commands that wait their turn; more stay unread. Clients pipeline a handful, but some say NOOP
+/// every few seconds for as long as a transfer takes, and an ABOR behind those has to be heard.
+const QUEUE_LIMIT: usize = 1024;
+
+/// Most bytes of commands that wait their turn.
+const QUEUE_BYTES_LIMIT: usize = 16 * 1024;
 
 /// Most unread bytes of the client before the driver shall stop reading.
 const BACKLOG_LIMIT: usize = 16 * 1024;
@@ -75,10 +79,45 @@ enum State {
     Over,
 }
 
+/// A transfer, for what is done about each kind.
+#[derive(Debug)]
+enum Transfer<'a> {
+    Download(&'a mut Download),
+    Upload(&'a mut Upload),
+    Unscanned(&'a mut Unscanned),
+}
+
+impl State {
+    /// The transfer that goes on.
+    fn transfer(&mut self) -> Option<Transfer<'_>> {
+        match self {
+            Self::Download(download) => Some(Transfer::Download(download)),
+            Self::Upload(upload) => Some(Transfer::Upload(upload)),
+            Self::Unscanned(unscanned) => Some(Transfer::Unscanned(unscanned)),
+            Self::Idle
+            | Self::Relay { .. }
+            | Self::Prepare(_)
+            | Self::Abort { .. }
+            | Self::Ending { .. }
+            | Self::Blind
+            | Self::Over => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Queued {
     Command(Command),
     Malformed,
+}
+
+impl Queued {
+    fn len(&self) -> usize {
+        match self {
+            Self::Command(command) => command.wire().len(),
+            Self::Malformed => 0,
+        }
+    }
 }
 
 /// The machine.
@@ -91,8 +130,12 @@ pub struct Session {
     /// What arrived of a reply that is kept back.
     kept: BytesMut,
     queue: VecDeque<Queued>,
+    /// Bytes of the commands in `queue`.
+    queued: usize,
     malformed: u8,
     draining: bool,
+    /// The last command that was begun.
+    command: VerbName,
 }
 
 impl Session {
@@ -105,8 +148,10 @@ impl Session {
             replies: Replies::new(),
             kept: BytesMut::new(),
             queue: VecDeque::new(),
+            queued: 0,
             malformed: 0,
             draining: false,
+            command: VerbName::default(),
         }
     }
 
@@ -127,6 +172,19 @@ impl Session {
             State::Abort { .. } => "abort",
             State::Ending { .. } | State::Over => "ending",
             State::Blind => "tls",
+        }
+    }
+
+    /// The command that is being worked off, for the flow table.
+    pub fn command(&self) -> Option<VerbName> {
+        match &self.state {
+            State::Relay { .. }
+            | State::Prepare(_)
+            | State::Download(_)
+            | State::Upload(_)
+            | State::Unscanned(_)
+            | State::Abort { .. } => Some(self.command).filter(|name| !name.as_str().is_empty()),
+            State::Idle | State::Ending { .. } | State::Blind | State::Over => None,
         }
     }
 
@@ -261,20 +319,20 @@ impl Session {
                     core.dial_failed();
                 }
             }
-            Event::Received(result) => match &mut self.state {
-                State::Download(download) => download.received(core, now, result),
-                State::Upload(upload) => upload.received(core, now, result),
-                _ => {}
+            Event::Received(result) => match self.state.transfer() {
+                Some(Transfer::Download(download)) => download.received(core, now, result),
+                Some(Transfer::Upload(upload)) => upload.received(core, now, result),
+                Some(Transfer::Unscanned(_)) | None => {}
             },
-            Event::Judged(judgement) => match &mut self.state {
-                State::Download(download) => download.judged(now, judgement),
-                State::Upload(upload) => upload.judged(now, judgement),
-                _ => {}
+            Event::Judged(judgement) => match self.state.transfer() {
+                Some(Transfer::Download(download)) => download.judged(now, judgement),
+                Some(Transfer::Upload(upload)) => upload.judged(now, judgement),
+                Some(Transfer::Unscanned(_)) | None => {}
             },
-            Event::Sent(result) => match &mut self.state {
-                State::Download(download) => download.sent(core, result),
-                State::Upload(upload) => upload.sent(core, now, result),
-                _ => {}
+            Event::Sent(result) => match self.state.transfer() {
+                Some(Transfer::Download(download)) => download.sent(core, result),
+                Some(Transfer::Upload(upload)) => upload.sent(core, now, result),
+                Some(Transfer::Unscanned(_)) | None => {}
             },
             Event::Spliced(result) => {
                 if let State::Unscanned(unscanned) = &mut self.state {
@@ -370,9 +428,12 @@ impl Session {
                 self.close();
                 return;
             }
-            match self.queue.pop_front() {
+            let next = self.queue.pop_front();
+            self.queued -= next.as_ref().map_or(0, Queued::len);
+            match next {
                 Some(Queued::Command(command)) => {
                     self.malformed = 0;
+                    self.command = command.name();
                     self.state = start::start(&mut self.core, now, command);
                     if self.core.client_ended && self.in_transfer() {
                         // Nobody is left to take or to send the file.
@@ -413,6 +474,7 @@ impl Session {
     /// Reads commands into the queue; ABOR and STAT are heard during a transfer.
     fn read_commands(&mut self, now: Instant) {
         while self.queue.len() < QUEUE_LIMIT
+            && self.queued < QUEUE_BYTES_LIMIT
             && !matches!(self.state, State::Over | State::Blind | State::Ending { .. })
         {
             let line = match self.lines.next_line() {
@@ -437,7 +499,11 @@ impl Session {
                 Ok(command) if command.verb == Verb::Abor && self.in_transfer() => self.abort(now),
                 Ok(command) => match self.status_during_transfer(&command) {
                     Some(status) => self.core.tell_client(status),
-                    None => self.queue.push_back(Queued::Command(command)),
+                    None => {
+                        let queued = Queued::Command(command);
+                        self.queued += queued.len();
+                        self.queue.push_back(queued);
+                    }
                 },
             }
         }
@@ -456,7 +522,16 @@ impl Session {
             State::Download(download) if download.opened() => (&download.job, download.phase()),
             State::Upload(upload) if upload.opened() => (&upload.job, upload.phase()),
             State::Unscanned(unscanned) if unscanned.opened() => (&unscanned.job, "in progress"),
-            _ => return None,
+            State::Download(_)
+            | State::Upload(_)
+            | State::Unscanned(_)
+            | State::Idle
+            | State::Relay { .. }
+            | State::Prepare(_)
+            | State::Abort { .. }
+            | State::Ending { .. }
+            | State::Blind
+            | State::Over => return None,
         };
         Some(text::status(&job.command, phase))
     }

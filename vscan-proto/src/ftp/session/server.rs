@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use super::api::{Outcome, Output, Tls};
 use super::core::{Expect, KEPT_REPLY_LIMIT};
-use super::{Session, State, text};
+use super::{Session, State, Transfer, text};
 use crate::ftp::reply::{Reply, ReplyLine, is_hidden_feature};
 
 impl Session {
@@ -71,11 +71,12 @@ impl Session {
     fn relayed(&mut self, now: Instant, expect: Expect, code: u16) {
         let quit = matches!(self.state, State::Relay { quit: true });
         let until = now + self.core.settings.timing.close;
-        self.state = match (expect, code) {
-            (Expect::Auth, 234) => self.go_blind(),
-            (_, 421) => State::Ending { until },
-            (_, 200..=299) if quit => State::Ending { until },
-            _ => State::Idle,
+        self.state = if expect == Expect::Auth && code == 234 {
+            self.go_blind()
+        } else if code == 421 || quit && (200..300).contains(&code) {
+            State::Ending { until }
+        } else {
+            State::Idle
         };
     }
 
@@ -116,23 +117,35 @@ impl Session {
             return;
         }
         let core = &mut self.core;
-        match (expect, &mut self.state) {
-            (Expect::Arrange, _) if reply.code >= 200 => core.arranged(now, reply),
-            (Expect::Transfer, State::Download(download)) => download.job.replied(now, reply),
-            (Expect::Transfer, State::Upload(upload)) => upload.job.replied(now, reply),
-            (Expect::Transfer, State::Unscanned(unscanned)) => unscanned.job.replied(now, reply),
-            (Expect::Transfer, State::Abort { .. }) if reply.is_refusal() => {
-                core.tell_client(reply.raw);
+        let aborting = matches!(self.state, State::Abort { .. });
+        match expect {
+            Expect::Arrange if reply.code >= 200 => core.arranged(now, reply),
+            Expect::Transfer if aborting => {
+                if reply.is_refusal() {
+                    core.tell_client(reply.raw);
+                } else if reply.code >= 200 {
+                    // It was complete before the server heard of the ABOR, but not at the client.
+                    core.tell_client(text::TRANSFER_ABORTED);
+                }
             }
-            // It was complete before the server heard of the ABOR, but not at the client.
-            (Expect::Transfer, State::Abort { .. }) if reply.code >= 200 => {
-                core.tell_client(text::TRANSFER_ABORTED);
-            }
-            (Expect::Abort, State::Abort { .. }) if reply.code >= 200 => {
+            Expect::Transfer => match self.state.transfer() {
+                Some(Transfer::Download(download)) => download.job.replied(now, reply),
+                Some(Transfer::Upload(upload)) => upload.job.replied(now, reply),
+                Some(Transfer::Unscanned(unscanned)) => unscanned.job.replied(now, reply),
+                None => {}
+            },
+            Expect::Abort if aborting && reply.code >= 200 => {
                 core.tell_client(reply.raw);
                 self.state = State::Idle;
             }
-            _ => {}
+            // Relayed replies are not kept.
+            Expect::Arrange
+            | Expect::Abort
+            | Expect::Swallow
+            | Expect::Greeting
+            | Expect::Relay
+            | Expect::Feat
+            | Expect::Auth => {}
         }
         // Several replies may have come in one segment: each finds the state it belongs to.
         self.advance(now);

@@ -37,7 +37,9 @@ pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
         | Verb::Comb
         | Verb::Rang
         | Verb::Eret
-        | Verb::Esto => answer(core, text::NOT_AVAILABLE),
+        | Verb::Esto
+        | Verb::Thmb => answer(core, text::NOT_AVAILABLE),
+        Verb::Type if !is_read_as_sent(command.argument()) => answer(core, text::ONLY_BYTES),
         Verb::Rest if !is_zero(command.argument()) => answer(core, text::NO_RESTART),
         Verb::Mode if !is_word(command.argument(), b"S") => answer(core, text::ONLY_STREAM),
         Verb::Stru if !is_word(command.argument(), b"F") => answer(core, text::ONLY_FILE),
@@ -56,9 +58,13 @@ pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
             relay(core, now, &command, Expect::Relay);
             State::Relay { quit: true }
         }
-        Verb::Rest | Verb::Mode | Verb::Stru | Verb::Abor | Verb::Stat | Verb::Other => {
-            relay(core, now, &command, Expect::Relay)
-        }
+        Verb::Rest
+        | Verb::Mode
+        | Verb::Stru
+        | Verb::Type
+        | Verb::Abor
+        | Verb::Stat
+        | Verb::Other => relay(core, now, &command, Expect::Relay),
     }
 }
 
@@ -125,6 +131,7 @@ fn passive(core: &mut Core, now: Instant, command: &Command) -> State {
     }
     core.drop_client(false);
     core.client = ClientChannel::Binding;
+    core.asked = command.verb;
     core.output(Output::Listen(Leg::Client));
     ensure_upstream(core, now);
     State::Prepare(command.verb)
@@ -161,6 +168,7 @@ fn active(core: &mut Core, now: Instant, command: &Command) -> State {
         }
     };
     core.client = ClientChannel::Active(address);
+    core.asked = command.verb;
     ensure_upstream(core, now);
     State::Prepare(command.verb)
 }
@@ -192,13 +200,14 @@ fn transfer(core: &mut Core, now: Instant, command: Command) -> State {
     let skipped = command.extension().is_some_and(|extension| {
         core.settings.skip_extensions.iter().any(|skip| skip.eq_ignore_ascii_case(extension))
     });
-    match command.verb {
-        Verb::Retr if !skipped => State::Download(Download::begin(core, now, command)),
-        Verb::Stor if skipped => {
-            State::Unscanned(Unscanned::begin(core, now, command, Leg::Client))
-        }
-        Verb::Stor | Verb::Stou => State::Upload(Upload::begin(core, now, command)),
-        _ => State::Unscanned(Unscanned::begin(core, now, command, Leg::Upstream)),
+    if command.verb == Verb::Stou || command.verb == Verb::Stor && !skipped {
+        State::Upload(Upload::begin(core, now, command))
+    } else if command.verb == Verb::Stor {
+        State::Unscanned(Unscanned::begin(core, now, command, Leg::Client))
+    } else if command.verb == Verb::Retr && !skipped {
+        State::Download(Download::begin(core, now, command))
+    } else {
+        State::Unscanned(Unscanned::begin(core, now, command, Leg::Upstream))
     }
 }
 
@@ -219,6 +228,18 @@ fn auth(core: &mut Core, now: Instant, command: &Command) -> State {
 fn is_zero(argument: &[u8]) -> bool {
     let digits = argument.trim_ascii();
     !digits.is_empty() && digits.iter().all(|&digit| digit == b'0')
+}
+
+/// Whether a TYPE leaves the bytes of a file as they are scanned, but for line ends: EBCDIC and other
+/// byte sizes than 8 are encodings that the receiver undoes (RFC 959 section 3.1.1).
+fn is_read_as_sent(argument: &[u8]) -> bool {
+    // By the first letter, as some servers read it.
+    match argument.trim_ascii().split_first() {
+        Some((b'E' | b'e', _)) => false,
+        Some((b'L' | b'l', size)) => size.trim_ascii() == b"8",
+        // ASCII, with any carriage control, and image; what is none of these the server refuses.
+        Some(_) | None => true,
+    }
 }
 
 fn is_word(argument: &[u8], word: &[u8]) -> bool {

@@ -254,6 +254,8 @@ fn telnet_and_line_ends() {
         ("c NOOP\\x0a~", &["anomaly ftp_bare_lf", "s NOOP"]),
         ("s 200 ok", &["c 200 ok"]),
         ("c NOOP\\x0dSTOR x", &["anomaly ftp_malformed_command", "c 500 Not understood."]),
+        ("c SIZE a\\x0d\\x00b\\xff\\xffc", &["s SIZE a\\r\\x00b\\xff\\xffc"]),
+        ("s 213 3", &["c 213 3"]),
     ]);
 }
 
@@ -281,6 +283,12 @@ fn anomalies_and_backlog_are_bounded() {
     }
     assert!(rig.session.lines.buffered().len() <= BACKLOG_LIMIT + 5);
     assert_eq!(rig.session.queue.len(), QUEUE_LIMIT);
+    let mut long = Rig::new(CLIENT4, SERVER4, Tls::Pass);
+    while long.session.wants_client() {
+        long.step(&format!("c SIZE {}", "x".repeat(4096)), Cut::Whole);
+    }
+    assert!(long.session.queued < QUEUE_BYTES_LIMIT + COMMAND_LIMIT);
+    assert_eq!(long.session.queued, long.session.queue.iter().map(Queued::len).sum::<usize>());
     rig.step("s 220 ready", Cut::Whole);
     for _ in 0..100 {
         rig.step("s 200 ok", Cut::Whole);
@@ -367,6 +375,15 @@ fn what_is_refused_here() {
         ("c MODE s", &["s MODE s"]),
         ("s 200 ok", &["c 200 ok"]),
         ("c STRU P", &["c 504 Only STRU F is available."]),
+        ("c TYPE E", &["c 504 Only TYPE A, TYPE I and TYPE L 8 are available."]),
+        ("c type l 36", &["c 504 Only TYPE A, TYPE I and TYPE L 8 are available."]),
+        ("c TYPE L 8", &["s TYPE L 8"]),
+        ("s 200 ok", &["c 200 ok"]),
+        ("c TYPE A N", &["s TYPE A N"]),
+        ("s 200 ok", &["c 200 ok"]),
+        ("c TYPE", &["s TYPE"]),
+        ("s 501 which?", &["c 501 which?"]),
+        ("c THMB JPG 10 10 x", &["c 502 Not available through this gateway."]),
         ("c LPSV", &["c 502 Not available through this gateway."]),
         ("c RANG 0 10", &["c 502 Not available through this gateway."]),
         ("c spas", &["c 502 Not available through this gateway."]),

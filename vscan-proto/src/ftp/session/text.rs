@@ -6,6 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::ftp::address;
 use crate::ftp::command::{Command, Verb};
+use crate::ftp::reply::Reply;
 
 pub(super) const NO_DATA_COMMAND: &[u8] = b"425 Use PORT or PASV first.\r\n";
 pub(super) const NO_DATA_CONNECTION: &[u8] = b"425 Can't open data connection.\r\n";
@@ -28,6 +29,7 @@ pub(super) const NOT_AVAILABLE: &[u8] = b"502 Not available through this gateway
 pub(super) const NO_RESTART: &[u8] = b"502 Restart positions are not available.\r\n";
 pub(super) const NO_APPEND: &[u8] = b"502 Appending is not available.\r\n";
 pub(super) const ONLY_STREAM: &[u8] = b"504 Only MODE S is available.\r\n";
+pub(super) const ONLY_BYTES: &[u8] = b"504 Only TYPE A, TYPE I and TYPE L 8 are available.\r\n";
 pub(super) const ONLY_FILE: &[u8] = b"504 Only STRU F is available.\r\n";
 pub(super) const TLS_REFUSED: &[u8] = b"534 TLS is refused by policy.\r\n";
 pub(super) const UNKNOWN_MECHANISM: &[u8] = b"504 Unknown security mechanism.\r\n";
@@ -53,7 +55,9 @@ pub(super) fn passive(verb: Verb, here: SocketAddr) -> Bytes {
         Some(numbers) if verb == Verb::Pasv => {
             format!("227 Entering Passive Mode ({numbers}).\r\n").into()
         }
-        _ => format!("229 Entering Extended Passive Mode (|||{}|).\r\n", here.port()).into(),
+        Some(_) | None => {
+            format!("229 Entering Extended Passive Mode (|||{}|).\r\n", here.port()).into()
+        }
     }
 }
 
@@ -77,6 +81,18 @@ pub(super) fn takes_too_long(command: &Command) -> Bytes {
 /// 550 for an upload that the server cut without a reply of its own that says so.
 pub(super) fn server_broke_off(command: &Command) -> Bytes {
     refused(command, SERVER_BROKE_OFF)
+}
+
+/// The server's last word on an upload, with what its 150 said put in front of it.
+pub(super) fn stored_as(opening: &[u8], done: &Reply) -> Bytes {
+    let said = opening.get(4..).unwrap_or_default();
+    let said = said.split(|&byte| byte == b'\n').next().unwrap_or_default().trim_ascii_end();
+    let mut text = BytesMut::with_capacity(said.len() + done.raw.len() + 6);
+    text.put_slice(format!("{}-", done.code).as_bytes());
+    text.put_slice(said);
+    text.put_slice(b"\r\n");
+    text.put_slice(&done.raw);
+    text.freeze()
 }
 
 /// The answer to STAT during a transfer.

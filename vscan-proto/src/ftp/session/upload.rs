@@ -10,7 +10,7 @@ use super::api::{Broken, Judgement, Leg, Outcome, Output};
 use super::core::{ClientChannel, Core, UpstreamChannel};
 use super::job::{Job, Way};
 use super::text;
-use crate::ftp::command::Command;
+use crate::ftp::command::{Command, Verb};
 
 #[derive(Debug)]
 enum Body {
@@ -129,7 +129,14 @@ impl Upload {
                 State::Upload(self)
             }
             (Body::Sent, Some(done)) => {
-                Job::finish(core, Outcome::Delivered, done.raw.clone(), false)
+                let reply = match &self.job.opening {
+                    // The 150 that names the file (RFC 1123 section 4.1.2.9) was kept from the client.
+                    Some(opening) if self.job.command.verb == Verb::Stou => {
+                        text::stored_as(opening, done)
+                    }
+                    Some(_) | None => done.raw.clone(),
+                };
+                Job::finish(core, Outcome::Delivered, reply, false)
             }
             (Body::Unsent, Some(_)) => {
                 // An acceptance of what did not arrive whole is not passed on.

@@ -1,6 +1,6 @@
 //! Data connections and transfers.
 
-use super::{check, check_v6};
+use super::{CLIENT4, Cut, Rig, SERVER4, Tls, check, check_v6};
 
 /// PASV of the client up to the point where both data connections stand.
 macro_rules! passive {
@@ -181,8 +181,8 @@ fn a_clean_upload() {
         ("c STOU", &["begin STOU  Client", "c 150 Ok to send data.", "receive Client"]),
         ("! received ok", &["inspect"]),
         ("! judged release", &["s STOU"]),
-        ("s 150 FILE: x¶226 FILE: x", &["send Upstream"]),
-        ("! sent ok", &["c 226 FILE: x", "end delivered"]),
+        ("s 150 FILE: x¶226-ok¶226 done", &["send Upstream"]),
+        ("! sent ok", &["c 226-FILE: x", "c 226-ok", "c 226 done", "end delivered"]),
     );
 }
 
@@ -352,6 +352,110 @@ fn abor_stops_both_sides() {
         ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
         ("c ABOR", &["reset Client", "reset Upstream", "end aborted", "s ABOR"]),
         ("+ 30", &["c 421 The server does not answer.", "CLOSE"]),
+    );
+}
+
+#[test]
+fn an_hour_without_a_word() {
+    // Whatever moves data, in either direction, times nothing out.
+    let hour = ("+ 3600", &[][..]);
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("+ 3600", &["c 150 coming"]),
+        hour,
+        ("! received ok", &["inspect"]),
+        ("s 226 done", &[]),
+        ("! judged release", &["send Client"]),
+        // The server has nothing to do any more, and might fall asleep.
+        ("+ 3600", &["s NOOP"]),
+        ("s 200 ok", &[]),
+        ("! sent ok", &["c 226 done", "end delivered"]),
+        ("c NOOP", &["s NOOP"]),
+    );
+    passive!(
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
+        ("+ 3600", &["s NOOP"]),
+        ("s 200 ok", &[]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &["close Upstream", "s PASV"]),
+        ("s 227 (10,9,9,9,4,2)", &["dial 1026"]),
+        ("! connected upstream", &["s STOR a"]),
+        ("s 150 go", &["send Upstream"]),
+        hour,
+        ("! sent ok", &[]),
+        ("s 226 stored", &["c 226 stored", "end delivered"]),
+    );
+    passive!(
+        ("c RETR a.iso", &["begin RETR a.iso Upstream unscanned", "s RETR a.iso"]),
+        ("s 150 here", &["c 150 here", "splice Upstream"]),
+        hour,
+        ("! spliced ok", &[]),
+        ("s 226 done", &["c 226 done", "end delivered"]),
+    );
+}
+
+#[test]
+fn noops_during_a_transfer_wait_and_abor_behind_them_does_not() {
+    let mut rig = Rig::new(CLIENT4, SERVER4, Tls::Pass);
+    for step in [
+        "s 220 ready",
+        "c PASV",
+        "! listening client 2000",
+        "s 227 (10,9,9,9,4,1)",
+        "! connected upstream",
+        "! connected client",
+        "c RETR a",
+        "s 150 coming",
+    ] {
+        rig.step(step, Cut::Whole);
+    }
+    rig.said();
+    // One every ten seconds for two hours.
+    for _ in 0..720 {
+        rig.step("c NOOP", Cut::Whole);
+        assert_eq!(rig.said(), [""; 0]);
+    }
+    rig.step("c ABOR", Cut::Whole);
+    assert_eq!(rig.said(), ["reset Client", "reset Upstream", "end aborted", "s ABOR"]);
+    rig.step("s 426 cut¶226 aborted", Cut::Whole);
+    assert_eq!(rig.said(), ["c 426 cut", "c 226 aborted", "s NOOP"]);
+    for _ in 0..719 {
+        rig.step("s 200 ok", Cut::Whole);
+        assert_eq!(rig.said(), ["c 200 ok", "s NOOP"]);
+    }
+    rig.step("s 200 ok", Cut::Whole);
+    assert_eq!(rig.said(), ["c 200 ok"]);
+}
+
+#[test]
+fn a_server_that_says_226_before_the_data_end() {
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming¶226 done", &["receive Upstream"]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &["c 150 coming", "send Client"]),
+        ("! sent ok", &["c 226 done", "end delivered"]),
+    );
+    passive!(
+        ("c LIST", &["begin LIST  Upstream unscanned", "s LIST"]),
+        ("s 150 coming¶226 done", &["c 150 coming", "splice Upstream"]),
+        ("! spliced ok", &["c 226 done", "end delivered"]),
+    );
+    passive!(
+        ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &["s STOR a"]),
+        ("s 150 go¶226 stored", &["send Upstream"]),
+        ("! sent ok", &["c 226 stored", "end delivered"]),
+    );
+    // Without a word before it, or after: both are well-formed.
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 226 done", &["receive Upstream"]),
+        ("! received ok", &["inspect"]),
+        ("! judged release", &["c 150 Opening data connection.", "send Client"]),
+        ("! sent ok", &["c 226 done", "end delivered"]),
     );
 }
 
