@@ -15,7 +15,7 @@ use vscan_scan::limits::Limits;
 use vscan_scan::object::{self, Object};
 use vscan_scan::report::{Report, Verdict};
 use vscan_scan::wire::{
-    Content, DATAGRAM_MAX, INLINE_MAX, ObjectKind, Request, Response, ToGateway,
+    Answer, Ask, Content, DATAGRAM_MAX, INLINE_MAX, ObjectKind, Request, ToGateway,
 };
 
 fn main() -> Result<()> {
@@ -50,7 +50,7 @@ fn files(rules: &Path, paths: &[&str]) -> Result<()> {
         let report = object::scan(
             &mut yara,
             &limits,
-            &Object { data: &data, kind: ObjectKind::File, name, deadline },
+            &Object { name, ..Object::new(ObjectKind::File, &data, deadline) },
         );
         count += 1;
         bytes += data.len() as u64;
@@ -124,12 +124,20 @@ impl Process {
         } else {
             Content::Descriptor { len: data.len() as u64 }
         };
-        let request =
-            Request { id: 0, kind, name: Some("measured".into()), time_limit_ms: 60_000, content };
+        let request = Request {
+            id: 0,
+            ask: Ask::Report { detail: false },
+            kind,
+            name: Some("measured".into()),
+            passwords: Vec::new(),
+            time_limit_ms: 60_000,
+            content,
+        };
         channel::send(worker, &request, file.as_ref().map(AsFd::as_fd))?;
-        let (response, _) =
-            channel::recv::<Response>(worker, &mut self.buffer)?.context("the worker ended")?;
-        Ok(response.report)
+        match channel::recv_answer(worker, &mut self.buffer, 0)?.context("the worker ended")? {
+            Answer::Report(report) => Ok(*report),
+            other => bail!("{other:?}"),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Blocking or not is the socket's own; nothing here waits otherwise.
 
-use crate::wire::DATAGRAM_MAX;
+use crate::wire::{Answer, DATAGRAM_MAX, Pieces, Response};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -102,10 +102,26 @@ pub fn recv<T: DeserializeOwned>(
     Ok(Some((message, descriptor)))
 }
 
+/// Receives the answer to the request `id` in all its pieces; None when the worker has ended. Blocks.
+///
+/// # Errors
+/// As [`recv`]; `InvalidData` for what is no answer to this request.
+pub fn recv_answer(socket: impl AsFd, buffer: &mut [u8], id: u64) -> io::Result<Option<Answer>> {
+    let mut pieces = Pieces::new(id, usize::MAX);
+    while let Some((response, _)) = recv::<Response>(&socket, buffer)? {
+        let answer =
+            pieces.push(response).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        if answer.is_some() {
+            return Ok(answer);
+        }
+    }
+    Ok(None)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Content, ObjectKind, Request};
+    use crate::wire::{Ask, Content, ObjectKind, Request};
 
     #[test]
     fn the_largest_inline_object_and_a_descriptor_pass_without_a_reader() {
@@ -113,7 +129,9 @@ mod tests {
         let request = Request {
             id: 7,
             kind: ObjectKind::File,
+            ask: Ask::Report { detail: false },
             name: Some("x".repeat(4096)),
+            passwords: vec!["p".repeat(64); 16],
             time_limit_ms: 1,
             content: Content::Inline(vec![0xa5; crate::wire::INLINE_MAX]),
         };

@@ -5,10 +5,10 @@
 //! [`crate::engine`].
 
 use crate::limits::{Limits, RATIO_FLOOR};
-use crate::report::{Reason, Report, Verdict};
+use crate::report::{self, Detail, Hashes, Reason, Report, TREE_DETAIL_MAX, TREE_MAX, Verdict};
 use crate::sniff::{self, Kind};
 use crate::wire::ObjectKind;
-use crate::{archive, mail};
+use crate::{archive, mail, repair};
 use std::io::Read;
 use std::time::Instant;
 
@@ -23,6 +23,23 @@ pub struct Part<'a> {
     pub name: &'a str,
     /// Names from the object down to it.
     pub path: &'a [String],
+    /// Whether [`Hit::detail`] is wanted.
+    pub detail: bool,
+}
+
+/// One detection of an engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hit {
+    /// Its name.
+    pub name: String,
+    /// More, where [`Part::detail`] asks for it.
+    pub detail: Option<Detail>,
+}
+
+impl From<&str> for Hit {
+    fn from(name: &str) -> Self {
+        Self { name: name.to_owned(), detail: None }
+    }
 }
 
 /// What tells whether bytes are infected.
@@ -30,11 +47,11 @@ pub trait Engine {
     /// The word used in findings, e.g. `yara`.
     fn name(&self) -> &'static str;
 
-    /// Appends the names of all detections in the part.
+    /// Appends all detections in the part.
     ///
     /// # Errors
     /// In words, when the engine failed; the report then is at least `error`.
-    fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<String>) -> Result<(), String>;
+    fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<Hit>) -> Result<(), String>;
 }
 
 /// One object to be scanned.
@@ -48,6 +65,17 @@ pub struct Object<'a> {
     pub name: Option<&'a str>,
     /// When to stop; `Reason::Time`.
     pub deadline: Instant,
+    /// Passwords to try on encrypted parts, before those that the object itself tells.
+    pub passwords: &'a [String],
+    /// Makes the hashes of a part, where details are wanted.
+    pub details: Option<fn(&[u8]) -> Hashes>,
+}
+
+impl<'a> Object<'a> {
+    /// An object without a name, of which no details are wanted.
+    pub fn new(kind: ObjectKind, data: &'a [u8], deadline: Instant) -> Self {
+        Self { data, kind, name: None, deadline, passwords: &[], details: None }
+    }
 }
 
 /// Scans an object with all its parts. `micros` and `rules` of the report are left to the caller.
@@ -67,6 +95,8 @@ pub fn scan(engine: &mut dyn Engine, limits: &Limits, object: &Object<'_>) -> Re
         depth: 0,
         stopped: false,
         hits: Vec::new(),
+        number: None,
+        details: object.details,
     };
     let mut data = object.data;
     if data.len() as u64 > limits.object_size {
@@ -80,6 +110,12 @@ pub fn scan(engine: &mut dyn Engine, limits: &Limits, object: &Object<'_>) -> Re
     walk.report.kind = kind.label().to_owned();
     walk.visit(data, kind, Place::File);
     walk.report
+}
+
+/// Walks the object again and says by which edits the plan is carried out. Limits, kind, name and passwords
+/// are those of the scan that numbered the parts.
+pub fn repair(limits: &Limits, object: &Object<'_>, plan: &repair::Plan) -> repair::Answer {
+    mail::repair::repair(limits, object, plan)
 }
 
 /// Where a part lies; it decides how encrypted content is called, and whether text is searched for encoded sections.
@@ -110,7 +146,10 @@ pub(crate) struct Walk<'e> {
     unpacked: u64,
     depth: u32,
     stopped: bool,
-    hits: Vec<String>,
+    hits: Vec<Hit>,
+    /// The part that is being opened.
+    number: Option<u32>,
+    details: Option<fn(&[u8]) -> Hashes>,
 }
 
 /// Bytes decoded between two looks at the limits.
@@ -156,7 +195,7 @@ impl Walk<'_> {
 
     /// Notes that something at the current path was not read.
     pub(crate) fn note(&mut self, reason: Reason, detail: &str) {
-        self.report.add_unread(reason, detail, &self.path);
+        self.report.add_unread(reason, detail, &self.path, self.number.unwrap_or(0));
     }
 
     /// True when nothing more is read: a limit that holds for the whole object was reached, and noted.
@@ -238,7 +277,30 @@ impl Walk<'_> {
         if self.depth > 0 {
             self.unpacked += data.len() as u64;
         }
+        let parent = self.number.replace(self.report.parts);
+        self.list(parent, data, kind);
         self.run_engine(data, kind);
+        self.enter(data, kind, place);
+        self.number = parent;
+    }
+
+    /// Puts the part into the report's tree.
+    fn list(&mut self, parent: Option<u32>, data: &[u8], kind: Kind) {
+        let part = report::Part {
+            number: self.report.parts,
+            parent,
+            name: self.path.last().cloned().unwrap_or_default(),
+            kind: kind.label().to_owned(),
+            size: data.len() as u64,
+            hashes: self.details.map(|hashes| hashes(data)),
+            ..report::Part::default()
+        };
+        let most = if self.details.is_some() { TREE_DETAIL_MAX } else { TREE_MAX };
+        self.report.add_part(part, most);
+    }
+
+    /// Opens a part that was scanned, unless a limit is reached.
+    fn enter(&mut self, data: &[u8], kind: Kind, place: Place) {
         if self.unpacked > self.limits.unpacked_size {
             self.note(
                 Reason::Unpacked,
@@ -262,14 +324,17 @@ impl Walk<'_> {
     }
 
     fn run_engine(&mut self, data: &[u8], kind: Kind) {
+        let number = self.report.parts;
         self.report.parts += 1;
         self.report.bytes += data.len() as u64;
         let mut hits = std::mem::take(&mut self.hits);
         hits.clear();
         let name = self.path.last().map_or("", String::as_str);
-        let result = self.engine.scan(&Part { data, kind, name, path: &self.path }, &mut hits);
-        for hit in &hits {
-            self.report.add_finding(hit, self.engine.name(), &self.path);
+        let part = Part { data, kind, name, path: &self.path, detail: self.details.is_some() };
+        let result = self.engine.scan(&part, &mut hits);
+        for hit in hits.drain(..) {
+            let engine = self.engine.name();
+            self.report.add_detailed(&hit.name, engine, &self.path, number, hit.detail);
         }
         if let Err(e) = result {
             self.report.add_error(&e);

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use vscan_scan::channel;
 use vscan_scan::report::{Reason, Verdict};
-use vscan_scan::wire::{Content, ObjectKind, Request, Status, ToGateway};
+use vscan_scan::wire::{Answer, Ask, Content, ObjectKind, Request, Status, ToGateway};
 
 fn signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
@@ -162,20 +162,25 @@ fn an_object_in_a_file_is_read_whatever_the_shared_offset() {
         }
         let request = Request {
             id: size as u64,
+            ask: Ask::Report { detail: true },
             kind: ObjectKind::File,
             name: None,
+            passwords: Vec::new(),
             time_limit_ms: 10_000,
             content: Content::Descriptor { len: size as u64 },
         };
         channel::send(worker.socket(), &request, Some(file.as_fd())).unwrap();
         common::readable(worker.socket());
-        let (response, _) =
-            channel::recv::<vscan_scan::wire::Response>(worker.socket(), &mut buffer)
-                .unwrap()
-                .unwrap();
-        assert_eq!(response.id, size as u64);
+        let answer = channel::recv_answer(worker.socket(), &mut buffer, size as u64).unwrap();
+        let Some(Answer::Report(report)) = answer else { panic!("{answer:?}") };
         let expected = if shrink { Verdict::Error } else { Verdict::Infected };
-        assert_eq!(response.report.verdict, expected, "{:?}", response.report);
+        assert_eq!(report.verdict, expected, "{report:?}");
+        if !shrink {
+            let detail = report.findings[0].detail.as_ref().unwrap();
+            assert_eq!(detail.offset, Some(0));
+            let hashes = report.tree[0].hashes.as_ref().unwrap();
+            assert_eq!(hashes.blake3, blake3::hash(&data).to_hex().as_str());
+        }
     }
 }
 

@@ -110,10 +110,11 @@ async fn files(
         }
         let message =
             args.message || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("eml"));
+        let kind = if message { ObjectKind::Message } else { ObjectKind::File };
         let job = Job {
-            kind: if message { ObjectKind::Message } else { ObjectKind::File },
             name: path.file_name().map(|n| n.to_string_lossy().into_owned()),
-            object,
+            detail: output == Output::Json,
+            ..Job::new(kind, object)
         };
         let (scanner, deadline) = (scanner.clone(), config.scan.deadline);
         running.spawn(async move {

@@ -256,6 +256,8 @@ pub const REASONS: &[Reason] = &[
     Reason::EncryptedMail,
     Reason::Malformed,
     Reason::Unsupported,
+    Reason::Partial,
+    Reason::External,
 ];
 
 /// The word that stands for a verdict in configuration, events and metrics.

@@ -78,10 +78,9 @@ impl Gateway {
     ) -> Inspection {
         let started = Instant::now();
         let job = Job {
-            kind: about.kind,
             name: (about.kind == ObjectKind::File)
                 .then(|| String::from_utf8_lossy(about.name).into_owned()),
-            object: object.clone(),
+            ..Job::new(about.kind, object.clone())
         };
         let report = self.scanner.scan(job, config.scan.deadline).await;
         self.observer.metrics.scanned(started.elapsed().as_secs_f64(), report.micros);
@@ -104,7 +103,7 @@ impl Gateway {
                 let mut report =
                     Report { verdict: Verdict::Clean, error: None, ..Report::error("") };
                 let detail = format!("larger than hold_max = {limit} bytes");
-                report.add_unread(Reason::Size, &detail, &[]);
+                report.add_unread(Reason::Size, &detail, &[], 0);
                 report
             }
             SpoolError::Full(_) | SpoolError::Io(_) => {

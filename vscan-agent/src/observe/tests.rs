@@ -22,7 +22,7 @@ fn open(protocol: Protocol, client: &str) -> FlowOpen {
 
 fn infected() -> Report {
     let mut report = Report { verdict: Verdict::Clean, error: None, ..Report::error("") };
-    report.add_finding("EICAR_Test_File", "yara", &["a.zip".to_owned()]);
+    report.add_finding("EICAR_Test_File", "yara", &["a.zip".to_owned()], 0);
     report
 }
 
@@ -228,7 +228,7 @@ fn objects_are_counted_by_verdict_and_each_reason_once() {
     report.verdict = Verdict::Clean;
     report.findings.clear();
     for part in ["a", "b"] {
-        report.add_unread(Reason::Encrypted, "", &[part.to_owned()]);
+        report.add_unread(Reason::Encrypted, "", &[part.to_owned()], 0);
     }
     flow.judged(&judged(&report, b"x.zip", Treatment::Quarantine));
     let text = String::from_utf8(observer.render_metrics()).unwrap();
@@ -494,7 +494,7 @@ fn what_is_shipped_for_prometheus_is_true() {
     observer.metrics.uninspected("agent_down", 1);
     let flow = observer.flows.open(open(Protocol::Ftp, "10.1.0.2:40000"));
     let mut report = infected();
-    report.add_unread(Reason::Size, "", &[]);
+    report.add_unread(Reason::Size, "", &[], 0);
     flow.judged(&judged(&report, b"x", Treatment::Block));
     let exposed = String::from_utf8(observer.render_metrics()).unwrap();
     let words = |text: &str| -> Vec<String> {

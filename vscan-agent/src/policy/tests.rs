@@ -11,11 +11,11 @@ fn report(infected: &[&str], unread: &[Reason], error: bool) -> Report {
     let mut report = Report { verdict: Verdict::Clean, error: None, ..Report::error("") };
     report.findings = infected
         .iter()
-        .map(|n| Finding { name: (*n).to_owned(), engine: "yara".to_owned(), path: Vec::new() })
+        .map(|n| Finding { name: (*n).to_owned(), engine: "yara".to_owned(), ..Finding::default() })
         .collect();
     report.unread = unread
         .iter()
-        .map(|r| Unread { reason: *r, path: Vec::new(), detail: String::new() })
+        .map(|r| Unread { reason: *r, path: Vec::new(), detail: String::new(), part: 0 })
         .collect();
     report.error = error.then(|| "crashed".to_owned());
     report.verdict = match (infected.is_empty(), unread.is_empty(), error) {

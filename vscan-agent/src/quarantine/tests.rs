@@ -19,6 +19,7 @@ fn put(store: &Store, name: &[u8], content: &[u8]) -> Result<Entry, StoreError> 
         name: "EICAR_Test_File".to_owned(),
         engine: "yara".to_owned(),
         path: vec!["message".to_owned(), "a.zip".to_owned()],
+        ..Finding::default()
     });
     let flow = Observer::without_events().flows.open(FlowOpen {
         protocol: Protocol::Smtp,

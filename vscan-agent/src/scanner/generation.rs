@@ -12,10 +12,7 @@ use tokio::{
     sync::{Semaphore, watch},
     time::{Instant, timeout_at},
 };
-use vscan_scan::{
-    report::Report,
-    wire::{DATAGRAM_MAX, Request, Response, ToGateway, ToZygote},
-};
+use vscan_scan::wire::{Answer, AnswerError, DATAGRAM_MAX, Pieces, Request, ToGateway, ToZygote};
 
 /// How long the zygote may take to announce the end of a worker whose socket is closed already.
 const ANNOUNCEMENT: Duration = Duration::from_secs(1);
@@ -129,13 +126,14 @@ impl Generation {
         }
     }
 
-    pub(super) async fn scan(
+    pub(super) async fn ask(
         self: Arc<Self>,
         worker: Worker,
         request: &Request,
         descriptor: Option<OwnedFd>,
+        most: usize,
         until: Instant,
-    ) -> Result<Report, Failure> {
+    ) -> Result<Answer, Failure> {
         let message =
             postcard::to_stdvec(request).map_err(|error| Failure::Io(io::Error::other(error)))?;
         let mut busy = Busy { generation: self, worker: Some(worker) };
@@ -153,16 +151,28 @@ impl Generation {
             Err(_) => return Err(Failure::Deadline),
         }
         worker.buffer.resize(DATAGRAM_MAX, 0);
-        let answer = timeout_at(until, socket.receive(&mut worker.buffer));
-        let received = match answer.await {
-            Ok(Ok(received)) => received.len,
-            Ok(Err(error)) if is_gone(&error) => 0,
-            // The worker is in an unknown state: `busy` has it killed.
-            Ok(Err(error)) => return Err(Failure::Io(error)),
-            Err(_) => return Err(Failure::Deadline),
+        let mut pieces = Pieces::new(request.id, most);
+        let answer = loop {
+            let received = match timeout_at(until, socket.receive(&mut worker.buffer)).await {
+                Ok(Ok(received)) => received.len,
+                Ok(Err(error)) if is_gone(&error) => 0,
+                // The worker is in an unknown state: `busy` has it killed.
+                Ok(Err(error)) => return Err(Failure::Io(error)),
+                Err(_) => return Err(Failure::Deadline),
+            };
+            if received == 0 {
+                break None;
+            }
+            let answer = postcard::from_bytes(&worker.buffer[..received])
+                .map_err(AnswerError::from)
+                .and_then(|response| pieces.push(response))
+                .map_err(|error| Failure::Io(io::Error::other(error)))?;
+            if answer.is_some() {
+                break answer;
+            }
         };
         drop(socket);
-        if received == 0 {
+        let Some(answer) = answer else {
             // Ended by itself: nobody to kill. The cause is in the zygote's announcement, and the log.
             let pid = worker.pid;
             busy.worker = None;
@@ -170,16 +180,9 @@ impl Generation {
                 return Err(Failure::Stale);
             }
             return Err(Failure::Crashed("it closed its socket".to_owned()));
-        }
-        let response: Response =
-            postcard::from_bytes(&worker.buffer[..received]).map_err(|error| {
-                Failure::Io(io::Error::other(format!("answer not understood: {error}")))
-            })?;
-        if response.id != request.id {
-            return Err(Failure::Io(io::Error::other("answer to another request")));
-        }
+        };
         busy.finish();
-        Ok(response.report)
+        Ok(answer)
     }
 
     fn handle(&self, message: &[u8], mut descriptors: Vec<OwnedFd>) {

@@ -20,8 +20,9 @@ use std::{
 };
 use tokio::{sync::watch, time::Instant};
 use vscan_scan::{
+    repair::{self, Plan},
     report::Report,
-    wire::{Content, ObjectKind, Request},
+    wire::{ANSWER_MAX, Answer, Ask, Content, ObjectKind, Request},
 };
 
 /// How often an object is tried: a worker may die of a neighbour's doing, but not twice.
@@ -30,6 +31,9 @@ const ATTEMPTS: u32 = 2;
 /// The worker is told to stop by itself this much before it would be killed, so that what it found
 /// until then still reaches us (`Reason::Time`).
 const GRACE: Duration = Duration::from_millis(500);
+
+/// Bytes of the longest plan: with an inline object it still fits into a datagram.
+const PLAN_MAX: usize = 32 * 1024;
 
 /// What is to be scanned.
 #[derive(Clone, Debug)]
@@ -40,6 +44,17 @@ pub struct Job {
     pub name: Option<String>,
     /// Its bytes.
     pub object: Object,
+    /// Whether the report is to have hashes, tags, metadata and the long tree: slower, and longer.
+    pub detail: bool,
+    /// Passwords to try on encrypted parts, besides those that a message itself tells.
+    pub passwords: Vec<String>,
+}
+
+impl Job {
+    /// An object without a name and without wishes.
+    pub fn new(kind: ObjectKind, object: Object) -> Self {
+        Self { kind, name: None, object, detail: false, passwords: Vec::new() }
+    }
 }
 
 /// How the scanner fares.
@@ -133,20 +148,67 @@ impl Scanner {
     /// Never fails: what goes wrong is a report with `Verdict::Error`. When the caller goes away in
     /// mid-scan, the worker is replaced.
     pub async fn scan(&self, job: Job, deadline: Duration) -> Report {
+        let ask = Ask::Report { detail: job.detail };
+        match self.ask(&job, ask, ANSWER_MAX, deadline).await {
+            Ok(Answer::Report(report)) => *report,
+            Ok(Answer::Repair(_)) => Report::error("the scanner answered another question"),
+            Err(why) => Report::error(why),
+        }
+    }
+
+    /// Asks for the edits that carry out the plan, with at most `deadline` for each of two attempts.
+    ///
+    /// The job is that of the scan whose report numbers the parts. Never fails: what goes wrong is
+    /// [`repair::Answer::Unrepairable`]. Edits are sorted, do not overlap, and lie inside the object;
+    /// whatever they are, the edited object has to be scanned before it is delivered.
+    pub async fn repair(&self, job: Job, plan: Plan, deadline: Duration) -> repair::Answer {
+        let unrepairable = |why: String| repair::Answer::Unrepairable { why };
+        if postcard::experimental::serialized_size(&plan).is_ok_and(|len| len > PLAN_MAX) {
+            return unrepairable(format!("a plan of more than {PLAN_MAX} bytes"));
+        }
+        // Where bytes are encoded again all of them come back.
+        let most = ANSWER_MAX + usize::try_from(plan.size_max).unwrap_or(usize::MAX / 2);
+        let repaired = match self.ask(&job, Ask::Repair(plan), most, deadline).await {
+            Ok(Answer::Repair(repair::Answer::Repaired(repaired))) => repaired,
+            Ok(Answer::Repair(unrepairable)) => return unrepairable,
+            Ok(Answer::Report(_)) => {
+                return unrepairable("the scanner answered another question".to_owned());
+            }
+            Err(why) => return unrepairable(why),
+        };
+        // The worker reads hostile bytes: what it says is checked.
+        let mut at = 0;
+        for edit in &repaired.edits {
+            match edit.at.checked_add(edit.len) {
+                Some(end) if edit.at >= at && end <= job.object.len() => at = end,
+                _ => return unrepairable("the scanner gave edits that do not fit".to_owned()),
+            }
+        }
+        repair::Answer::Repaired(repaired)
+    }
+
+    /// One question with its two attempts; why there is no answer.
+    async fn ask(
+        &self,
+        job: &Job,
+        ask: Ask,
+        most: usize,
+        deadline: Duration,
+    ) -> Result<Answer, String> {
         let mut last = String::new();
         let mut attempts = 0;
         let mut until = Instant::now() + deadline;
         while attempts < ATTEMPTS {
             attempts += 1;
-            match self.attempt(&job, until).await {
-                Ok(report) => return report,
+            match self.attempt(job, &ask, most, until).await {
+                Ok(answer) => return Ok(answer),
                 // It never had the object: this was no attempt.
                 Err(Failure::Stale) => {
                     attempts -= 1;
                     continue;
                 }
                 Err(Failure::NoWorker) => {
-                    return Report::error("no scanner was free before the deadline");
+                    return Err("no scanner was free before the deadline".to_owned());
                 }
                 Err(Failure::Deadline) => last = "scan exceeded its deadline".to_owned(),
                 Err(Failure::Crashed(cause)) => last = format!("scanner worker ended: {cause}"),
@@ -155,7 +217,7 @@ impl Scanner {
             until = Instant::now() + deadline;
             tracing::warn!(object = %job.object.hash().to_hex(), len = job.object.len(), "{last}");
         }
-        Report::error(last)
+        Err(last)
     }
 
     /// Workers, rules and failures, as of now.
@@ -167,7 +229,13 @@ impl Scanner {
         status
     }
 
-    async fn attempt(&self, job: &Job, until: Instant) -> Result<Report, Failure> {
+    async fn attempt(
+        &self,
+        job: &Job,
+        ask: &Ask,
+        most: usize,
+        until: Instant,
+    ) -> Result<Answer, Failure> {
         let mut current = self.shared.current.subscribe();
         let (generation, worker) = loop {
             let generation = current.borrow_and_update().clone();
@@ -194,12 +262,14 @@ impl Scanner {
         let time_limit = until.saturating_duration_since(Instant::now()).saturating_sub(GRACE);
         let request = Request {
             id: self.shared.next_id.fetch_add(1, Ordering::Relaxed),
+            ask: ask.clone(),
             kind: job.kind,
             name: job.name.clone(),
+            passwords: job.passwords.clone(),
             time_limit_ms: u64::try_from(time_limit.as_millis()).unwrap_or(u64::MAX).max(1),
             content,
         };
         let descriptor = job.object.descriptor().map_err(Failure::Io)?;
-        generation.scan(worker, &request, descriptor, until).await
+        generation.ask(worker, &request, descriptor, most, until).await
     }
 }

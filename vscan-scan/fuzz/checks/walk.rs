@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 use vscan_scan::limits::Limits;
-use vscan_scan::object::{Engine, Object, Part, scan};
+use vscan_scan::object::{Engine, Hit, Object, Part, scan};
 use vscan_scan::report::Verdict;
 use vscan_scan::wire::ObjectKind;
 
@@ -13,7 +13,7 @@ impl Engine for Nothing {
         "nothing"
     }
 
-    fn scan(&mut self, _: &Part<'_>, _: &mut Vec<String>) -> Result<(), String> {
+    fn scan(&mut self, _: &Part<'_>, _: &mut Vec<Hit>) -> Result<(), String> {
         Ok(())
     }
 }
@@ -22,7 +22,7 @@ pub(crate) fn walk(kind: ObjectKind, data: &[u8]) {
     let limits =
         Limits { object_size: 1 << 20, unpacked_size: 4 << 20, members: 1000, ..Limits::default() };
     let deadline = Instant::now() + Duration::from_secs(60);
-    let report = scan(&mut Nothing, &limits, &Object { data, kind, name: None, deadline });
+    let report = scan(&mut Nothing, &limits, &Object::new(kind, data, deadline));
     assert!(report.parts <= limits.members);
     // A part may be read whole before it is found to exceed what is left of the limit.
     assert!(report.bytes <= data.len() as u64 + limits.unpacked_size + limits.object_size);

@@ -3,12 +3,13 @@
 //! No time-out of yara-x is set: it would start a thread, which the sandbox does not allow and a fork does
 //! not copy. Whoever waits for the scan ends the process at its deadline.
 
-use crate::object::{Engine, Part};
+use crate::object::{Engine, Hit, Part};
+use crate::report::Detail;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use yara_x::{Compiler, Rules, Scanner, SourceCode};
+use yara_x::{Compiler, MetaValue, Rules, Scanner, SourceCode};
 
 /// Largest rule file; a larger one is a mistake in the path, not a rule set. The big public sets in one
 /// file have 20 MiB.
@@ -242,7 +243,7 @@ impl Engine for Yara<'_> {
         "yara"
     }
 
-    fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<String>) -> Result<(), String> {
+    fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<Hit>) -> Result<(), String> {
         let filepath = part.path.join("/");
         let extension = extension(part.name);
         let filetype = part.kind.label().to_ascii_uppercase();
@@ -257,8 +258,31 @@ impl Engine for Yara<'_> {
                 .map_err(|e| format!("yara: {variable}: {e}"))?;
         }
         let results = self.scanner.scan(part.data).map_err(|e| format!("yara: {e}"))?;
-        hits.extend(results.matching_rules().map(|r| r.identifier().to_owned()));
+        hits.extend(results.matching_rules().map(|rule| Hit {
+            name: rule.identifier().to_owned(),
+            detail: part.detail.then(|| detail(&rule)),
+        }));
         Ok(())
+    }
+}
+
+/// What a rule says of itself, and where its first match begins.
+fn detail(rule: &yara_x::Rule<'_, '_>) -> Detail {
+    let offset = rule
+        .patterns()
+        .flat_map(|pattern| pattern.matches().map(|found| found.range().start as u64).min())
+        .min();
+    let value = |value: MetaValue<'_>| match value {
+        MetaValue::Integer(n) => n.to_string(),
+        MetaValue::Float(n) => n.to_string(),
+        MetaValue::Bool(b) => b.to_string(),
+        MetaValue::String(text) => text.to_owned(),
+        MetaValue::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+    };
+    Detail {
+        tags: rule.tags().map(|tag| tag.identifier().to_owned()).collect(),
+        meta: rule.metadata().map(|(name, v)| (name.to_owned(), value(v))).collect(),
+        offset,
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod cms;
 pub(crate) mod encoding;
 pub(crate) mod headers;
 pub(crate) mod pgp;
+pub(crate) mod repair;
 pub(crate) mod sweep;
 pub(crate) mod uu;
 

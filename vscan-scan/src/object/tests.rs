@@ -18,7 +18,7 @@ impl Engine for Marks {
         "marks"
     }
 
-    fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<String>) -> Result<(), String> {
+    fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<Hit>) -> Result<(), String> {
         let head = &part.data[..part.data.len().min(MARK.len() + 8)];
         if memchr::memmem::find(head, MARK).is_some() {
             hits.push("Mark".into());
@@ -29,7 +29,7 @@ impl Engine for Marks {
 
 pub(crate) fn scan_with(limits: &Limits, kind: ObjectKind, data: &[u8]) -> Report {
     let deadline = Instant::now() + Duration::from_secs(60);
-    scan(&mut Marks, limits, &Object { data, kind, name: None, deadline })
+    scan(&mut Marks, limits, &Object::new(kind, data, deadline))
 }
 
 pub(crate) fn file(data: &[u8]) -> Report {
@@ -400,11 +400,8 @@ fn overlapping_members_are_bounded() {
 
 #[test]
 fn a_passed_deadline_is_said() {
-    let report = scan(
-        &mut Marks,
-        &Limits::default(),
-        &Object { data: b"x", kind: ObjectKind::File, name: None, deadline: Instant::now() },
-    );
+    let report =
+        scan(&mut Marks, &Limits::default(), &Object::new(ObjectKind::File, b"x", Instant::now()));
     assert_eq!(reasons(&report), [Reason::Time]);
 }
 
@@ -415,15 +412,12 @@ fn an_engine_that_fails_never_yields_clean() {
         fn name(&self) -> &'static str {
             "fails"
         }
-        fn scan(&mut self, _: &Part<'_>, _: &mut Vec<String>) -> Result<(), String> {
+        fn scan(&mut self, _: &Part<'_>, _: &mut Vec<Hit>) -> Result<(), String> {
             Err("broken".into())
         }
     }
     let deadline = Instant::now() + Duration::from_secs(60);
-    let report = scan(
-        &mut Fails,
-        &Limits::default(),
-        &Object { data: b"x", kind: ObjectKind::File, name: None, deadline },
-    );
+    let report =
+        scan(&mut Fails, &Limits::default(), &Object::new(ObjectKind::File, b"x", deadline));
     assert_eq!((report.verdict, report.error.as_deref()), (Verdict::Error, Some("broken")));
 }

@@ -5,8 +5,9 @@ use crate::channel;
 use crate::engine::yara::Yara;
 use crate::limits::Limits;
 use crate::object::{self, Object};
-use crate::report::Report;
-use crate::wire::{Content, DATAGRAM_MAX, INLINE_MAX, Request, Response};
+use crate::repair;
+use crate::report::{Hashes, Report};
+use crate::wire::{Answer, Ask, Content, DATAGRAM_MAX, INLINE_MAX, Request};
 use rustix::time::{ClockId, clock_gettime};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,15 +35,26 @@ pub fn serve(socket: BorrowedFd<'_>, yara: &mut Yara<'_>, limits: &Limits, versi
         let scanned =
             catch_unwind(AssertUnwindSafe(|| answer(yara, limits, version, &request, descriptor)));
         let panicked = scanned.is_err();
-        let report = scanned.unwrap_or_else(|_| Report {
-            rules: version.to_owned(),
-            ..Report::error("the scanner panicked over this object")
+        let answer = scanned.unwrap_or_else(|_| {
+            failed(version, &request.ask, "the scanner panicked over this object".into())
         });
-        match channel::send(socket, &Response { id, report }, None) {
-            Ok(()) if panicked => sys::exit(EXIT_PANIC),
-            Ok(()) => {}
-            Err(_) => sys::exit(EXIT_CLIENT_GONE),
+        let Ok(mut responses) = answer.responses(id) else { sys::exit(EXIT_PANIC) };
+        if responses.any(|response| channel::send(socket, &response, None).is_err()) {
+            sys::exit(EXIT_CLIENT_GONE);
         }
+        if panicked {
+            sys::exit(EXIT_PANIC);
+        }
+    }
+}
+
+/// The answer when there is none.
+fn failed(version: &str, ask: &Ask, why: String) -> Answer {
+    match ask {
+        Ask::Report { .. } => {
+            Answer::Report(Box::new(Report { rules: version.to_owned(), ..Report::error(why) }))
+        }
+        Ask::Repair(_) => Answer::Repair(repair::Answer::Unrepairable { why }),
     }
 }
 
@@ -52,31 +64,50 @@ fn answer(
     version: &str,
     request: &Request,
     descriptor: Option<OwnedFd>,
-) -> Report {
+) -> Answer {
     let (started, cpu) = (Instant::now(), cpu_micros());
     let limit = Duration::from_millis(request.time_limit_ms)
         .min(Duration::from_secs(u64::from(limits.seconds)));
-    let mut scan = |data: &[u8]| {
+    let mut work = |data: &[u8]| {
         let object = Object {
-            data,
-            kind: request.kind,
             name: request.name.as_deref(),
-            deadline: started + limit,
+            passwords: &request.passwords,
+            ..Object::new(request.kind, data, started + limit)
         };
-        object::scan(yara, limits, &object)
+        match &request.ask {
+            Ask::Report { detail } => {
+                let details = detail.then_some(hashes as fn(&[u8]) -> Hashes);
+                let report = object::scan(yara, limits, &Object { details, ..object });
+                Answer::Report(Box::new(report))
+            }
+            Ask::Repair(plan) => Answer::Repair(object::repair(limits, &object, plan)),
+        }
     };
-    let mut report = match (&request.content, descriptor) {
-        (Content::Inline(data), _) => scan(data),
+    let mut answer = match (&request.content, descriptor) {
+        (Content::Inline(data), _) => work(data),
         (Content::Descriptor { len }, Some(file)) => match open(&file, *len) {
-            Ok(Bytes::Copied(data)) => scan(&data),
-            Ok(Bytes::Mapped(mapping)) => scan(mapping.bytes()),
-            Err(e) => Report::error(format!("the object cannot be read: {e}")),
+            Ok(Bytes::Copied(data)) => work(&data),
+            Ok(Bytes::Mapped(mapping)) => work(mapping.bytes()),
+            Err(e) => failed(version, &request.ask, format!("the object cannot be read: {e}")),
         },
-        (Content::Descriptor { .. }, None) => Report::error("a request without its descriptor"),
+        (Content::Descriptor { .. }, None) => {
+            failed(version, &request.ask, "a request without its descriptor".into())
+        }
     };
-    report.micros = cpu_micros().saturating_sub(cpu);
-    report.rules = version.to_owned();
-    report
+    if let Answer::Report(report) = &mut answer {
+        report.micros = cpu_micros().saturating_sub(cpu);
+        report.rules = version.to_owned();
+    }
+    answer
+}
+
+fn hashes(data: &[u8]) -> Hashes {
+    use sha2::Digest;
+    let sha256 = sha2::Sha256::digest(data);
+    Hashes {
+        blake3: blake3::hash(data).to_hex().to_string(),
+        sha256: sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
+    }
 }
 
 enum Bytes {

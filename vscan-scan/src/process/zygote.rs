@@ -332,7 +332,7 @@ impl<'r> Zygote<'r> {
         }));
         // Memory and lazily set-up tables before the doors close.
         let mut yara = Yara::new(&self.loaded.rules);
-        let warm = Part { data: b"vscan", kind: Kind::Text, name: "", path: &[] };
+        let warm = Part { data: b"vscan", kind: Kind::Text, name: "", path: &[], detail: false };
         if let Err(e) = yara.scan(&warm, &mut Vec::new()) {
             refuse(&mut ready, &e);
         }

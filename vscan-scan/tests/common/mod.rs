@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use vscan_scan::channel;
 use vscan_scan::report::Report;
 use vscan_scan::wire::{
-    Content, DATAGRAM_MAX, ObjectKind, Request, Response, Status, ToGateway, ToZygote,
+    Answer, Ask, Content, DATAGRAM_MAX, ObjectKind, Request, Status, ToGateway, ToZygote,
 };
 
 /// The EICAR test file, put together so that no scanner stops at this source.
@@ -114,13 +114,31 @@ impl Worker {
     }
 
     pub(crate) fn send(&mut self, kind: ObjectKind, name: &str, data: &[u8], inline: bool) {
+        self.ask(Ask::Report { detail: false }, kind, name, data, inline);
+    }
+
+    pub(crate) fn ask(
+        &mut self,
+        ask: Ask,
+        kind: ObjectKind,
+        name: &str,
+        data: &[u8],
+        inline: bool,
+    ) {
         let content = if inline {
             Content::Inline(data.to_vec())
         } else {
             Content::Descriptor { len: data.len() as u64 }
         };
-        let request =
-            Request { id: 1, kind, name: Some(name.into()), time_limit_ms: 60_000, content };
+        let request = Request {
+            id: 1,
+            ask,
+            kind,
+            name: Some(name.into()),
+            passwords: Vec::new(),
+            time_limit_ms: 60_000,
+            content,
+        };
         let file = (!inline).then(|| memfd(data));
         channel::send(&self.socket, &request, file.as_ref().map(AsFd::as_fd)).unwrap();
     }
@@ -131,10 +149,17 @@ impl Worker {
 
     /// None: the worker ended.
     pub(crate) fn answer(&mut self) -> Option<Report> {
+        match self.any_answer() {
+            Some(Answer::Report(report)) => Some(*report),
+            None => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn any_answer(&mut self) -> Option<Answer> {
         readable(&self.socket);
-        match channel::recv::<Response>(&self.socket, &mut self.buffer) {
-            Ok(Some((response, None))) => Some(response.report),
-            Ok(None) => None,
+        match channel::recv_answer(&self.socket, &mut self.buffer, 1) {
+            Ok(answer) => answer,
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => None,
             other => panic!("{other:?}"),
         }

@@ -19,7 +19,7 @@ use tokio::{
 };
 use vscan_scan::{
     report::{Finding, Report, Verdict},
-    wire::{Content, DATAGRAM_MAX, Request, Response, ToGateway},
+    wire::{Answer, Content, DATAGRAM_MAX, Request, ToGateway},
 };
 
 /// What is found in a message.
@@ -204,10 +204,12 @@ async fn worker(socket: Seqpacket, shown: Arc<Mutex<Vec<Vec<u8>>>>) {
         if holds(DETECTION) {
             report.verdict = Verdict::Infected;
             report.findings =
-                vec![Finding { name: "Evil".into(), engine: "test".into(), path: vec![] }];
+                vec![Finding { name: "Evil".into(), engine: "test".into(), ..Finding::default() }];
         }
         shown.lock().unwrap().push(bytes);
-        let answer = postcard::to_stdvec(&Response { id: request.id, report }).unwrap();
+        let answer = Answer::Report(Box::new(report));
+        let response = answer.responses(request.id).unwrap().next().unwrap();
+        let answer = postcard::to_stdvec(&response).unwrap();
         socket.send(&[IoSlice::new(&answer)], &[]).await.unwrap();
     }
 }

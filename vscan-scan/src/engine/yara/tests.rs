@@ -17,7 +17,7 @@ fn scan(yara: &mut Yara<'_>, name: &str, data: &[u8]) -> Report {
     object::scan(
         yara,
         &Limits::default(),
-        &Object { data, kind: ObjectKind::File, name: Some(name), deadline },
+        &Object { name: Some(name), ..Object::new(ObjectKind::File, data, deadline) },
     )
 }
 

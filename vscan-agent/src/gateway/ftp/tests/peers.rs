@@ -25,7 +25,7 @@ use tokio::{
 use vscan_proto::ftp::address::{format_port, parse_227, parse_port};
 use vscan_scan::{
     report::{Finding, Report, Verdict},
-    wire::{Content, DATAGRAM_MAX, Request, Response, ToGateway},
+    wire::{Answer, Content, DATAGRAM_MAX, Request, ToGateway},
 };
 
 /// What the test's scanner detects.
@@ -204,10 +204,12 @@ async fn scan(socket: Seqpacket) {
             report.findings = vec![Finding {
                 name: "Test.Pattern".to_owned(),
                 engine: "test".to_owned(),
-                path: Vec::new(),
+                ..Finding::default()
             }];
         }
-        let response = postcard::to_stdvec(&Response { id: request.id, report }).unwrap();
+        let answer = Answer::Report(Box::new(report));
+        let response = answer.responses(request.id).unwrap().next().unwrap();
+        let response = postcard::to_stdvec(&response).unwrap();
         if socket.send(&[IoSlice::new(&response)], &[]).await.is_err() {
             return;
         }
