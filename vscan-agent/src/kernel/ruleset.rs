@@ -188,6 +188,14 @@ impl Rules {
     fn prerouting(&mut self, plan: Plan<'_>) {
         let m = plan.marks;
         let mut add = |statements| self.add("prerouting", statements);
+        // by far the most packets: a connection that is none of ours, and no word of the BPF programs on it
+        add(vec![
+            eq(meta(MetaKey::L4proto), number(TCP)),
+            m.on_packet(0),
+            m.on_connection(0),
+            eq(ct("state"), text("established")),
+            ACCEPT,
+        ]);
         let from_lo = || eq(meta(MetaKey::Iifname), text("lo"));
         // our own upstream legs to a server on this machine come back over lo
         for mark in [m.upstream, m.active] {
@@ -231,8 +239,15 @@ impl Rules {
         // before the next rule: a socket in TIME_WAIT matches there too, and would have the SYN of a port used again
         // answered by a bare ACK; tproxy gives it to the listener (nf_tproxy_handle_time_wait4)
         add(vec![is_syn(), jump("classify")]);
-        // the socket is the rule: client legs, and listeners for data channels
-        add(vec![transparent(), m.mark_packet(m.client), ACCEPT]);
+        // the socket is the rule: client legs, and listeners for data channels, whose connections are ours from here on
+        add(vec![
+            transparent(),
+            m.mark_packet(m.client),
+            eq(ct("state"), text("new")),
+            m.mark_connection(m.client),
+            ACCEPT,
+        ]);
+        add(vec![m.on_packet(m.client), ACCEPT]);
         // ours, but no socket any more: to the listener, which resets it
         add(vec![m.on_connection(m.client), eq(ct("direction"), text("original")), goto("steer")]);
     }
