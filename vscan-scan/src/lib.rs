@@ -14,6 +14,8 @@ pub mod wire;
 #[cfg(feature = "decode")]
 mod archive;
 #[cfg(feature = "decode")]
+mod bytes;
+#[cfg(feature = "decode")]
 mod mail;
 #[cfg(feature = "decode")]
 pub mod object;

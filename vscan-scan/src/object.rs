@@ -311,11 +311,7 @@ impl Walk<'_> {
         }
         if self.depth >= self.limits.depth {
             // Only what could hold parts is unread here.
-            if !matches!(
-                kind,
-                Kind::Data | Kind::Text | Kind::Html | Kind::Exe | Kind::Elf | Kind::Media
-            ) || sniff::has_zip_end(data)
-            {
+            if !kind.is_leaf() || !sniff::also(data, kind).is_empty() {
                 self.note(Reason::Depth, &format!("more than {} levels", self.limits.depth));
             }
             return;
@@ -344,6 +340,24 @@ impl Walk<'_> {
 
     /// Opens a part by every decoder that fits: a polyglot has more than one.
     fn open(&mut self, data: &[u8], kind: Kind, place: Place) {
+        self.open_as(data, kind, place, true);
+        // Scripts and pages in UTF-16: patterns are written for plain text.
+        if let Some(big_endian) = match data {
+            [0xff, 0xfe, ..] => Some(false),
+            [0xfe, 0xff, ..] => Some(true),
+            _ => None,
+        } {
+            let text = mail::encoding::narrow(&data[2..], big_endian);
+            let name = self.path.last().cloned().unwrap_or_default();
+            self.part(&name, &text, place);
+        }
+        for (kind, at) in sniff::also(data, kind) {
+            self.open_as(&data[at..], kind, place, false);
+        }
+    }
+
+    /// Opens a part by one decoder. `begins`: the type is the one that its first bytes tell.
+    fn open_as(&mut self, data: &[u8], kind: Kind, place: Place, begins: bool) {
         match kind {
             Kind::Message => mail::message(self, data),
             Kind::Mbox => mail::mbox(self, data),
@@ -351,6 +365,15 @@ impl Walk<'_> {
                 archive::stream::open(self, data, kind)
             }
             Kind::Ar => archive::ar::open(self, data),
+            Kind::Cpio => archive::cpio::open(self, data),
+            Kind::Rpm => archive::rpm::open(self, data),
+            Kind::SevenZip => archive::sevenz::open(self, data),
+            Kind::Rar => archive::rar::open(self, data),
+            Kind::Cab => archive::cab::open(self, data),
+            Kind::Arj => archive::arj::open(self, data),
+            Kind::Lha => archive::lha::open(self, data),
+            Kind::Compress => archive::compress::open(self, data),
+            Kind::Szdd => archive::szdd::open(self, data),
             Kind::Cms => mail::cms::open(self, data, place),
             Kind::Uuencoded => mail::sweep::sections(self, data, place),
             Kind::Ole => {
@@ -371,30 +394,9 @@ impl Walk<'_> {
             Kind::Unsupported(name) => {
                 self.note(Reason::Unsupported, &format!("{name} cannot be opened"))
             }
-            Kind::Zip
-            | Kind::Tar
-            | Kind::Data
-            | Kind::Exe
-            | Kind::Elf
-            | Kind::Pdf
-            | Kind::Lnk
-            | Kind::Media => {}
-        }
-        // Scripts and pages in UTF-16: patterns are written for plain text.
-        if let Some(big_endian) = match data {
-            [0xff, 0xfe, ..] => Some(false),
-            [0xfe, 0xff, ..] => Some(true),
-            _ => None,
-        } {
-            let text = mail::encoding::narrow(&data[2..], big_endian);
-            let name = self.path.last().cloned().unwrap_or_default();
-            self.part(&name, &text, place);
-        }
-        if kind == Kind::Zip || sniff::has_zip_end(data) {
-            archive::zip::open(self, data, kind == Kind::Zip);
-        }
-        if kind == Kind::Tar || kind != Kind::Message && sniff::is_tar(data) {
-            archive::tar::open(self, data);
+            Kind::Zip => archive::zip::open(self, data, begins),
+            Kind::Tar => archive::tar::open(self, data),
+            Kind::Data | Kind::Exe | Kind::Elf | Kind::Pdf | Kind::Lnk | Kind::Media => {}
         }
     }
 }

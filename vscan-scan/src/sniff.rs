@@ -3,6 +3,7 @@
 //! Containers that this crate cannot open are known here too, so that they are reported as unread
 //! instead of passing as clean.
 
+use crate::archive::{arj, cab, cpio, lha, rar, sevenz};
 use memchr::memmem;
 
 /// The type of a part.
@@ -36,6 +37,24 @@ pub enum Kind {
     Tar,
     /// Unix archive: Debian packages, static libraries.
     Ar,
+    /// cpio, any of its forms.
+    Cpio,
+    /// RPM package.
+    Rpm,
+    /// 7z.
+    SevenZip,
+    /// RAR.
+    Rar,
+    /// Microsoft cabinet.
+    Cab,
+    /// ARJ.
+    Arj,
+    /// LHA.
+    Lha,
+    /// compress(1).
+    Compress,
+    /// A file of Microsoft's compress.exe.
+    Szdd,
     /// CMS (RFC 5652): S/MIME, PKCS#7.
     Cms,
     /// ASCII armour of an OpenPGP message (RFC 9580 section 6).
@@ -78,6 +97,15 @@ impl Kind {
             Kind::Zstd => "zstd",
             Kind::Tar => "tar",
             Kind::Ar => "ar",
+            Kind::Cpio => "cpio",
+            Kind::Rpm => "rpm",
+            Kind::SevenZip => "7z",
+            Kind::Rar => "rar",
+            Kind::Cab => "cab",
+            Kind::Arj => "arj",
+            Kind::Lha => "lha",
+            Kind::Compress => "compress",
+            Kind::Szdd => "szdd",
             Kind::Cms => "cms",
             Kind::PgpMessage => "pgp",
             Kind::Uuencoded => "uuencoded",
@@ -90,6 +118,32 @@ impl Kind {
             Kind::Media => "media",
             Kind::Unsupported(name) => name,
         }
+    }
+
+    /// True for what can have an archive behind it and still be what it is; the containers hand on themselves what
+    /// follows them.
+    fn may_carry(self) -> bool {
+        matches!(
+            self,
+            Kind::Data
+                | Kind::Text
+                | Kind::Html
+                | Kind::Rtf
+                | Kind::Exe
+                | Kind::Elf
+                | Kind::Ole
+                | Kind::Pdf
+                | Kind::Lnk
+                | Kind::Media
+        )
+    }
+
+    /// True when nothing is taken out of this type, so that nothing is lost when it is not opened.
+    pub(crate) fn is_leaf(self) -> bool {
+        matches!(
+            self,
+            Kind::Data | Kind::Text | Kind::Html | Kind::Exe | Kind::Elf | Kind::Lnk | Kind::Media
+        )
     }
 
     /// True for what a person reads as text, where encoded sections may lie in between.
@@ -106,26 +160,24 @@ const MAGIC: &[(usize, &[u8], Kind)] = &[
     (0, b"PK\x07\x08PK\x03\x04", Kind::Zip),
     (0, b"\x1f\x8b", Kind::Gzip),
     (0, b"!<arch>\n", Kind::Ar),
-    (0, b"Rar!\x1a\x07", Kind::Unsupported("rar")),
+    (0, b"Rar!\x1a\x07", Kind::Rar),
     (0, b"RE~^", Kind::Unsupported("rar")),
-    (0, b"7z\xbc\xaf\x27\x1c", Kind::Unsupported("7z")),
-    (0, b"MSCF\0\0\0\0", Kind::Unsupported("cab")),
+    (0, sevenz::MAGIC, Kind::SevenZip),
+    (0, cab::MAGIC, Kind::Cab),
     (0, b"ISc(", Kind::Unsupported("installshield-cab")),
     (0, b"\xfd7zXZ\0", Kind::Xz),
     (0, b"LZIP\x01", Kind::Lzip),
     (0, b"\x28\xb5\x2f\xfd", Kind::Zstd),
     (0, b"\x04\x22\x4d\x18", Kind::Unsupported("lz4")),
-    (0, b"\x1f\x9d", Kind::Unsupported("compress")),
+    (0, b"\x1f\x9d", Kind::Compress),
     (0, b"\x1f\xa0", Kind::Unsupported("compress")),
     (0, b"\x1f\x1e", Kind::Unsupported("pack")),
     (0, b"\x89LZO\0\r\n\x1a\n", Kind::Unsupported("lzop")),
     (7, b"**ACE**", Kind::Unsupported("ace")),
-    (0, b"SZDD\x88\xf0\x27\x33", Kind::Unsupported("szdd")),
+    (0, b"SZDD\x88\xf0\x27\x33", Kind::Szdd),
+    (0, b"SZ \x88\xf0\x27\x33\xd1", Kind::Szdd),
     (0, b"KWAJ\x88\xf0\x27\xd1", Kind::Unsupported("kwaj")),
-    (0, b"\xed\xab\xee\xdb", Kind::Unsupported("rpm")),
-    (0, b"070701", Kind::Unsupported("cpio")),
-    (0, b"070702", Kind::Unsupported("cpio")),
-    (0, b"070707", Kind::Unsupported("cpio")),
+    (0, b"\xed\xab\xee\xdb", Kind::Rpm),
     (0, b"ITSF\x03\0\0\0", Kind::Unsupported("chm")),
     (0, b"\x78\x9f\x3e\x22", Kind::Unsupported("tnef")),
     (0, b"MSWIM\0\0\0", Kind::Unsupported("wim")),
@@ -204,20 +256,14 @@ pub fn sniff(data: &[u8]) -> Kind {
     {
         return Kind::Bzip2;
     }
-    // LHA: level 0 to 2 headers carry the method at offset 2, e.g. `-lh5-` or `-pm2-`.
-    if data.len() > 24
-        && data[2] == b'-'
-        && data[6] == b'-'
-        && (data[3..5] == *b"lh" || data[3..5] == *b"lz" || data[3..5] == *b"pm")
-    {
-        return Kind::Unsupported("lha");
+    if cpio::begins(data) {
+        return Kind::Cpio;
     }
-    // ARJ: a header size of at most 2600, then a first header of at least 30 bytes, then a host system below 12.
-    if data.len() > 34 && data.starts_with(b"\x60\xea") {
-        let size = u16::from_le_bytes([data[2], data[3]]);
-        if (30..=2600).contains(&size) && data[4] >= 30 && data[7] < 12 {
-            return Kind::Unsupported("arj");
-        }
+    if lha::begins(data) {
+        return Kind::Lha;
+    }
+    if arj::begins(data) {
+        return Kind::Arj;
     }
     // LZMA alone: the usual properties, a dictionary that is a power of two from 64 KiB to 128 MiB, and an
     // uncompressed size that is unknown or below 1 TiB.
@@ -242,6 +288,40 @@ pub fn sniff(data: &[u8]) -> Kind {
     }
     Kind::Data
 }
+
+/// The other types that a part has besides `kind`, with where they begin: polyglots, self-extracting archives, junk
+/// in front. Readers of these types find them there, so they are opened too.
+pub(crate) fn also(data: &[u8], kind: Kind) -> Vec<(Kind, usize)> {
+    let mut found = Vec::new();
+    if kind != Kind::Zip && has_zip_end(data) {
+        found.push((Kind::Zip, 0));
+    }
+    if kind != Kind::Tar && kind != Kind::Message && is_tar(data) {
+        found.push((Kind::Tar, 0));
+    }
+    if kind != Kind::Lha && lha::begins(data) {
+        found.push((Kind::Lha, 0));
+    }
+    if kind.may_carry() {
+        for (magic, begins, kind) in CARRIED {
+            let hits = memmem::find_iter(data, magic).filter(|&at| at > 0 && begins(&data[at..]));
+            found.extend(hits.take(CARRIED_MAX).map(|at| (*kind, at)));
+        }
+    }
+    found
+}
+
+/// Archives that are found behind other bytes, with what makes sure that the magic is no chance.
+type Carried = (&'static [u8], fn(&[u8]) -> bool, Kind);
+const CARRIED: &[Carried] = &[
+    (sevenz::MAGIC, sevenz::begins, Kind::SevenZip),
+    (b"Rar!\x1a\x07", rar::begins, Kind::Rar),
+    (cab::MAGIC, cab::begins, Kind::Cab),
+];
+
+/// Archives of one type that are opened behind other bytes. Installers carry one or two; more of them are
+/// found when the first has ended.
+const CARRIED_MAX: usize = 8;
 
 /// True when a ZIP archive lies in the data though it does not begin it: an end record near the end
 /// (APPNOTE.TXT 4.3.16: at most 65,535 bytes of comment follow it).
@@ -330,7 +410,7 @@ mod tests {
             (&iso, Kind::Unsupported("iso9660")),
             (b"BZh91AY&SY\0\0", Kind::Bzip2),
             (b"BZh is not a bzip2 file", Kind::Text),
-            (b"Rar!\x1a\x07\x01\0", Kind::Unsupported("rar")),
+            (b"Rar!\x1a\x07\x01\0", Kind::Rar),
             (b"MZ\x90\0", Kind::Exe),
             (b"hello", Kind::Text),
             (b"", Kind::Data),

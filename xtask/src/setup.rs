@@ -29,6 +29,7 @@ pub(crate) struct Need {
 const BASE: &[Need] = &[
     Need { package: "gcc", program: "cc", purpose: "linking" },
     Need { package: "libc6-dev", program: "", purpose: "linking" },
+    Need { package: "libarchive-dev", program: "", purpose: "reading RAR archives" },
     Need { package: "nftables", program: "nft", purpose: "steering" },
     Need { package: "iproute2", program: "ip", purpose: "the namespaces of the tests" },
 ];
@@ -47,6 +48,10 @@ const BPF_LINKER: &[Need] = &[
     Need { package: "g++", program: "c++", purpose: "bpf-linker" },
     Need { package: "zlib1g-dev", program: "", purpose: "bpf-linker" },
 ];
+
+/// Files that the scanner's tests open.
+const SAMPLES: &[Need] =
+    &[Need { package: "clamav-testfiles", program: "", purpose: "containers for the tests" }];
 
 /// The version of bpf-linker that is built, and the LLVM it is built against.
 const BPF_LINKER_VERSION: &str = "0.13.0";
@@ -91,6 +96,7 @@ pub(crate) fn bpf_compiler() -> Option<BpfCompiler> {
 /// Brings everything into place; says what it does.
 pub(crate) fn run() -> Result<()> {
     install(BASE)?;
+    install(SAMPLES)?;
     if bpf_compiler().is_none() {
         install(BPF_COMPILER)?;
         if bpf_compiler().is_none() {

@@ -4,9 +4,27 @@
 //! between. A member that was read twice costs time; one that was not read at all costs more.
 
 pub(crate) mod ar;
+pub(crate) mod arj;
+pub(crate) mod cab;
+pub(crate) mod compress;
+pub(crate) mod cpio;
+pub(crate) mod guard;
+mod implode;
+pub(crate) mod lha;
+#[expect(unsafe_code, reason = "RAR has no free decoder but libarchive's, which is C")]
+mod libarchive;
+mod pump;
+pub(crate) mod rar;
+pub(crate) mod rpm;
+pub(crate) mod sevenz;
 pub(crate) mod stream;
+pub(crate) mod szdd;
 pub(crate) mod tar;
 pub(crate) mod zip;
+mod zip_method;
+
+#[cfg(feature = "engine")]
+pub(crate) use libarchive::prepare;
 
 /// A member's name for a report: bytes that are not UTF-8 are replaced.
 pub(crate) fn name(bytes: &[u8]) -> String {

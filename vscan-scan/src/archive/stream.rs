@@ -15,7 +15,7 @@ use std::io::{self, Read};
 
 /// Memory for a dictionary or window, in KiB: 64 MiB is that of `xz -9`, 128 MiB that of `zstd --long`; what
 /// needs more is said to be over the limit.
-const WINDOW_KIB: u32 = 160 * 1024;
+pub(crate) const WINDOW_KIB: u32 = 160 * 1024;
 
 pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], kind: Kind) {
     let size = data.len() as u64;
@@ -59,18 +59,8 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], kind: Kind) {
     }
 }
 
-/// The decoder of one zip member of these methods (APPNOTE.TXT 4.4.5); None for others.
-pub(crate) fn zip_method(method: u16, data: &[u8]) -> Option<Box<dyn Read + '_>> {
-    match method {
-        12 => Some(Box::new(Chain::new(data, bzip2_stream, BzDecoder::into_inner))),
-        93 => Some(Box::new(Chain::new(data, zstd, StreamingDecoder::into_inner))),
-        95 => Some(Box::new(XzReader::new_mem_limit(data, true, WINDOW_KIB))),
-        _ => None,
-    }
-}
-
 /// Reads streams one behind the other.
-struct Chain<'a, D> {
+pub(crate) struct Chain<'a, D> {
     rest: &'a [u8],
     current: Option<D>,
     opened: bool,
@@ -80,7 +70,7 @@ struct Chain<'a, D> {
 }
 
 impl<'a, D: Read> Chain<'a, D> {
-    fn new(
+    pub(crate) fn new(
         data: &'a [u8],
         open: fn(&'a [u8]) -> Option<io::Result<D>>,
         into_inner: fn(D) -> &'a [u8],
@@ -127,11 +117,11 @@ fn gzip(data: &[u8]) -> Option<io::Result<GzDecoder<&[u8]>>> {
     data.starts_with(b"\x1f\x8b").then(|| Ok(GzDecoder::new(data)))
 }
 
-fn bzip2_stream(data: &[u8]) -> Option<io::Result<BzDecoder<&[u8]>>> {
+pub(crate) fn bzip2_stream(data: &[u8]) -> Option<io::Result<BzDecoder<&[u8]>>> {
     data.starts_with(b"BZh").then(|| Ok(BzDecoder::new(data)))
 }
 
-fn zstd(data: &[u8]) -> Option<io::Result<StreamingDecoder<&[u8], FrameDecoder>>> {
+pub(crate) fn zstd(data: &[u8]) -> Option<io::Result<StreamingDecoder<&[u8], FrameDecoder>>> {
     data.starts_with(b"\x28\xb5\x2f\xfd").then(|| {
         StreamingDecoder::new_with_max_window_size(data, u64::from(WINDOW_KIB) * 1024).map_err(
             |e| match e {
@@ -165,7 +155,7 @@ fn member_name(data: &[u8]) -> String {
 
 impl Walk<'_> {
     /// Notes a decoder that does not even begin.
-    fn failed(&mut self, name: &str, error: &io::Error) {
+    pub(crate) fn failed(&mut self, name: &str, error: &io::Error) {
         let reason = if error.kind() == io::ErrorKind::OutOfMemory {
             Reason::Memory
         } else {

@@ -1,12 +1,13 @@
 //! ZIP (APPNOTE.TXT 6.3): the members of the central directory and, besides them, every local header that
 //! the directory leaves out.
 //!
-//! Unpackers disagree on which of the two counts when they differ, so both are read. Stored, deflated,
-//! bzip2, xz and Zstandard members are opened; encrypted ones and those of other methods are noted.
+//! Unpackers disagree on which of the two counts when they differ, so both are read. Every method in use is
+//! opened ([`super::zip_method`]); encrypted members and those of other methods are noted.
 
+use super::zip_method;
+use crate::bytes::{u16_le as u16_at, u32_le as u32_at, u64_le as u64_at};
 use crate::object::Walk;
 use crate::report::Reason;
-use flate2::read::DeflateDecoder;
 use memchr::memmem;
 use std::collections::HashSet;
 
@@ -18,12 +19,16 @@ struct Member {
     method: u16,
     /// Bytes of the packed data; None where a data descriptor behind it says so.
     packed: Option<u64>,
+    /// Bytes of the decoded data, as far as that is known: some methods do not say it themselves.
+    size: Option<u64>,
     /// Where the local header begins.
     local: usize,
 }
 
 const ENCRYPTED: u16 = 1;
 const DESCRIPTOR: u16 = 1 << 3;
+/// All but those that are reserved or unused.
+const FLAGS_KNOWN: u16 = 0x2c7f;
 const LOCAL: &[u8] = b"PK\x03\x04";
 const CENTRAL: &[u8] = b"PK\x01\x02";
 
@@ -83,7 +88,7 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
         }
         at = start + 4;
         // The four bytes may be chance: only plausible headers count.
-        let Some((member, body)) = local_at(data, start).filter(|(m, _)| plausible(m)) else {
+        let Some((member, body)) = local_at(data, start).filter(|(m, _)| plausible(data, m)) else {
             continue;
         };
         any = true;
@@ -105,10 +110,13 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
     }
 }
 
-fn plausible(member: &Member) -> bool {
+/// True when the four bytes are no chance: a method that exists, and a version (APPNOTE.TXT 4.4.3) and flags
+/// (4.4.4) that programs write. Names say nothing, not even empty ones or such with a NUL.
+fn plausible(data: &[u8], member: &Member) -> bool {
+    let version = data.get(member.local + 4..member.local + 6).unwrap_or_default();
     matches!(member.method, 0..=20 | 93..=99)
-        && !member.name.is_empty()
-        && !member.name.contains('\0')
+        && matches!(version, [..=63, ..=20])
+        && member.flags & !FLAGS_KNOWN == 0
 }
 
 fn open_member(
@@ -144,13 +152,10 @@ fn open_member(
                 walk.decoded(&member.name, end as u64, &mut &packed[..end]);
             }
         }
-        8 => {
-            if !packed.is_empty() {
-                walk.decoded(&member.name, packed.len() as u64, &mut DeflateDecoder::new(packed));
-            }
-        }
-        method => match super::stream::zip_method(method, packed) {
-            Some(mut reader) => walk.decoded(&member.name, packed.len() as u64, &mut reader),
+        _ if packed.is_empty() => {}
+        method => match zip_method::reader(method, member.flags, packed, member.size) {
+            Some(Ok(mut reader)) => walk.decoded(&member.name, packed.len() as u64, &mut reader),
+            Some(Err(e)) => walk.failed(&member.name, &e),
             None => walk.within(&member.name, |walk| {
                 walk.note(Reason::Unsupported, &format!("zip method {method} cannot be opened"));
             }),
@@ -218,13 +223,16 @@ fn entries(data: &[u8], mut at: usize, shift: usize, most: usize) -> Vec<Member>
         let (name, extra, comment) = (usize::from(name), usize::from(extra), usize::from(comment));
         let Some(name_bytes) = data.get(at + 46..at + 46 + name) else { break };
         let extra_bytes = data.get(at + 46 + name..at + 46 + name + extra).unwrap_or_default();
-        let (mut packed, mut local) = (u64::from(packed), u64::from(local));
-        zip64(extra_bytes, u32_at(data, at + 24) == Some(u32::MAX), &mut packed, &mut local);
+        let size = u32_at(data, at + 24).unwrap_or(0);
+        let (mut size, mut packed, mut local) =
+            (u64::from(size), u64::from(packed), u64::from(local));
+        zip64(extra_bytes, [&mut size, &mut packed, &mut local]);
         members.push(Member {
             name: super::name(name_bytes),
             flags,
             method,
             packed: Some(packed),
+            size: Some(size),
             local: usize::try_from(local).unwrap_or(usize::MAX).saturating_add(shift),
         });
         at += 46 + name + extra + comment;
@@ -233,12 +241,12 @@ fn entries(data: &[u8], mut at: usize, shift: usize, most: usize) -> Vec<Member>
 }
 
 /// Replaces sizes of all ones by those of the ZIP64 extra field (APPNOTE.TXT 4.5.3).
-fn zip64(mut extra: &[u8], has_size: bool, packed: &mut u64, local: &mut u64) {
+fn zip64(mut extra: &[u8], fields: [&mut u64; 3]) {
     while let (Some(id), Some(len)) = (u16_at(extra, 0), u16_at(extra, 2)) {
         let Some(body) = extra.get(4..4 + usize::from(len)) else { return };
         if id == 1 {
-            let mut at = if has_size { 8 } else { 0 };
-            for field in [packed, local] {
+            let mut at = 0;
+            for field in fields {
                 if *field == u64::from(u32::MAX) {
                     if let Some(value) = u64_at(body, at) {
                         *field = value;
@@ -263,20 +271,11 @@ fn local_at(data: &[u8], at: usize) -> Option<(Member, usize)> {
     let name_bytes = data.get(at + 30..at + 30 + name)?;
     let body = at + 30 + name + extra;
     let extra_bytes = data.get(at + 30 + name..body)?;
-    let (mut size, mut unused) = (u64::from(packed), 0);
-    zip64(extra_bytes, u32_at(data, at + 22) == Some(u32::MAX), &mut size, &mut unused);
-    let packed = if flags & DESCRIPTOR != 0 && packed == 0 { None } else { Some(size) };
-    Some((Member { name: super::name(name_bytes), flags, method, packed, local: at }, body))
-}
-
-fn u16_at(data: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(data.get(at..at.checked_add(2)?)?.try_into().ok()?))
-}
-
-fn u32_at(data: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(data.get(at..at.checked_add(4)?)?.try_into().ok()?))
-}
-
-fn u64_at(data: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(data.get(at..at.checked_add(8)?)?.try_into().ok()?))
+    let (mut size, mut long) = (u64::from(u32_at(data, at + 22)?), u64::from(packed));
+    zip64(extra_bytes, [&mut size, &mut long, &mut 0]);
+    // In the descriptor behind the data.
+    let later = flags & DESCRIPTOR != 0;
+    let size = (!later || size != 0).then_some(size);
+    let packed = (!later || packed != 0).then_some(long);
+    Some((Member { name: super::name(name_bytes), flags, method, packed, size, local: at }, body))
 }

@@ -103,6 +103,8 @@ impl<'r> Zygote<'r> {
                 io::Error::other(format!("the zygote has {threads} threads")),
             ));
         }
+        // What the decoders load must be loaded before no file can be opened any more.
+        crate::archive::prepare();
         let data_bytes = own_data_bytes().map_err(fail("/proc/self/statm"))? + config.limits.memory;
         let mut warnings = Vec::new();
         sandbox::drop_capabilities()?;
