@@ -1,5 +1,6 @@
 //! The program `vscan`: supervisor, gateway and command line.
 
+pub mod access;
 pub mod blocking;
 pub mod cli;
 pub mod config;

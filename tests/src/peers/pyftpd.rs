@@ -1,4 +1,4 @@
-//! pyftpdlib's server, for user `alice`, password `secret`.
+//! pyftpdlib's server, for user `alice`, password `secret`, and for `anonymous`, who may write too.
 
 use crate::host::{Host, Process};
 use anyhow::Result;
@@ -16,6 +16,7 @@ logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
 port, files = int(sys.argv[1]), sys.argv[2]
 authorizer = DummyAuthorizer()
 authorizer.add_user("alice", "secret", files, perm="elradfmwMT")
+authorizer.add_anonymous(files, perm="elradfmwMT")
 FTPHandler.authorizer = authorizer
 loop = IOLoop()
 servers = [FTPServer((address, port), FTPHandler, ioloop=loop) for address in sys.argv[3:]]

@@ -4,6 +4,7 @@
 //! ([`vscan_tests::on_both`]).
 #![expect(clippy::print_stdout, reason = "measured times belong into a test's output")]
 
+mod access;
 mod agent_down;
 mod bad_input;
 mod firewall;

@@ -2,6 +2,7 @@
 
 use super::args::Output;
 use super::failure::{EX_CONFIG, EX_DATAERR, EX_UNAVAILABLE, Failure};
+use crate::access;
 use crate::config::{Config, ConfigErrors};
 use crate::observe::wire::printable;
 use serde::{Deserialize, Serialize};
@@ -12,9 +13,9 @@ use std::process::{Command, Stdio};
 /// One complaint.
 #[derive(Debug, Serialize)]
 struct Complaint {
-    /// `error` or `warning`.
+    /// `error`, `warning` or `note`.
     severity: &'static str,
-    /// `configuration`, `rules` or `system`.
+    /// `configuration`, `access`, `rules` or `system`.
     about: &'static str,
     file: Option<PathBuf>,
     line: Option<usize>,
@@ -66,6 +67,16 @@ pub(super) fn run(path: &Path, output: Output, out: &mut dyn Write) -> Result<()
                     complaints.push(system(failure.message));
                 }
             }
+            complaints.extend(access::explain::explain(&config).into_iter().map(|remark| {
+                Complaint {
+                    severity: if remark.doubtful { "warning" } else { "note" },
+                    about: "access",
+                    file: None,
+                    line: None,
+                    column: None,
+                    message: remark.text,
+                }
+            }));
             for interface in &config.gateway.interfaces {
                 if !Path::new("/sys/class/net").join(interface.as_str()).exists() {
                     code = if code == 0 { EX_CONFIG } else { code };

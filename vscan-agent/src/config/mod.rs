@@ -4,6 +4,7 @@
 //! reported at once, each with its place. Nothing here opens any other file or looks at the system: whether an
 //! interface exists or rules compile is asked by those who need them.
 
+mod access;
 mod error;
 mod glob;
 mod read;
@@ -15,15 +16,16 @@ mod value;
 #[cfg(test)]
 mod tests;
 
+pub use access::{Access, Commands};
 pub use error::{ConfigErrors, Problem};
 pub use glob::Glob;
 pub use terms::{
-    Attach, BareNewline, Delivery, Direction, FtpTls, LogFormat, OnAgentDown, Permission, Protocol,
-    REASONS, Resume, StartTls, Steering, Treatment, verdict_str,
+    Attach, BareNewline, CommandGroup, Delivery, Direction, FtpTls, LogFormat, OnAgentDown,
+    Permission, Protocol, REASONS, Resume, StartTls, Steering, Treatment, verdict_str,
 };
 pub use types::{
-    Access, Config, Ftp, Gateway, Interface, Log, Marks, Metrics, Paths, Published, Quarantine,
-    RateLimit, Scan, Smtp, Spool, TableNumber, Treat, extension,
+    Config, Ftp, Gateway, Interface, Log, Marks, Metrics, Paths, Published, Quarantine, RateLimit,
+    Scan, Smtp, Spool, TableNumber, Treat, extension,
 };
 
 use read::{Reader, Table, Wrong};

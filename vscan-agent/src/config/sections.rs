@@ -1,11 +1,12 @@
 //! What the keys of each section mean, and what must hold between them.
 
+use super::access;
 use super::glob::Glob;
 use super::read::{Reader, Scalar, Table, Wrong};
-use super::terms::{Permission, Treatment};
+use super::terms::Treatment;
 use super::types::{
-    Access, Config, Ftp, Gateway, Log, Marks, Metrics, Paths, Quarantine, RateLimit, Scan, Smtp,
-    Spool, Treat,
+    Config, Ftp, Gateway, Log, Marks, Metrics, Paths, Quarantine, RateLimit, Scan, Smtp, Spool,
+    Treat,
 };
 use super::value::{Extension, OrNone, Size};
 use std::num::NonZeroU16;
@@ -19,7 +20,7 @@ pub(super) fn document(r: &mut Reader<'_>, mut root: Table<'_, '_>) -> Config {
     let config = Config {
         gateway: gateway(r, &mut root),
         paths: paths(r, &mut root),
-        access: root.tables(r, "access").into_iter().map(|t| access(r, t)).collect(),
+        access: root.tables(r, "access").into_iter().map(|t| access::read(r, t)).collect(),
         ftp: ftp(r, &mut root),
         smtp: smtp(r, &mut root),
         scan: scan(r, &mut root),
@@ -214,17 +215,6 @@ pub(super) fn paths(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Paths {
     }
     t.finish(r);
     paths
-}
-
-fn access(r: &mut Reader<'_>, mut t: Table<'_, '_>) -> Access {
-    let access = Access {
-        action: t.get(r, "action", Permission::Allow),
-        from: t.one_or_more(r, "from"),
-        to: t.one_or_more(r, "to"),
-        protocol: t.one_or_more(r, "protocol"),
-    };
-    t.finish(r);
-    access
 }
 
 fn ftp(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Ftp {

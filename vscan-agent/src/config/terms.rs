@@ -137,6 +137,20 @@ words! {
 }
 
 words! {
+    /// FTP commands by what they do to files.
+    CommandGroup {
+        /// Downloads.
+        Read = "read",
+        /// Uploads, new directories, renaming, changes of attributes.
+        Write = "write",
+        /// Deleting files and directories.
+        Delete = "delete",
+        /// Listings and facts about files.
+        List = "list",
+    }
+}
+
+words! {
     /// How an object is delivered.
     Delivery {
         /// Nothing of it before its verdict.

@@ -67,7 +67,7 @@ fn the_example_is_right_and_says_the_defaults() {
         .collect();
     assert!(shown.lines().count() == text.lines().count() && shown.contains("\nhold_max ="));
     let mut uncommented = parse(&shown).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!((uncommented.access.len(), uncommented.treat.len()), (2, 3), "the examples");
+    assert_eq!((uncommented.access.len(), uncommented.treat.len()), (4, 3), "the examples");
     uncommented.access.clear();
     uncommented.treat.clear();
     // as many as there are cores, so no number could be shown

@@ -1,9 +1,10 @@
 //! The sections of the configuration and their defaults.
 
+use super::access::Access;
 use super::glob::Glob;
 use super::terms::{
-    Attach, BareNewline, Delivery, Direction, FtpTls, LogFormat, OnAgentDown, Permission, Protocol,
-    Resume, StartTls, Steering, Treatment,
+    Attach, BareNewline, Delivery, Direction, FtpTls, LogFormat, OnAgentDown, Protocol, Resume,
+    StartTls, Steering, Treatment,
 };
 use ipnet::IpNet;
 use serde::Serialize;
@@ -203,19 +204,6 @@ impl Default for Paths {
     fn default() -> Self {
         Self::below(Path::new("/run/vscan"), Path::new("/var/lib/vscan"))
     }
-}
-
-/// `[[access]]`: who may use the gateway for what. An empty list matches everything.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Access {
-    /// What the rule says.
-    pub action: Permission,
-    /// Clients.
-    pub from: Vec<IpNet>,
-    /// Servers, as dialled.
-    pub to: Vec<IpNet>,
-    /// Protocols.
-    pub protocol: Vec<Protocol>,
 }
 
 /// `[ftp]`

@@ -279,6 +279,10 @@ impl Rules {
     fn access(&mut self, plan: Plan<'_>) {
         let config = plan.config;
         for rule in &config.access {
+            // what only the dialogue shows is decided there: an allow may be one, a deny must not yet be
+            if rule.action == Permission::Deny && rule.is_conditional() {
+                continue;
+            }
             let protocols: &[Protocol] = if rule.protocol.is_empty() {
                 &[Protocol::Ftp, Protocol::Smtp]
             } else {

@@ -56,6 +56,42 @@ pub(super) struct FlowFields<'a> {
     pub(super) uninspected: Option<&'a str>,
 }
 
+/// Something that the `[[access]]` rules refused in a session.
+#[derive(Clone, Debug, Serialize)]
+pub struct Denied {
+    /// What: `user`, `command`, `sender`, `recipient`.
+    pub(super) r#type: &'static str,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<String>,
+    /// The name, the command's argument or the address, as it came over the wire.
+    name: String,
+}
+
+impl Denied {
+    /// A login, or a command with its verb; wire bytes.
+    #[must_use]
+    pub fn ftp(command: Option<&[u8]>, what: &[u8]) -> Self {
+        Self {
+            r#type: if command.is_some() { "command" } else { "user" },
+            outcome: "denied",
+            command: command.map(|verb| wire::text(verb).to_ascii_uppercase()),
+            name: wire::text(what).into_owned(),
+        }
+    }
+
+    /// A sender's or recipient's address; wire bytes.
+    #[must_use]
+    pub fn smtp(recipient: bool, address: &[u8]) -> Self {
+        Self {
+            r#type: if recipient { "recipient" } else { "sender" },
+            outcome: "denied",
+            command: None,
+            name: wire::text(address).into_owned(),
+        }
+    }
+}
+
 #[derive(Serialize)]
 pub(super) struct AlertFields<'a> {
     pub(super) action: &'static str,

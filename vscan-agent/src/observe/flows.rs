@@ -3,7 +3,7 @@
 //! A [`FlowHandle`] belongs to its session; dropping it closes the flow. What goes on in the kernel without the
 //! gateway comes from an [`UninspectedSource`].
 
-use super::eve::{AlertFields, FlowEvent, FlowFields, ObjectFields};
+use super::eve::{AlertFields, Denied, FlowEvent, FlowFields, ObjectFields};
 use super::events::{EventKind, EventLog};
 use super::id::{FlowId, FlowIds};
 use super::metrics::Metrics;
@@ -446,6 +446,18 @@ impl Flow {
         tracing::debug!(flow = %self.id, anomaly = name, "{detail}");
         let detail = clipped_str(&detail.to_string(), 512).into_string();
         self.event(EventKind::Anomaly, &Anomaly { r#type: "applayer", event: name, detail });
+    }
+
+    /// The `[[access]]` rules refused something in the session: a counter, and an event if `tell`.
+    pub fn denied(&self, denied: &Denied, tell: bool) {
+        self.shared.metrics.denied(self.open.protocol, denied.r#type);
+        if tell {
+            let kind = match self.open.protocol {
+                Protocol::Ftp => EventKind::Ftp,
+                Protocol::Smtp => EventKind::Smtp,
+            };
+            self.event(kind, denied);
+        }
     }
 
     /// An event of this flow; its own fields stand under the kind's name.

@@ -29,6 +29,7 @@ pub struct Metrics {
     scanner_restarts: IntCounterVec,
     scanner_rules: IntGauge,
     anomalies: IntCounterVec,
+    denied: IntCounterVec,
     uninspected: IntGaugeVec,
     uninspected_total: IntCounterVec,
     kernel: IntGaugeVec,
@@ -155,6 +156,11 @@ impl Metrics {
                 "Oddities of peers, by name.",
                 &["protocol", "name"],
             ),
+            denied: m.counters(
+                "vscan_access_denied_total",
+                "What [[access]] rules refused in sessions: users, commands, senders, recipients.",
+                &["protocol", "what"],
+            ),
             uninspected: m.gauges(
                 "vscan_flows_uninspected",
                 "Flows that pass uninspected now, by reason.",
@@ -227,6 +233,11 @@ impl Metrics {
                 self.objects.with_label_values(&[p, d, "clean", "pass"]);
                 self.objects.with_label_values(&[p, d, "infected", "block"]);
             }
+        }
+        for (protocol, what) in
+            [("ftp", "user"), ("ftp", "command"), ("smtp", "sender"), ("smtp", "recipient")]
+        {
+            self.denied.with_label_values(&[protocol, what]);
         }
         for state in ["ready", "busy"] {
             self.scanner_workers.with_label_values(&[state]);
@@ -329,6 +340,10 @@ impl Metrics {
 
     pub(super) fn anomaly(&self, protocol: Protocol, name: &'static str) {
         self.anomalies.with_label_values(&[protocol.as_str(), name]).inc();
+    }
+
+    pub(super) fn denied(&self, protocol: Protocol, what: &'static str) {
+        self.denied.with_label_values(&[protocol.as_str(), what]).inc();
     }
 
     /// An oddity outside of any flow's session.

@@ -15,6 +15,7 @@ mod record;
 mod tests;
 pub mod wire;
 
+pub use eve::Denied;
 pub use events::{EventKind, EventLog};
 pub use flows::{Flow, FlowHandle, FlowOpen, FlowTable, Judged, UninspectedSource};
 pub use id::{FlowId, NotAFlowId};

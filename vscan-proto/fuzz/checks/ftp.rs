@@ -87,8 +87,12 @@ pub(crate) fn address(data: &[u8]) {
 /// nothing that was received may be sent.
 pub(crate) fn session(data: &[u8]) {
     let mut now = Instant::now();
-    let settings =
-        Settings { tls: Tls::Pass, skip_extensions: vec!["iso".into()], timing: Timing::default() };
+    let settings = Settings {
+        tls: Tls::Pass,
+        skip_extensions: vec!["iso".into()],
+        permit: None,
+        timing: Timing::default(),
+    };
     let addresses =
         Addresses { client: ([10, 0, 0, 1], 4000).into(), dialled: ([192, 0, 2, 1], 21).into() };
     let mut session = Session::new(now, Arc::new(settings), addresses);

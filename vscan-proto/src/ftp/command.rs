@@ -248,6 +248,12 @@ impl Command {
         &self.wire
     }
 
+    /// The verb as the client wrote it.
+    pub fn word(&self) -> &[u8] {
+        let end = memchr::memchr2(b' ', b'\r', &self.wire).unwrap_or(self.wire.len());
+        &self.wire[..end]
+    }
+
     /// The verb, for listings.
     pub fn name(&self) -> VerbName {
         let mut name = VerbName::default();

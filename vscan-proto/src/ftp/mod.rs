@@ -6,10 +6,12 @@
 
 pub mod address;
 pub mod command;
+mod permit;
 pub mod reply;
 pub mod session;
 
 pub use command::{Command, Verb, VerbName};
+pub use permit::Permit;
 pub use session::{
     Addresses, Begin, Broken, Event, Judgement, Leg, Note, Outcome, Output, Session, Settings,
     Timing, Tls, is_tls_record,

@@ -10,6 +10,7 @@
 
 mod client;
 mod hold;
+mod permit;
 mod tls;
 mod upstream;
 
@@ -22,7 +23,10 @@ use crate::line::LineSplitter;
 
 use super::reply::compose;
 use hold::{Held, Offering, Receiving, Sending};
+use permit::Access;
 use tls::Opening;
+
+pub use permit::Permit;
 
 /// The longest client line in bytes: that of a SASL response, RFC 4954 section 4.
 const CLIENT_LINE_MAX: usize = 12288;
@@ -44,6 +48,8 @@ pub struct Config {
     pub starttls: StartTls,
     /// What becomes of a message with bare CR or LF in it.
     pub bare_newline: BareNewline,
+    /// Which sender may write to which recipient; none: the server alone decides.
+    pub permit: Option<Arc<dyn Permit>>,
     /// The largest message that is held, in bytes on the wire.
     pub hold_max: u64,
     /// How often a waiting server gets a NOOP. Under the 5 minutes of RFC 5321 section 4.5.3.2.7,
@@ -63,6 +69,7 @@ impl Default for Config {
         Self {
             starttls: StartTls::Pass,
             bare_newline: BareNewline::LookAlikes,
+            permit: None,
             hold_max: 64 << 20,
             keepalive: Duration::from_secs(240),
             idle_timeout: Duration::from_secs(600),
@@ -104,6 +111,15 @@ pub enum Output {
     ToUpstream(Vec<u8>),
     /// A sender was accepted by the server: the address as on the wire, empty for `<>`.
     Sender(Box<[u8]>),
+    /// The access rules refused a MAIL or RCPT.
+    Denied {
+        /// The recipient, not the sender.
+        recipient: bool,
+        /// The address as on the wire, shortened.
+        address: Box<[u8]>,
+        /// Whether it is one of the session's first.
+        tell: bool,
+    },
     /// The message is complete: have it inspected and call [`Session::handle_ruling`].
     Inspect {
         /// Whether dots were stuffed: then the message is what was handed out, unstuffed.
@@ -367,6 +383,7 @@ pub struct Session {
     rset_reply: Option<Vec<u8>>,
     /// Anomalies that are reported once only, by bit.
     noted: u32,
+    access: Access,
     /// Lines refused so far.
     errors: u8,
     /// An acceptance was given out that is not written to the client yet.
@@ -484,6 +501,7 @@ impl Session {
             actions: VecDeque::new(),
             rset_reply: None,
             noted: 0,
+            access: Access::default(),
             errors: 0,
             unwritten_acceptance: false,
             draining: false,

@@ -4,7 +4,7 @@
 //! into the stack, and writes what a step produced in one call.
 
 use super::{Place, data::Data};
-use crate::observe::wire;
+use crate::observe::{Denied, wire};
 use bytes::BytesMut;
 use std::{
     future::poll_fn,
@@ -229,6 +229,10 @@ impl<'a> Control<'a> {
                 Output::ToUpstream(bytes) => self.upstream.pending.extend_from_slice(&bytes),
                 Output::Note(note) => match *note {
                     Note::User(user) => self.place.flow.set_user(&user),
+                    Note::Denied { command, what, tell } => {
+                        let denied = Denied::ftp(command.as_deref(), &what);
+                        self.place.flow.denied(&denied, tell);
+                    }
                     Note::Anomaly { name, detail } => {
                         self.place.flow.anomaly(name, wire::text(&detail));
                     }

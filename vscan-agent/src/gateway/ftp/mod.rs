@@ -13,6 +13,7 @@ mod tests;
 
 use super::{Accepted, Gateway, refuse};
 use crate::{
+    access::Rules,
     config::{Config, FtpTls, Protocol},
     net,
     observe::FlowHandle,
@@ -20,7 +21,7 @@ use crate::{
 use control::{Control, Ended};
 use socket2::SockRef;
 use std::{net::SocketAddr, sync::Arc};
-use vscan_proto::ftp::{Settings, Timing, Tls};
+use vscan_proto::ftp::{Permit, Settings, Timing, Tls};
 
 /// What every part of one session's driver needs.
 #[derive(Clone, Copy)]
@@ -63,7 +64,7 @@ pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
         server,
         upstream: local,
     };
-    let mut control = Control::new(place, settings(&config), client, upstream);
+    let mut control = Control::new(place, settings(place), client, upstream);
     let ended = control.run().await;
     let (client, upstream) = control.into_legs();
     match ended {
@@ -83,12 +84,16 @@ pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
 }
 
 /// The machine's settings.
-fn settings(config: &Config) -> Settings {
+fn settings(place: Place<'_>) -> Settings {
+    let config = place.config;
+    let rules = Rules::of(config, Protocol::Ftp, place.client.ip(), place.dialled.ip());
     Settings {
         tls: match config.ftp.tls {
-            FtpTls::Pass => Tls::Pass,
-            FtpTls::Refuse => Tls::Refuse,
+            // Behind TLS no rule could be kept.
+            FtpTls::Pass if rules.is_none() => Tls::Pass,
+            FtpTls::Pass | FtpTls::Refuse => Tls::Refuse,
         },
+        permit: rules.map(|rules| rules as Arc<dyn Permit>),
         skip_extensions: config.scan.skip_extensions.clone(),
         timing: Timing {
             keep_awake: config.ftp.noop_interval,

@@ -11,7 +11,7 @@ use crate::{
         inspect::{About, Inspection, Outcome},
     },
     net::close::CLOSE_TIMEOUT,
-    observe::{EventKind, FlowHandle, wire},
+    observe::{Denied, EventKind, FlowHandle, wire},
     spool::{Object, SpoolError, Writer},
 };
 use serde::Serialize;
@@ -191,6 +191,9 @@ impl<'a> Driver<'a> {
                 Output::ToClient(bytes) => self.client.push(bytes),
                 Output::ToUpstream(bytes) => self.upstream.push(bytes),
                 Output::Sender(sender) => self.flow.set_user(&sender),
+                Output::Denied { recipient, address, tell } => {
+                    self.flow.denied(&Denied::smtp(recipient, &address), tell);
+                }
                 Output::Inspect { stuffed } => self.inspect(stuffed),
                 Output::SendMessage => self.deliver(),
                 Output::Discard => self.discard(),

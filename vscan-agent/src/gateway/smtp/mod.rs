@@ -9,11 +9,11 @@ mod deliver;
 mod driver;
 
 use super::{Accepted, Gateway};
-use crate::{config, net, observe::FlowHandle};
+use crate::{access::Rules, config, net, observe::FlowHandle};
 use driver::{Driver, End};
 use std::{future::poll_fn, io, sync::Arc, time::Duration};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
-use vscan_proto::smtp::{BareNewline, Config, StartTls};
+use vscan_proto::smtp::{BareNewline, Config, Permit, StartTls};
 
 /// From the client's final dot to its final reply: RFC 5321 4.5.3.2.6 gives a client 10 minutes to wait, and the
 /// reply has to reach it.
@@ -38,17 +38,20 @@ async fn serve(
     client: TcpStream,
     upstream: TcpStream,
 ) {
-    let mut driver = Driver::new(gateway, config, flow, machine(config), client, upstream);
+    let mut driver = Driver::new(gateway, config, flow, machine(config, flow), client, upstream);
     let end = poll_fn(|cx| driver.poll(cx)).await;
     let (client, upstream) = driver.into_legs();
     Box::pin(finish(end, client, upstream, config, flow)).await;
 }
 
-fn machine(config: &config::Config) -> Arc<Config> {
+fn machine(config: &config::Config, flow: &FlowHandle) -> Arc<Config> {
+    let (client, server) = (flow.opened().client.ip(), flow.opened().server.ip());
+    let rules = Rules::of(config, config::Protocol::Smtp, client, server);
     Arc::new(Config {
         starttls: match config.smtp.starttls {
-            config::StartTls::Pass => StartTls::Pass,
-            config::StartTls::Refuse => StartTls::Refuse,
+            config::StartTls::Pass if rules.is_none() => StartTls::Pass,
+            // Behind TLS no rule could be kept.
+            config::StartTls::Pass | config::StartTls::Refuse => StartTls::Refuse,
             config::StartTls::Strip => StartTls::Strip,
         },
         bare_newline: match config.smtp.bare_newline {
@@ -56,6 +59,7 @@ fn machine(config: &config::Config) -> Arc<Config> {
             config::BareNewline::Lookalikes => BareNewline::LookAlikes,
             config::BareNewline::Refuse => BareNewline::Refuse,
         },
+        permit: rules.map(|rules| rules as Arc<dyn Permit>),
         hold_max: config.spool.hold_max,
         keepalive: config.smtp.noop_interval,
         idle_timeout: config.gateway.idle_timeout,

@@ -45,6 +45,16 @@ fn the_first_access_rule_comes_first_and_families_do_not_mix() {
 }
 
 #[test]
+fn what_depends_on_the_dialogue_is_intercepted() {
+    let access = "[[access]]\naction = \"deny\"\nuser = [\"anonymous\"]\n\
+        [[access]]\ncommands = [\"read\"]\n[[access]]\naction = \"deny\"\nprotocol = [\"smtp\"]\n";
+    let inside = of_chain(&config("", access), "inside");
+    assert_eq!(inside.len(), 2, "{inside:#?}");
+    assert!(inside[0].contains("fresh") && inside[0].contains("21") && !inside[0].contains("25"));
+    assert!(inside[1].contains("return") && inside[1].contains("25"));
+}
+
+#[test]
 fn outside_clients_reach_only_what_is_public() {
     let access = "[[access]]\naction = \"allow\"\n";
     let c = config("publish = [\"10.0.0.25\"]", access);

@@ -1,11 +1,13 @@
 //! What goes into a session and what comes out of it: the words that machine and driver share.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::ftp::command::Verb;
+use crate::ftp::permit::Permit;
 
 /// What is done about AUTH TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub struct Settings {
     pub tls: Tls,
     /// Extensions, lower case and without the dot, of files that pass unscanned.
     pub skip_extensions: Vec<String>,
+    /// Who may give which command; none: the server alone decides.
+    pub permit: Option<Arc<dyn Permit>>,
     /// Time limits.
     pub timing: Timing,
 }
@@ -184,6 +188,16 @@ impl Outcome {
 pub enum Note {
     /// The client named its user; wire bytes.
     User(Bytes),
+    /// The access rules refused something: a login (no command) or a command, with its verb and argument; wire bytes,
+    /// shortened.
+    Denied {
+        /// The command; none: the user's login.
+        command: Option<Bytes>,
+        /// The user or the command's argument.
+        what: Bytes,
+        /// Whether it is one of the session's first: a peer that goes on and on does not flood the log.
+        tell: bool,
+    },
     /// A peer did something odd. `name` is snake_case.
     Anomaly {
         /// Name of the anomaly.

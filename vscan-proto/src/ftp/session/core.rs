@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use super::api::{Addresses, Leg, Note, Output, Settings};
 use crate::ftp::address;
 use crate::ftp::command::Verb;
+use crate::ftp::permit::{Identity, Login};
 use crate::ftp::reply::Reply;
 
 /// Most bytes of a reply that is kept back. Replies that are only relayed may be longer.
@@ -29,6 +30,8 @@ pub(super) enum Expect {
     Greeting,
     /// A command that was relayed.
     Relay,
+    /// USER, PASS, ACCT or REIN: relayed, and the reply says who the client is.
+    Login(Login),
     /// FEAT: relayed without some lines.
     Feat,
     /// AUTH: relayed, 234 ends our reading.
@@ -114,6 +117,9 @@ pub(super) struct Core {
     /// The client will send no more commands.
     pub(super) client_ended: bool,
     anomalies: u8,
+    /// Whom the server takes the client for; kept where access rules ask for it.
+    pub(super) identity: Identity,
+    denials: u8,
 }
 
 impl Core {
@@ -132,6 +138,8 @@ impl Core {
             epsv_only: false,
             client_ended: false,
             anomalies: 0,
+            identity: Identity::default(),
+            denials: 0,
         }
     }
 
@@ -167,6 +175,14 @@ impl Core {
         self.anomalies += 1;
         let detail = Bytes::copy_from_slice(&detail[..detail.len().min(DETAIL_LIMIT)]);
         self.note(Note::Anomaly { name, detail });
+    }
+
+    /// The access rules refused a login or a command.
+    pub(super) fn denied(&mut self, command: Option<&[u8]>, what: &[u8]) {
+        let tell = self.denials < ANOMALY_LIMIT;
+        self.denials = self.denials.saturating_add(1);
+        let what = Bytes::copy_from_slice(&what[..what.len().min(DETAIL_LIMIT)]);
+        self.note(Note::Denied { command: command.map(Bytes::copy_from_slice), what, tell });
     }
 
     /// Whether a reply to a transfer command is still due.

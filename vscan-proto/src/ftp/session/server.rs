@@ -29,7 +29,13 @@ impl Session {
         }
         match self.core.expect.front().copied() {
             None => self.on_unsolicited(now, line),
-            Some(expect @ (Expect::Greeting | Expect::Relay | Expect::Feat | Expect::Auth)) => {
+            Some(
+                expect @ (Expect::Greeting
+                | Expect::Relay
+                | Expect::Login(_)
+                | Expect::Feat
+                | Expect::Auth),
+            ) => {
                 let hide_tls = self.core.settings.tls == Tls::Refuse;
                 // Only transfers have a 1yz before their final reply (RFC 959 section 5.4). A
                 // client that takes it for the final one would be one reply behind from here on;
@@ -70,6 +76,9 @@ impl Session {
     /// A relayed command has its final reply.
     fn relayed(&mut self, now: Instant, expect: Expect, code: u16) {
         let quit = matches!(self.state, State::Relay { quit: true });
+        if let Expect::Login(command) = expect {
+            self.core.identity.replied(command, code);
+        }
         let until = now + self.core.settings.timing.close;
         self.state = if expect == Expect::Auth && code == 234 {
             self.go_blind()

@@ -14,12 +14,16 @@ use super::unscanned::Unscanned;
 use super::upload::Upload;
 use crate::ftp::address::{self, AddressError};
 use crate::ftp::command::{Command, Verb};
+use crate::ftp::permit::Login;
 
 /// Ports below belong to services: no client listens for data there (RFC 2577 section 3).
 const FIRST_CLIENT_PORT: u16 = 1024;
 
 /// Begins a command. Every state but `Idle` comes back when it has its final reply.
 pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
+    if let Some(reply) = denied(core, &command) {
+        return answer(core, reply);
+    }
     match command.verb {
         Verb::Pasv | Verb::Epsv => passive(core, now, &command),
         Verb::Port | Verb::Eprt => active(core, now, &command),
@@ -47,16 +51,20 @@ pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
         Verb::Feat => relay(core, now, &command, Expect::Feat),
         Verb::User => {
             core.note(Note::User(command.argument().clone()));
-            relay(core, now, &command, Expect::Relay)
+            core.identity.asks(command.argument().clone());
+            relay(core, now, &command, Expect::Login(Login::User))
         }
         Verb::Rein => {
             core.drop_client(false);
             core.drop_upstream(false);
-            relay(core, now, &command, Expect::Relay)
+            relay(core, now, &command, Expect::Login(Login::Rein))
         }
         Verb::Quit => {
             relay(core, now, &command, Expect::Relay);
             State::Relay { quit: true }
+        }
+        Verb::Other if is_password(&command) => {
+            relay(core, now, &command, Expect::Login(Login::Pass))
         }
         Verb::Rest
         | Verb::Mode
@@ -66,6 +74,31 @@ pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
         | Verb::Stat
         | Verb::Other => relay(core, now, &command, Expect::Relay),
     }
+}
+
+/// The refusal of what the access rules do not permit.
+fn denied(core: &mut Core, command: &Command) -> Option<Bytes> {
+    let permit = core.settings.permit.clone()?;
+    if command.verb == Verb::User {
+        if permit.login(command.argument()) {
+            return None;
+        }
+        core.denied(None, command.argument());
+        return Some(Bytes::from_static(text::USER_DENIED));
+    }
+    let (verb, argument) = (command.word(), command.argument());
+    if core.identity.all(|user| permit.command(user, verb, argument)) {
+        return None;
+    }
+    if !core.identity.is_somebody() {
+        return Some(Bytes::from_static(text::NOT_LOGGED_IN));
+    }
+    core.denied(Some(verb), argument);
+    Some(text::command_denied(verb))
+}
+
+fn is_password(command: &Command) -> bool {
+    [&b"PASS"[..], b"ACCT"].iter().any(|word| command.word().eq_ignore_ascii_case(word))
 }
 
 /// Answers PASV, EPSV, PORT or EPRT as soon as both sides are known to work.

@@ -1,6 +1,7 @@
 //! Transcripts (each also cut at every offset), and a scripted pair with a fake clock in `pair`.
 
 mod pair;
+mod permit;
 mod transfers;
 
 use super::*;
@@ -19,7 +20,7 @@ struct Rig {
 }
 
 fn settings(tls: Tls) -> Settings {
-    Settings { tls, skip_extensions: vec!["iso".into()], timing: Timing::default() }
+    Settings { tls, skip_extensions: vec!["iso".into()], permit: None, timing: Timing::default() }
 }
 
 impl Rig {
@@ -170,6 +171,11 @@ fn describe(output: &Output, said: &mut Vec<String>) {
         Output::Note(note) => match &**note {
             Note::User(user) => said.push(format!("user {}", user.escape_ascii())),
             Note::Anomaly { name, .. } => said.push(format!("anomaly {name}")),
+            Note::Denied { command, what, .. } => said.push(format!(
+                "denied {} {}",
+                command.as_deref().unwrap_or(b"login").escape_ascii(),
+                what.escape_ascii()
+            )),
         },
         Output::Blind => said.push("blind".into()),
         Output::Close => said.push("CLOSE".into()),

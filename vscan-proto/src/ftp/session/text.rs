@@ -40,6 +40,8 @@ pub(super) const BAD_ADDRESS: &[u8] = b"501 Illegal address.\r\n";
 pub(super) const NOT_YOUR_ADDRESS: &[u8] = b"501 The address must be your own.\r\n";
 pub(super) const PORT_OK: &[u8] = b"200 PORT command successful.\r\n";
 pub(super) const EPRT_OK: &[u8] = b"200 EPRT command successful.\r\n";
+pub(super) const USER_DENIED: &[u8] = b"530 This user is not permitted here by vscan.\r\n";
+pub(super) const NOT_LOGGED_IN: &[u8] = b"530 Please log in with USER and PASS.\r\n";
 const TAKES_TOO_LONG: &str = "not yet scanned, not stored; try again later";
 const SERVER_BROKE_OFF: &str = "the server broke off the transfer";
 
@@ -71,6 +73,12 @@ pub(super) fn refused(command: &Command, reason: &str) -> Bytes {
     text.extend(reason.bytes().map(printable));
     text.put_slice(b"\r\n");
     text.freeze()
+}
+
+/// 550 for a command that the access rules do not permit.
+pub(super) fn command_denied(verb: &[u8]) -> Bytes {
+    let verb = String::from_utf8_lossy(verb).to_ascii_uppercase();
+    format!("550 {verb} is not permitted here by vscan.\r\n").into()
 }
 
 /// 550 for an upload whose scan outlasts the client's patience.

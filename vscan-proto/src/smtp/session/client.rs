@@ -181,6 +181,9 @@ impl Session {
             self.anomaly_once(Anomaly::CommandTooLong);
             return self.refuse_line("5.5.2", "Line too long");
         }
+        if self.denies(&command, line.content()) {
+            return;
+        }
         match command.verb {
             Verb::Ehlo => self.forward(line, Pending::Ehlo, State::Commands),
             Verb::Helo => self.forward(line, Pending::Helo, State::Commands),

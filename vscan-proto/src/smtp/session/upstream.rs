@@ -185,6 +185,7 @@ impl Session {
                 }
             }
             Some(Pending::Opaque) => {
+                self.access.authenticated |= code == 235;
                 self.after_barrier(if code == 334 { State::Challenge } else { State::Commands });
             }
             Some(Pending::StartTls) if code == 220 => self.start_tls(),
