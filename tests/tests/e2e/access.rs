@@ -5,11 +5,11 @@ use std::fs;
 use vscan_tests::agent::{Settings, Steering, Vscan};
 use vscan_tests::ftp::{Client, Mode};
 use vscan_tests::lab::{FAMILIES, Family, Lab, STRICT, Topology};
-use vscan_tests::peers::{PyFtpd, Vsftpd};
+use vscan_tests::peers::{Postfix, PyFtpd, Vsftpd};
 use vscan_tests::raw::{End, Peer};
 use vscan_tests::{fixtures, on_both};
 
-on_both!(a_read_only_gateway, no_anonymous_upload);
+on_both!(a_read_only_gateway, no_anonymous_upload, senders_and_recipients);
 
 /// Real clients read and list, and change nothing, whatever they try; behind a strict firewall.
 fn a_read_only_gateway(steering: Steering) -> Result<()> {
@@ -124,5 +124,37 @@ fn no_anonymous_upload(steering: Steering) -> Result<()> {
     })?;
     let users = [("protocol", "ftp"), ("what", "user")];
     assert_eq!(vscan.metrics()?.sum("vscan_access_denied_total", &users), 3.0);
+    Ok(())
+}
+
+/// Mail leaves in the name of the own domain only, except to the postmaster; a denied recipient leaves the others.
+fn senders_and_recipients(steering: Steering) -> Result<()> {
+    let lab = Lab::new(Topology::Masquerade)?;
+    let server = Postfix::start(lab.server())?;
+    let rules = "[[access]]\nsender = [\"*@client.example\"]\nrecipient = [\"*@server.example\"]\n\
+                 [[access]]\nrecipient = [\"postmaster@*\"]\n";
+    let vscan = Vscan::start(&lab, &Settings::new(steering).with("", rules))?;
+    let swaks = |from: &str, to: &str| {
+        let server = "mail.server.example";
+        lab.client().run(["swaks", "--server", server, "--from", from, "--to", to, "--body", "x"])
+    };
+    let sent = swaks("alice@client.example", "bob@server.example")?;
+    ensure!(sent.success(), "{}", sent.out);
+    let forged = swaks("alice@elsewhere.example", "bob@server.example")?;
+    ensure!(!forged.success() && forged.out.contains("550 5.7.1 This recipient"), "{}", forged.out);
+    let asked = swaks("alice@elsewhere.example", "postmaster@server.example")?;
+    ensure!(asked.success(), "{}", asked.out);
+    let routed = swaks("alice@client.example", "bob@server.example,bob%other@server.example")?;
+    ensure!(routed.success() && routed.out.contains("550 5.7.1"), "{}", routed.out);
+    let mut peer = Peer::connect(lab.client(), lab.dial(Family::V6, 25))?;
+    peer.expect("220")?;
+    peer.ask("EHLO c", "250")?;
+    peer.ask("STARTTLS", "454")?;
+    vscan.wait_for_event("smtp", |event| {
+        event["smtp"]["type"] == "recipient" && event["smtp"]["name"] == "bob%other@server.example"
+    })?;
+    let denied = [("protocol", "smtp"), ("what", "recipient")];
+    assert_eq!(vscan.metrics()?.sum("vscan_access_denied_total", &denied), 2.0);
+    ensure!(!server.log().contains("elsewhere.example>, to=<bob"), "{}", server.log());
     Ok(())
 }

@@ -54,7 +54,11 @@ fn plain(address: &[u8]) -> Option<String> {
         Some(inner) => inner.replace('\\', ""),
         None => local.to_owned(),
     };
-    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '%' | '!' | '"' | '@' | '\\' | ',' | '<' | '>');
+    let odd = |c: char| {
+        c.is_whitespace()
+            || c.is_control()
+            || matches!(c, '%' | '!' | '"' | '@' | '\\' | ',' | '<' | '>')
+    };
     if local.contains(odd) || domain.contains(odd) {
         return None;
     }

@@ -189,6 +189,7 @@ impl Bench {
                 }
                 Output::ToUpstream(bytes) => assert!(bytes.len() < 1 << 16),
                 Output::Sender(_)
+                | Output::Denied { .. }
                 | Output::Discard
                 | Output::Anomaly(_)
                 | Output::ShutdownUpstream => {}

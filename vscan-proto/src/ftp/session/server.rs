@@ -153,6 +153,7 @@ impl Session {
             | Expect::Swallow
             | Expect::Greeting
             | Expect::Relay
+            | Expect::Login(_)
             | Expect::Feat
             | Expect::Auth => {}
         }

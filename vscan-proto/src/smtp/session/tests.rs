@@ -4,6 +4,7 @@ use super::*;
 
 mod message;
 mod pair;
+mod permit;
 mod relay;
 
 /// One thing that happens to the session.

@@ -1,0 +1,114 @@
+//! Access rules: what is refused here never reaches the server.
+
+use super::*;
+
+/// `own` may write to everybody, others to `postmaster`, the authenticated to everybody but `boss`.
+#[derive(Debug)]
+struct Own;
+
+impl Permit for Own {
+    fn sender(&self, sender: &[u8], _authenticated: bool) -> bool {
+        sender != b"eve"
+    }
+
+    fn recipient(&self, sender: &[u8], recipient: &[u8], authenticated: bool) -> bool {
+        sender == b"own" || recipient == b"postmaster" || authenticated && recipient != b"boss"
+    }
+}
+
+fn checked(steps: &[Step], expect: &str) {
+    check_with(Config { permit: Some(Arc::new(Own)), ..two_minutes() }, steps, expect);
+}
+
+#[test]
+fn senders_and_recipients_are_refused_in_their_turn() {
+    checked(
+        &[
+            s("220 mx\r\n"),
+            c("MAIL FROM:<eve>\r\nMAIL FROM:<joe>\r\nRCPT TO:<x>\r\nRCPT TO:<postmaster>\r\n"),
+            s("250 sender\r\n"),
+            s("250 recipient\r\n"),
+        ],
+        "< 220 mx
+        < 550 5.7.1 This sender is not permitted here by vscan
+        > MAIL FROM:<joe>
+        > RCPT TO:<postmaster>
+        ! Denied { recipient: false, address: [101, 118, 101], tell: true }
+        ! Denied { recipient: true, address: [120], tell: true }
+        < 250 sender
+        < 530 5.7.0 Authentication required by vscan
+        ! sender <joe>
+        < 250 recipient",
+    );
+}
+
+#[test]
+fn authentication_counts_when_the_server_has_accepted_it() {
+    checked(
+        &[
+            s("220 mx\r\n"),
+            c("AUTH PLAIN x\r\n"),
+            s("535 no\r\n"),
+            c("MAIL FROM:<joe>\r\n"),
+            s("250 ok\r\n"),
+            c("RCPT TO:<x>\r\n"),
+            c("AUTH LOGIN\r\n"),
+            s("334 who\r\n"),
+            c("am9l\r\n"),
+            s("235 in\r\n"),
+            c("RCPT TO:<x>\r\n"),
+            s("250 ok\r\n"),
+            c("RCPT TO:<boss>\r\n"),
+        ],
+        "< 220 mx
+        > AUTH PLAIN x
+        < 535 no
+        > MAIL FROM:<joe>
+        < 250 ok
+        ! sender <joe>
+        < 530 5.7.0 Authentication required by vscan
+        ! Denied { recipient: true, address: [120], tell: true }
+        > AUTH LOGIN
+        < 334 who
+        > am9l
+        < 235 in
+        > RCPT TO:<x>
+        < 250 ok
+        < 550 5.7.1 This recipient is not permitted here by vscan
+        ! Denied { recipient: true, address: [98, 111, 115, 115], tell: true }",
+    );
+}
+
+#[test]
+fn a_second_sender_that_the_server_may_refuse_gives_no_rights() {
+    checked(
+        &[
+            s("220 mx\r\n"),
+            c("MAIL FROM:<joe>\r\n"),
+            s("250 ok\r\n"),
+            c("MAIL FROM:<own>\r\nRCPT TO:<x>\r\n"),
+            s("503 nested\r\n"),
+        ],
+        "< 220 mx
+        > MAIL FROM:<joe>
+        < 250 ok
+        ! sender <joe>
+        > MAIL FROM:<own>
+        ! Denied { recipient: true, address: [120], tell: true }
+        < 503 nested
+        < 530 5.7.0 Authentication required by vscan",
+    );
+}
+
+#[test]
+fn what_only_looks_like_an_envelope_is_not_relayed() {
+    checked(
+        &[s("220 mx\r\n"), c(" RCPT TO:<x>\r\n"), c("RCPTTO:<x>\r\n"), c("XFOO\r\n")],
+        "< 220 mx
+        < 500 5.5.2 Command not recognized
+        ! Denied { recipient: false, address: [120], tell: true }
+        < 500 5.5.2 Command not recognized
+        ! Denied { recipient: false, address: [], tell: true }
+        > XFOO",
+    );
+}
