@@ -59,8 +59,8 @@ pub struct Firewall {
 /// Both policies are drop.
 pub const STRICT: Firewall = Firewall { forward_drop: true, input_drop: true };
 
-/// Ports that are forwarded in [`Topology::Forward`]: FTP, SMTP, and one that is not ours.
-const FORWARDED: [u16; 3] = [21, 25, 7000];
+/// Ports that are forwarded in [`Topology::Forward`]: FTP, SMTP, one that is not ours, and more servers of FTP.
+const FORWARDED: [u16; 6] = [21, 25, 7000, 2121, 2122, 2123];
 
 /// How far the dialled port is from the server's in [`Topology::ForwardFromOtherPort`].
 const OTHER_PORT: u16 = 8000;

@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod fixtures;
 pub mod ftp;
+pub mod ftp_matrix;
 pub mod host;
 pub mod lab;
 pub mod load;

@@ -5,11 +5,15 @@
 //! stopped or configured.
 
 mod postfix;
+mod proftpd;
+mod pureftpd;
 mod pyftpd;
 mod smtp_sink;
 mod vsftpd;
 
 pub use postfix::Postfix;
+pub use proftpd::ProFtpd;
+pub use pureftpd::PureFtpd;
 pub use pyftpd::PyFtpd;
 pub use smtp_sink::SmtpSink;
 pub use vsftpd::Vsftpd;
@@ -55,6 +59,9 @@ const USERS: &[(&str, u32)] =
 
 /// The FTP user.
 pub(crate) const ALICE: u32 = 30_101;
+
+/// `secret`, hashed as crypt(3) does it.
+const SECRET_HASH: &str = "$6$vscanlab$ZaHNX/0tnClwk8LQDNv.9VnpYw5ffdeVe2RwmZuOWMJQc1IUrdaWzecOvbHKRiZfsZ6D4B959OOCSvX5U3nCZ0";
 
 /// The owner of mailboxes.
 pub(crate) const BOB: u32 = 30_102;

@@ -244,11 +244,11 @@ mod tests {
     #[test]
     fn a_name_with_a_cr_stays_as_telnet_writes_it() {
         check(
-            "257 \"a\r\0b\"\r\n213-x\r\0\r\n\r\0213 y\r\n213 z\r\n",
+            "257 \"a\r\0b\"\r\n213-x\r\0\r\n\r\x00213 y\r\n213 z\r\n",
             &[
                 ("257 \"a\r\0b\"\r\n", Some(257), true),
                 ("213-x\r\0\r\n", Some(213), false),
-                ("\r\0213 y\r\n", Some(213), false),
+                ("\r\x00213 y\r\n", Some(213), false),
                 ("213 z\r\n", Some(213), true),
             ],
         );
