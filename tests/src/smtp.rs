@@ -50,7 +50,8 @@ pub struct Session {
     pub from: Option<SocketAddr>,
     /// All command lines without CRLF.
     pub commands: Vec<String>,
-    /// Messages exactly as on the wire, from after DATA up to and with the final CRLF.CRLF.
+    /// Messages exactly as on the wire, from after DATA up to and with the final CRLF.CRLF; of a BDAT
+    /// message the bytes of its chunks.
     pub messages: Vec<Vec<u8>>,
     /// Whether it ended by QUIT.
     pub quit: bool,
@@ -142,6 +143,7 @@ fn session(mut stream: TcpStream, behaviour: &Behaviour, note: &Note) -> std::io
     let mut held = Vec::with_capacity(256 * 1024);
     let mut out = Vec::new();
     let mut buffer = vec![0; 128 * 1024];
+    let mut chunks = Vec::new();
     loop {
         let Some(end) = memchr::memchr(b'\n', &held) else {
             stream.write_all(&out)?;
@@ -181,6 +183,27 @@ fn session(mut stream: TcpStream, behaviour: &Behaviour, note: &Note) -> std::io
                     note.change(|session| session.messages.push(message));
                 }
                 reply(&mut out, &behaviour.after_message);
+            }
+            "BDAT" => {
+                let mut words = line.split_ascii_whitespace().skip(1);
+                let length = words.next().and_then(|word| word.parse::<usize>().ok()).unwrap_or(0);
+                while held.len() < length {
+                    let count = stream.read(&mut buffer)?;
+                    if count == 0 {
+                        return Err(std::io::ErrorKind::UnexpectedEof.into());
+                    }
+                    held.extend_from_slice(&buffer[..count]);
+                }
+                chunks.extend(held.drain(..length));
+                if words.next().is_some_and(|word| word.eq_ignore_ascii_case("LAST")) {
+                    let message = std::mem::take(&mut chunks);
+                    if behaviour.keep {
+                        note.change(|session| session.messages.push(message));
+                    }
+                    reply(&mut out, &behaviour.after_message);
+                } else {
+                    reply(&mut out, "250 2.0.0 chunk");
+                }
             }
             "QUIT" => {
                 reply(&mut out, "221 2.0.0 bye");

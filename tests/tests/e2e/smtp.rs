@@ -279,7 +279,7 @@ fn the_dialogue_is_verbatim(steering: Steering) -> Result<()> {
     assert_eq!(
         reply,
         "250-sink.example\r\n250-PIPELINING\r\n250-SIZE 10240000\r\n250-X-Own  two  spaces\r\n\
-         250-8BITMIME\r\n250 SMTPUTF8\r\n"
+         250-8BITMIME\r\n250-CHUNKING\r\n250-BINARYMIME\r\n250 SMTPUTF8\r\n"
     );
     assert_eq!(peer.ask("VRFY someone", "500")?, "500 5.5.1 what?\r\n");
     assert_eq!(peer.ask("XUNKNOWN a  b", "500")?, "500 5.5.1 what?\r\n");

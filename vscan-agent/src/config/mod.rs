@@ -126,7 +126,7 @@ impl Config {
         let has = |ports: &[std::num::NonZeroU16]| ports.iter().any(|p| p.get() == port);
         if has(&self.ftp.ports) {
             Some(Protocol::Ftp)
-        } else if has(&self.smtp.ports) {
+        } else if has(&self.smtp.ports) || self.smtp.speaks_lmtp(port) {
             Some(Protocol::Smtp)
         } else {
             None

@@ -8,7 +8,7 @@ use super::types::{
     Config, Ftp, Gateway, Log, Marks, Metrics, Paths, Quarantine, RateLimit, Scan, Smtp, Spool,
     Treat,
 };
-use super::value::{Extension, OrNone, Size};
+use super::value::{EhloKeyword, Extension, OrNone, Size};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -236,9 +236,15 @@ fn smtp(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Smtp {
     let d = Smtp::default();
     let smtp = Smtp {
         ports: t.list(r, "ports", d.ports),
+        lmtp_ports: t.list(r, "lmtp_ports", d.lmtp_ports),
         delivery: t.get(r, "delivery", d.delivery),
         starttls: t.get(r, "starttls", d.starttls),
         bare_newline: t.get(r, "bare_newline", d.bare_newline),
+        hide_extensions: t
+            .list::<EhloKeyword>(r, "hide_extensions", Vec::new())
+            .into_iter()
+            .map(|EhloKeyword(keyword)| keyword)
+            .collect(),
         noop_interval: positive(r, &mut t, "noop_interval", d.noop_interval),
     };
     t.finish(r);
@@ -379,16 +385,21 @@ fn log(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Log {
 /// What must hold between sections.
 fn between(r: &mut Reader<'_>, root: &mut Table<'_, '_>, c: &Config) {
     let taken = |ports: &[NonZeroU16]| ports.contains(&c.gateway.tproxy_port);
-    for (section, ports) in [("ftp", &c.ftp.ports), ("smtp", &c.smtp.ports)] {
-        let at = root.table_span(section, "ports");
+    let all = [
+        ("ftp", "ports", &c.ftp.ports),
+        ("smtp", "ports", &c.smtp.ports),
+        ("smtp", "lmtp_ports", &c.smtp.lmtp_ports),
+    ];
+    for (section, key, ports) in all {
+        let at = root.table_span(section, key);
         for (n, port) in ports.iter().enumerate() {
             if ports[..n].contains(port) {
-                r.report(at.clone(), Wrong::new(format!("`{section}.ports` names {port} twice")));
+                r.report(at.clone(), Wrong::new(format!("`{section}.{key}` names {port} twice")));
             }
         }
         if taken(ports) {
             let wrong = Wrong::new(format!(
-                "`{section}.ports` contains {}, the port of `gateway.tproxy_port`",
+                "`{section}.{key}` contains {}, the port of `gateway.tproxy_port`",
                 c.gateway.tproxy_port
             ));
             r.report(at, wrong);
@@ -399,7 +410,15 @@ fn between(r: &mut Reader<'_>, root: &mut Table<'_, '_>, c: &Config) {
             .help("the protocol is known by the port: write it into one of them");
         r.report(root.table_span("smtp", "ports"), wrong);
     }
-    if c.ftp.ports.is_empty() && c.smtp.ports.is_empty() {
+    for (other, ports) in [("ftp.ports", &c.ftp.ports), ("smtp.ports", &c.smtp.ports)] {
+        if let Some(port) = c.smtp.lmtp_ports.iter().find(|p| ports.contains(p)) {
+            let wrong =
+                Wrong::new(format!("port {port} is in both `{other}` and `smtp.lmtp_ports`"))
+                    .help("the protocol is known by the port: write it into one of them");
+            r.report(root.table_span("smtp", "lmtp_ports"), wrong);
+        }
+    }
+    if c.ftp.ports.is_empty() && c.smtp.all_ports().next().is_none() {
         r.report(
             root.table_span("ftp", "ports"),
             Wrong::new("`ftp.ports` and `smtp.ports` are both empty: nothing to do"),

@@ -278,6 +278,10 @@ vscan.toml: `gateway.inside` is missing
 fn what_contradicts_is_said() {
     for (more, expected) in [
         ("[smtp]\nports = [21]\n", "port 21 is in both `ftp.ports` and `smtp.ports`"),
+        ("[smtp]\nlmtp_ports = [25]\n", "port 25 is in both `smtp.ports` and `smtp.lmtp_ports`"),
+        ("[smtp]\nlmtp_ports = [21]\n", "port 21 is in both `ftp.ports` and `smtp.lmtp_ports`"),
+        ("[smtp]\nlmtp_ports = [24, 24]\n", "`smtp.lmtp_ports` names 24 twice"),
+        ("[smtp]\nhide_extensions = [\"X Y\"]\n", "\"X Y\" is not an extension's keyword"),
         ("[ftp]\nports = []\n[smtp]\nports = []\n", "both empty"),
         ("[ftp]\nports = [21, 21]\n", "names 21 twice"),
         ("[ftp]\nports = [12321]\n", "the port of `gateway.tproxy_port`"),

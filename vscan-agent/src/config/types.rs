@@ -224,16 +224,33 @@ pub struct Ftp {
 /// `[smtp]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Smtp {
-    /// Server ports; empty: SMTP is not intercepted.
+    /// Server ports.
     pub ports: Vec<NonZeroU16>,
+    /// Server ports where LMTP is spoken (RFC 2033). With both empty, mail is not intercepted.
+    pub lmtp_ports: Vec<NonZeroU16>,
     /// How messages are delivered.
     pub delivery: Delivery,
     /// What happens on `STARTTLS`.
     pub starttls: StartTls,
     /// Which bare newlines are refused.
     pub bare_newline: BareNewline,
+    /// Extensions that are taken out of the EHLO reply, besides those that vscan cannot follow.
+    pub hide_extensions: Vec<String>,
     /// How often the server is kept awake while a message is held.
     pub noop_interval: Duration,
+}
+
+impl Smtp {
+    /// All ports on which mail is intercepted.
+    pub fn all_ports(&self) -> impl Iterator<Item = NonZeroU16> {
+        self.ports.iter().chain(&self.lmtp_ports).copied()
+    }
+
+    /// Whether LMTP is spoken on a server's port.
+    #[must_use]
+    pub fn speaks_lmtp(&self, port: u16) -> bool {
+        self.lmtp_ports.iter().any(|p| p.get() == port)
+    }
 }
 
 /// `[scan]`
@@ -392,9 +409,11 @@ impl Default for Smtp {
     fn default() -> Self {
         Self {
             ports: vec![port(25)],
+            lmtp_ports: Vec::new(),
             delivery: Delivery::Hold,
             starttls: StartTls::Pass,
             bare_newline: BareNewline::Lookalikes,
+            hide_extensions: Vec::new(),
             // within the five minutes of RFC 5321 4.5.3.2.7, and seldom: Exim hangs up at the eleventh NOOP of a session
             noop_interval: Duration::from_secs(4 * 60),
         }

@@ -301,3 +301,19 @@ impl Scalar for Extension {
         Ok(Self(text.to_lowercase()))
     }
 }
+
+/// The keyword of an SMTP extension (RFC 5321 section 4.1.1.1, `ehlo-keyword`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct EhloKeyword(pub(super) String);
+
+impl Scalar for EhloKeyword {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        let text = text(value, "ETRN")?;
+        let begins = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if !begins || !text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+            return Err(Wrong::new(format!("{text:?} is not an extension's keyword"))
+                .help("write only the first word of its line in the EHLO reply, as in \"ETRN\""));
+        }
+        Ok(Self(text.to_ascii_uppercase()))
+    }
+}

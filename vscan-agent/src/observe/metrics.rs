@@ -41,6 +41,7 @@ pub struct Metrics {
     quarantine_bytes: IntGauge,
     quarantine_failures: IntCounter,
     mail_doubled: IntCounter,
+    mail_doubtful: IntCounter,
     reloads: IntCounterVec,
     heartbeat_age: Gauge,
     resident: IntGauge,
@@ -196,6 +197,10 @@ impl Metrics {
             mail_doubled: m.counter(
                 "vscan_mail_doubled_total",
                 "Messages that a server accepted while their client was gone, and that may come twice.",
+            ),
+            mail_doubtful: m.counter(
+                "vscan_mail_doubtful_total",
+                "Messages whose server was lost between their end and its answer: accepted or not, they come again.",
             ),
             reloads: m.counters("vscan_reloads_total", "Reloads, by result.", &["result"]),
             heartbeat_age: m.add(Gauge::new(
@@ -446,6 +451,11 @@ impl Metrics {
     /// A blocked object of which no copy could be kept.
     pub fn quarantine_failed(&self) {
         self.quarantine_failures.inc();
+    }
+
+    /// A server was lost after it had a message and before its answer.
+    pub fn mail_doubtful(&self) {
+        self.mail_doubtful.inc();
     }
 
     /// A server accepted a message whose client was gone (RFC 1047).

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use vscan_proto::smtp::command::Command;
 use vscan_proto::smtp::data::{Decoder, Unstuffer};
-use vscan_proto::smtp::reply::{EhloFilter, HIDDEN_EXTENSIONS, ReplyLine, compose};
+use vscan_proto::smtp::reply::{EhloFilter, HIDDEN_EXTENSIONS, Offer, ReplyLine, compose};
 use vscan_proto::smtp::{Config, Output, Ruling, Session};
 
 /// Framing: the message, its end and the marks are those of the definition, wherever it is cut.
@@ -80,11 +80,14 @@ pub(crate) fn reply(data: &[u8]) {
     if let Some(line) = ReplyLine::parse(data) {
         assert!((200..600).contains(&line.code));
     }
-    let filter = EhloFilter { hide_tls: data.len().is_multiple_of(2), max_size: 1000 };
+    let hide = ["DSN".to_owned()];
+    let filter = EhloFilter { hide_tls: data.len().is_multiple_of(2), hide: &hide, max_size: 1000 };
     let out = filter.apply(data);
+    assert_eq!(Offer::parse(&out).chunking, Offer::parse(data).chunking);
+    assert!(Offer::parse(&out).size.is_none_or(|size| size <= 1000));
     for line in out.split_inclusive(|byte| *byte == b'\n').skip(1) {
         let text = line.get(4..).unwrap_or_default().trim_ascii();
-        for name in HIDDEN_EXTENSIONS {
+        for name in HIDDEN_EXTENSIONS.iter().chain(&["DSN"]) {
             let rest = text.get(..name.len()).filter(|w| w.eq_ignore_ascii_case(name.as_bytes()));
             let next = rest.and_then(|_| text.get(name.len()));
             assert!(rest.is_none() || next.is_some_and(|byte| !b" =\t".contains(byte)));
@@ -103,7 +106,7 @@ pub(crate) fn reply(data: &[u8]) {
 /// machine stays within its bounds, and says one last thing at most.
 pub(crate) fn session(data: &[u8]) {
     let mut now = Instant::now();
-    let config = Config { hold_max: 4096, ..Config::default() };
+    let config = Config { hold_max: 4096, lmtp: true, ..Config::default() };
     let mut bench = Bench {
         session: Session::new(Arc::new(config), now),
         early: Vec::new(),
@@ -111,6 +114,8 @@ pub(crate) fn session(data: &[u8]) {
         passed: false,
         sending: false,
         last: false,
+        stored: 0,
+        treated: None,
     };
     let mut rest = data;
     while let Some((&step, tail)) = rest.split_first() {
@@ -123,7 +128,11 @@ pub(crate) fn session(data: &[u8]) {
             4..=7 => bench.session.handle_upstream(now, take(&mut rest)),
             8 => {
                 bench.passed = bench.checking;
-                bench.session.handle_ruling(Ruling::Pass);
+                bench.treated = (step >= 128).then_some(u64::from(step));
+                bench.session.handle_ruling(match bench.treated {
+                    Some(size) => Ruling::Deliver { size },
+                    None => Ruling::Pass,
+                });
             }
             9 => bench.session.handle_ruling(Ruling::Infected { name: "x".into() }),
             10 if bench.sending => {
@@ -152,6 +161,10 @@ struct Bench {
     passed: bool,
     sending: bool,
     last: bool,
+    /// Bytes of the message in hand that were handed out.
+    stored: u64,
+    /// Size of the one that is delivered instead.
+    treated: Option<u64>,
 }
 
 impl Bench {
@@ -160,6 +173,8 @@ impl Bench {
             let taken = self.session.handle_client(now, &self.early);
             assert!(taken.consumed > 0 && taken.consumed <= self.early.len());
             assert!(taken.message.carry.len() + taken.message.body.len() <= taken.consumed + 2);
+            self.stored += (taken.message.carry.len() + taken.message.body.len()) as u64;
+            assert!(self.stored <= 4096 + 256, "more than hold_max is handed out");
             self.early.drain(..taken.consumed);
             self.drain();
         }
@@ -168,29 +183,39 @@ impl Bench {
     fn drain(&mut self) {
         while let Some(output) = self.session.poll_output() {
             match output {
-                Output::Inspect { .. } => {
+                Output::Inspect(_) => {
                     self.checking = true;
                     self.passed = false;
                 }
-                Output::SendMessage => {
+                Output::SendMessage { .. } => {
                     assert!(self.passed, "sent without a ruling");
                     self.sending = true;
                 }
                 Output::Finished(_) => {
                     (self.checking, self.passed, self.sending) = (false, false, false);
+                    self.stored = 0;
                 }
                 Output::Blind | Output::Close | Output::CloseClient | Output::Reset => {
                     assert!(!self.last, "two last words");
                     self.last = true;
                 }
                 Output::ToClient(bytes) => {
-                    assert!(bytes.len() < 1 << 16);
+                    // A reply of its own for each recipient of an LMTP message.
+                    assert!(bytes.len() < 1 << 18);
                     self.session.handle_client_written();
                 }
-                Output::ToUpstream(bytes) => assert!(bytes.len() < 1 << 16),
+                Output::ToUpstream(bytes) => {
+                    assert!(bytes.len() < 1 << 16);
+                    // The machine's own chunk: its length is that of what follows.
+                    if bytes.starts_with(b"BDAT ") && self.passed {
+                        let expect =
+                            format!("BDAT {} LAST\r\n", self.treated.unwrap_or(self.stored));
+                        assert_eq!(bytes, expect.as_bytes());
+                    }
+                }
+                Output::Discard => self.stored = 0,
                 Output::Sender(_)
                 | Output::Denied { .. }
-                | Output::Discard
                 | Output::Anomaly(_)
                 | Output::ShutdownUpstream => {}
             }

@@ -11,6 +11,8 @@ pub enum Verb {
     Helo,
     /// EHLO.
     Ehlo,
+    /// LHLO (RFC 2033): behind it a message has as many replies as recipients.
+    Lhlo,
     /// MAIL, and its forefathers SEND, SOML and SAML (RFC 821 section 3.4).
     Mail,
     /// RCPT.
@@ -21,15 +23,16 @@ pub enum Verb {
     Bdat,
     /// RSET.
     Rset,
-    /// NOOP, VRFY, EXPN, HELP, ETRN, QUIT: one line, one reply, nothing for vscan to do.
+    /// NOOP, VRFY, EXPN, HELP, ETRN: one line, one reply, nothing for vscan to do.
     Plain,
+    /// QUIT.
+    Quit,
     /// AUTH (RFC 4954), the only command with long lines.
     Auth,
     /// STARTTLS (RFC 3207) and Exchange's X-ANONYMOUSTLS, which works alike.
     StartTls,
     /// Commands that would take a message past vscan: TURN and ATRN (RFC 2645) reverse the roles,
-    /// BURL (RFC 4468) has the server fetch the message elsewhere, XEXCH50 sends a binary blob. And
-    /// LHLO (RFC 2033): behind it a message has as many replies as recipients.
+    /// BURL (RFC 4468) has the server fetch the message elsewhere, XEXCH50 sends a binary blob.
     Forbidden,
     /// Anything else.
     Other,
@@ -38,6 +41,7 @@ pub enum Verb {
 const VERBS: &[(&[u8], Verb)] = &[
     (b"HELO", Verb::Helo),
     (b"EHLO", Verb::Ehlo),
+    (b"LHLO", Verb::Lhlo),
     (b"MAIL", Verb::Mail),
     (b"SEND", Verb::Mail),
     (b"SOML", Verb::Mail),
@@ -51,7 +55,7 @@ const VERBS: &[(&[u8], Verb)] = &[
     (b"EXPN", Verb::Plain),
     (b"HELP", Verb::Plain),
     (b"ETRN", Verb::Plain),
-    (b"QUIT", Verb::Plain),
+    (b"QUIT", Verb::Quit),
     (b"AUTH", Verb::Auth),
     (b"STARTTLS", Verb::StartTls),
     (b"X-ANONYMOUSTLS", Verb::StartTls),
@@ -59,7 +63,6 @@ const VERBS: &[(&[u8], Verb)] = &[
     (b"ATRN", Verb::Forbidden),
     (b"BURL", Verb::Forbidden),
     (b"XEXCH50", Verb::Forbidden),
-    (b"LHLO", Verb::Forbidden),
 ];
 
 /// A command line, taken apart.
@@ -101,11 +104,38 @@ impl<'a> Command<'a> {
             .and_then(|parameter| number(&parameter[5..]))
     }
 
-    /// The length of a BDAT chunk in bytes (RFC 3030 section 2).
-    pub fn chunk(&self) -> Option<u64> {
+    /// The chunk that a BDAT announces (RFC 3030 section 2). None without a length: then nobody
+    /// knows what follows.
+    pub fn chunk(&self) -> Option<Chunk> {
         let end = memchr::memchr2(b' ', b'\t', self.argument).unwrap_or(self.argument.len());
-        number(&self.argument[..end])
+        let (length, rest) = self.argument.split_at(end);
+        let kind = match rest.trim_ascii() {
+            b"" => ChunkKind::More,
+            word if word.eq_ignore_ascii_case(b"LAST") => ChunkKind::Last,
+            _ => ChunkKind::Malformed,
+        };
+        number(length).map(|length| Chunk { length, kind })
     }
+}
+
+/// A BDAT chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunk {
+    /// Its length in bytes; [`u64::MAX`] if it does not fit.
+    pub length: u64,
+    /// What else the command says.
+    pub kind: ChunkKind,
+}
+
+/// What a BDAT says besides the length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChunkKind {
+    /// Nothing: more chunks follow.
+    More,
+    /// LAST: the message ends with this chunk.
+    Last,
+    /// Something that RFC 3030 does not know.
+    Malformed,
 }
 
 /// Splits `<path> parameters`; a quoted local part may hold a `>` (RFC 5321 section 4.1.2).
@@ -184,10 +214,14 @@ mod tests {
 
     #[test]
     fn chunks() {
-        let chunk = |line| Command::parse(line).chunk();
-        assert_eq!(chunk(b"BDAT 1000"), Some(1000));
-        assert_eq!(chunk(b"BDAT 0 LAST"), Some(0));
-        assert_eq!(chunk(b"BDAT 99999999999999999999999 LAST"), Some(u64::MAX));
+        let chunk = |line| Command::parse(line).chunk().map(|chunk| (chunk.length, chunk.kind));
+        assert_eq!(chunk(b"BDAT 1000"), Some((1000, ChunkKind::More)));
+        assert_eq!(chunk(b"BDAT 0 last"), Some((0, ChunkKind::Last)));
+        assert_eq!(chunk(b"BDAT  7  LAST  "), Some((7, ChunkKind::Last)));
+        assert_eq!(chunk(b"BDAT 7 LAST 8"), Some((7, ChunkKind::Malformed)));
+        assert_eq!(chunk(b"BDAT 7 FIRST"), Some((7, ChunkKind::Malformed)));
+        assert_eq!(chunk(b"BDAT 99999999999999999999999 LAST"), Some((u64::MAX, ChunkKind::Last)));
+        assert_eq!(chunk(b"BDAT -1"), None);
         assert_eq!(chunk(b"BDAT LAST"), None);
         assert_eq!(chunk(b"BDAT"), None);
     }

@@ -9,6 +9,6 @@ pub mod reply;
 pub mod session;
 
 pub use session::{
-    Anomaly, BareNewline, Config, Envelope, Finished, Message, Outcome, Output, Permit, Ruling,
-    Session, StartTls, Taken,
+    Anomaly, BareNewline, Config, Envelope, Finished, Form, Message, Outcome, Output, Permit,
+    Ruling, Session, StartTls, Taken,
 };

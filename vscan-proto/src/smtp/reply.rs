@@ -30,24 +30,51 @@ impl ReplyLine {
 /// Extensions that let a message past vscan or change the framing in a way that it does not
 /// follow. They are taken out of the EHLO answer, so that no client uses them.
 ///
-/// - CHUNKING, BINARYMIME (RFC 3030): BDAT instead of DATA.
 /// - BURL (RFC 4468): the server fetches the message from an IMAP server.
 /// - CHECKPOINT (RFC 1845): a transfer begun again in mid-message.
 /// - ATRN (RFC 2645), TURN (RFC 821): client and server change places.
 /// - XEXCH50: Exchange's binary blob behind the command.
-pub const HIDDEN_EXTENSIONS: &[&str] =
-    &["CHUNKING", "BINARYMIME", "BURL", "CHECKPOINT", "ATRN", "TURN", "XEXCH50"];
+/// - PRDR (draft-hall-prdr): several replies to one message.
+pub const HIDDEN_EXTENSIONS: &[&str] = &["BURL", "CHECKPOINT", "ATRN", "TURN", "XEXCH50", "PRDR"];
 
 /// What to hide in an EHLO answer.
 #[derive(Debug, Clone, Copy)]
-pub struct EhloFilter {
+pub struct EhloFilter<'a> {
     /// Take out STARTTLS and X-ANONYMOUSTLS too.
     pub hide_tls: bool,
+    /// What else to take out, besides [`HIDDEN_EXTENSIONS`]: keywords in any case. Without CHUNKING
+    /// there is no BINARYMIME either (RFC 3030 section 3).
+    pub hide: &'a [String],
     /// The greatest SIZE to announce, in bytes.
     pub max_size: u64,
 }
 
-impl EhloFilter {
+/// What an EHLO answer offers, as far as vscan has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offer {
+    /// CHUNKING (RFC 3030): the server takes BDAT.
+    pub chunking: bool,
+    /// SIZE (RFC 1870): the largest message that the server takes, in bytes.
+    pub size: Option<u64>,
+}
+
+impl Offer {
+    /// Reads a complete EHLO answer, as it came or filtered.
+    pub fn parse(reply: &[u8]) -> Self {
+        let mut offer = Self::default();
+        for line in reply.split_inclusive(|byte| *byte == b'\n').skip(1) {
+            let content = line.trim_ascii_end();
+            if keyword(content).eq_ignore_ascii_case(b"CHUNKING") {
+                offer.chunking = true;
+            } else if let Some(end) = behind_size(content) {
+                offer.size = size(&content[end..]);
+            }
+        }
+        offer
+    }
+}
+
+impl EhloFilter<'_> {
     /// Filters a complete EHLO answer, line endings included. What is not hidden stays as it is,
     /// but for the last line's `-`.
     pub fn apply(&self, reply: &[u8]) -> Vec<u8> {
@@ -74,31 +101,39 @@ impl EhloFilter {
 
     fn hides(&self, keyword: &[u8]) -> bool {
         let is = |name: &str| keyword.eq_ignore_ascii_case(name.as_bytes());
+        let hidden = |name: &str| self.hide.iter().any(|hidden| hidden.eq_ignore_ascii_case(name));
         HIDDEN_EXTENSIONS.iter().any(|name| is(name))
+            || self.hide.iter().any(|name| is(name))
             || (self.hide_tls && (is("STARTTLS") || is("X-ANONYMOUSTLS")))
+            || (is("BINARYMIME") && hidden("CHUNKING"))
     }
 
     /// Copies the line; a SIZE (RFC 1870 section 3) becomes the smaller one. No number and 0 mean
     /// no limit.
     fn copy(&self, line: &[u8], out: &mut Vec<u8>) {
         let content = line.trim_ascii_end();
-        let size = content.get(4..).filter(|_| keyword(line).eq_ignore_ascii_case(b"SIZE"));
-        let announced = size.and_then(|size| {
-            std::str::from_utf8(size.get(4..)?).ok()?.trim().parse::<u64>().ok().filter(|n| *n > 0)
-        });
-        match (size, announced) {
-            (None, _) => out.extend_from_slice(line),
-            (Some(_), Some(announced)) if announced <= self.max_size => {
-                out.extend_from_slice(line);
-            }
-            (Some(size), _) => {
-                out.extend_from_slice(&content[..4]);
-                out.extend_from_slice(&size[..4]);
+        let Some(end) = behind_size(content) else { return out.extend_from_slice(line) };
+        match size(&content[end..]) {
+            Some(announced) if announced <= self.max_size => out.extend_from_slice(line),
+            _ => {
+                out.extend_from_slice(&content[..end]);
                 out.extend_from_slice(format!(" {}", self.max_size).as_bytes());
                 out.extend_from_slice(&line[content.len()..]);
             }
         }
     }
+}
+
+/// Where the number of a line `250-SIZE number` begins; none if it is another line.
+fn behind_size(content: &[u8]) -> Option<usize> {
+    let text = content.get(4..)?.trim_ascii_start();
+    let is_size = keyword(content).eq_ignore_ascii_case(b"SIZE");
+    is_size.then(|| content.len() - text.len() + 4)
+}
+
+/// The number behind SIZE; none if there is no limit (RFC 1870 section 3).
+fn size(number: &[u8]) -> Option<u64> {
+    std::str::from_utf8(number).ok()?.trim().parse().ok().filter(|number| *number > 0)
 }
 
 /// The extension's keyword of a line `250-KEYWORD parameters`.
@@ -142,33 +177,51 @@ mod tests {
     }
 
     fn filter(reply: &str) -> String {
-        let filter = EhloFilter { hide_tls: false, max_size: 1000 };
+        let filter = EhloFilter { hide_tls: false, hide: &[], max_size: 1000 };
         String::from_utf8(filter.apply(reply.as_bytes())).unwrap()
     }
 
     #[test]
     fn hidden_extensions_are_taken_out() {
         assert_eq!(
-            filter(
-                "250-mx.example\r\n250-PIPELINING\r\n250-CHUNKING\r\n250-8BITMIME\r\n250 DSN\r\n"
-            ),
+            filter("250-mx.example\r\n250-PIPELINING\r\n250-PRDR\r\n250-8BITMIME\r\n250 DSN\r\n"),
             "250-mx.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 DSN\r\n"
         );
         assert_eq!(
-            filter("250-mx\r\n250-starttls\r\n250-chunking\r\n250 BinaryMime\r\n"),
+            filter("250-mx\r\n250-starttls\r\n250-checkpoint\r\n250 Turn\r\n"),
             "250-mx\r\n250 starttls\r\n"
         );
         assert_eq!(filter("250-mx\r\n250-BURL imap\r\n250 ATRN\r\n"), "250 mx\r\n");
         // The first line is the server's name, whatever it is called.
         assert_eq!(
-            filter("250-CHUNKING greets you\r\n250 DSN\r\n"),
-            "250-CHUNKING greets you\r\n250 DSN\r\n"
+            filter("250-BURL greets you\r\n250 DSN\r\n"),
+            "250-BURL greets you\r\n250 DSN\r\n"
         );
     }
 
     #[test]
+    fn more_is_hidden_on_request() {
+        let hide = ["chunking".to_owned(), "X-Own".to_owned()];
+        let filter = EhloFilter { hide_tls: false, hide: &hide, max_size: 1 };
+        assert_eq!(
+            filter.apply(b"250-mx\r\n250-CHUNKING\r\n250-DSN\r\n250-x-own 1\r\n250 BINARYMIME\r\n"),
+            b"250-mx\r\n250 DSN\r\n"
+        );
+    }
+
+    #[test]
+    fn what_is_offered() {
+        let offer = |reply: &str| Offer::parse(reply.as_bytes());
+        assert_eq!(
+            offer("250-SIZE 5\r\n250-Chunking\r\n250 size 1000\r\n"),
+            Offer { chunking: true, size: Some(1000) }
+        );
+        assert_eq!(offer("250-CHUNKING\r\n250 SIZE 0\r\n"), Offer::default());
+    }
+
+    #[test]
     fn starttls_is_hidden_on_request() {
-        let filter = EhloFilter { hide_tls: true, max_size: 1 };
+        let filter = EhloFilter { hide_tls: true, hide: &[], max_size: 1 };
         assert_eq!(
             filter.apply(b"250-mx\r\n250-DSN\r\n250 STARTTLS\r\n"),
             b"250-mx\r\n250 DSN\r\n"
@@ -184,6 +237,7 @@ mod tests {
             "250-mx\r\n250-SIZE 1000\r\n250 DSN\r\n"
         );
         assert_eq!(filter("250-mx\r\n250 SIZE 0\n"), "250-mx\r\n250 SIZE 1000\n");
+        assert_eq!(filter("250-mx\r\n250  SIZE 9999\n"), "250-mx\r\n250  SIZE 1000\n");
     }
 
     #[test]

@@ -6,9 +6,12 @@
 //! the server never sees DATA for a message that is refused.
 //!
 //! Here: the interface, the states and the clock. `client`: commands. `upstream`: replies.
-//! `hold`: the life of a message. `tls`: the way into the blind relay.
+//! `hold`: a message until it is ruled on, `chunks`: what is different where it comes by BDAT,
+//! `answer`: its way to the server and the server's answer. `tls`: the way into the blind relay.
 
 mod anomaly;
+mod answer;
+mod chunks;
 mod client;
 mod hold;
 mod permit;
@@ -21,8 +24,11 @@ use std::time::{Duration, Instant};
 
 use crate::line::LineSplitter;
 
-use super::reply::compose;
-use hold::{Held, Offering, Receiving, Sending};
+use super::command::Chunk;
+use super::reply::{Offer, compose};
+use answer::{Answering, Offering, Sending};
+use chunks::{Between, Unwanted};
+use hold::{Held, Receiving};
 use permit::Access;
 use tls::Opening;
 
@@ -51,6 +57,10 @@ pub struct Config {
     pub bare_newline: BareNewline,
     /// Which sender may write to which recipient; none: the server alone decides.
     pub permit: Option<Arc<dyn Permit>>,
+    /// Whether the server speaks LMTP (RFC 2033).
+    pub lmtp: bool,
+    /// What is taken out of the EHLO answer, besides [`super::reply::HIDDEN_EXTENSIONS`]: keywords.
+    pub hide_extensions: Vec<String>,
     /// The largest message that is held, in bytes on the wire.
     pub hold_max: u64,
     /// How often a waiting server gets a NOOP. Under the 5 minutes of RFC 5321 section 4.5.3.2.7,
@@ -60,7 +70,10 @@ pub struct Config {
     pub keepalive: Duration,
     /// How long both legs may be silent.
     pub idle_timeout: Duration,
-    /// From the client's final dot to the final reply. Under the 10 minutes that RFC 5321 section
+    /// From the end of the message to its ruling. So much under `answer_timeout` that a server has
+    /// time to answer: what it accepts too late comes twice.
+    pub ruling_timeout: Duration,
+    /// From the end of the message to the final reply. Under the 10 minutes that RFC 5321 section
     /// 4.5.3.2.6 gives a client to wait.
     pub answer_timeout: Duration,
 }
@@ -71,9 +84,12 @@ impl Default for Config {
             starttls: StartTls::Pass,
             bare_newline: BareNewline::LookAlikes,
             permit: None,
+            lmtp: false,
+            hide_extensions: Vec::new(),
             hold_max: 64 << 20,
             keepalive: Duration::from_secs(240),
             idle_timeout: Duration::from_secs(600),
+            ruling_timeout: Duration::from_secs(300),
             answer_timeout: Duration::from_secs(570),
         }
     }
@@ -122,13 +138,13 @@ pub enum Output {
         tell: bool,
     },
     /// The message is complete: have it inspected and call [`Session::handle_ruling`].
-    Inspect {
-        /// Whether dots were stuffed: then the message is what was handed out, unstuffed.
-        stuffed: bool,
+    Inspect(Form),
+    /// Write the message as it was handed out, or the one that [`Ruling::Deliver`] was about, to the
+    /// server, then call [`Session::handle_message_sent`]. Go on reading from the server meanwhile.
+    SendMessage {
+        /// What follows the message: [`super::data::END`], or nothing behind BDAT.
+        end: &'static [u8],
     },
-    /// Write the message as it was handed out and [`super::data::END`] to the server, then call
-    /// [`Session::handle_message_sent`]. Go on reading from the server meanwhile.
-    SendMessage,
     /// What was stored of the message is not needed any more; no more of it will come.
     Discard,
     /// A message has come to its end, whichever. What was stored of it is not needed any more.
@@ -145,6 +161,17 @@ pub enum Output {
     CloseClient,
     /// Reset both legs. The last output.
     Reset,
+}
+
+/// What the bytes that were handed out are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// The message, up to the CRLF before the final dot.
+    Plain,
+    /// The same, with dots stuffed (RFC 5321 section 4.5.2): the message is what they are unstuffed.
+    Stuffed,
+    /// The message, by BDAT: any bytes.
+    Chunked,
 }
 
 /// Whose message it is, and for whom.
@@ -167,6 +194,9 @@ pub struct Finished {
     pub size: u64,
     /// What became of it.
     pub outcome: Outcome,
+    /// Recipients for whom the server accepted it. With LMTP (RFC 2033) each has its own answer, and
+    /// [`Outcome::Delivered`] means at least one.
+    pub delivered: u32,
     /// The final reply's code as the client got it; none if there was nobody to give it to.
     pub code: Option<u16>,
 }
@@ -192,6 +222,8 @@ pub enum Outcome {
     ServerLost,
     /// The client was lost before the message was given to the server.
     ClientLost,
+    /// The client took it back between two chunks, by RSET for instance.
+    Abandoned,
 }
 
 impl Outcome {
@@ -207,6 +239,7 @@ impl Outcome {
             Self::NoRoom => "no_room",
             Self::ServerLost => "server_lost",
             Self::ClientLost => "client_lost",
+            Self::Abandoned => "abandoned",
         }
     }
 }
@@ -216,6 +249,12 @@ impl Outcome {
 pub enum Ruling {
     /// Give it to the server.
     Pass,
+    /// Give another one to the server in its place: treated, inspected, in the same form on the
+    /// wire.
+    Deliver {
+        /// Its size in bytes on the wire, without the final dot.
+        size: u64,
+    },
     /// 550: a detection, by name.
     Infected {
         /// The detection.
@@ -233,7 +272,7 @@ pub enum Ruling {
     },
 }
 
-/// Bytes of a message, as on the wire between DATA and the final dot. Two pieces, one of them
+/// Bytes of a message, as on the wire between DATA and the final dot, or of a BDAT chunk. Two pieces, one of them
 /// mostly empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Message<'a> {
@@ -284,6 +323,10 @@ pub struct Session {
     /// Anomalies that are reported once only, by bit.
     noted: u32,
     access: Access,
+    /// What the server has offered.
+    offer: Offer,
+    /// The server has accepted LHLO: a message has as many final replies as recipients.
+    per_recipient: bool,
     /// Lines refused so far.
     errors: u8,
     /// An acceptance was given out that is not written to the client yet.
@@ -313,11 +356,13 @@ enum State {
     /// A SASL response, which is no command (RFC 4954 section 4).
     Challenge,
     /// Bytes of a BDAT chunk that is refused.
-    Chunk { left: u64 },
-    /// DATA was read; replies to earlier commands are outstanding.
-    Deciding,
-    /// A message.
+    Chunk(Unwanted),
+    /// DATA or BDAT was read; replies to earlier commands are outstanding.
+    Deciding(Asked),
+    /// A message, or a chunk of it.
     Receiving(Receiving),
+    /// Commands, with a part of a message in hand.
+    Between(Between),
     /// Not to be read: the message is being inspected.
     Checking(Held),
     /// Not to be read: DATA goes to the server.
@@ -325,13 +370,20 @@ enum State {
     /// Not to be read: the driver writes the message to the server.
     Sending(Sending),
     /// Not to be read: the server's final reply is to come.
-    Answer(Held),
+    Answer(Answering),
     /// TLS, which has to show itself.
     Tls(Opening),
     /// The driver's.
     Blind,
     /// Of no interest.
     Closed,
+}
+
+/// How a client wants to give a message.
+#[derive(Debug, Clone, Copy)]
+enum Asked {
+    Data,
+    Chunk(Chunk),
 }
 
 /// The MAIL transaction that the server is in.
@@ -347,7 +399,10 @@ struct Transaction {
 #[derive(Debug, PartialEq, Eq)]
 enum Pending {
     Greeting,
-    Ehlo,
+    Ehlo {
+        /// LHLO.
+        lmtp: bool,
+    },
     Helo,
     Mail {
         sender: Box<[u8]>,
@@ -366,7 +421,7 @@ enum Pending {
     LoneDot,
     /// DATA for a held message.
     Offer,
-    /// The end of a held message.
+    /// The end of a held message; with LMTP once for all its replies.
     Final,
     /// NOOP by vscan: the client does not see the reply.
     Ours,
@@ -400,6 +455,8 @@ impl Session {
             transaction: None,
             actions: VecDeque::new(),
             rset_reply: None,
+            offer: Offer::default(),
+            per_recipient: false,
             noted: 0,
             access: Access::default(),
             errors: 0,
@@ -415,11 +472,12 @@ impl Session {
         if self.client != Leg::Open {
             return false;
         }
-        match self.state {
+        match &self.state {
             State::Commands | State::Challenge => !self.is_stalled(),
-            State::Chunk { .. } | State::Receiving(_) | State::Tls(_) => true,
+            State::Between(between) => between.next.is_none() && !self.is_stalled(),
+            State::Chunk(_) | State::Receiving(_) | State::Tls(_) => true,
             State::Barrier
-            | State::Deciding
+            | State::Deciding(_)
             | State::Checking(_)
             | State::Offering(_)
             | State::Sending(_)
@@ -434,6 +492,11 @@ impl Session {
         matches!(self.state, State::Checking(_))
     }
 
+    /// What form the message has that is held for the ruling.
+    pub fn form(&self) -> Option<Form> {
+        if let State::Checking(held) = &self.state { Some(held.form) } else { None }
+    }
+
     /// The envelope of the message that is being received, inspected or sent.
     pub fn envelope(&self) -> Option<Envelope<'_>> {
         let transaction = self.message_transaction()?;
@@ -443,15 +506,15 @@ impl Session {
     /// A word for the state, for the flow table.
     pub fn state_name(&self) -> &'static str {
         match &self.state {
-            State::Commands | State::Barrier | State::Challenge | State::Chunk { .. } => {
+            State::Commands | State::Barrier | State::Challenge | State::Chunk(_) => {
                 match (self.pending.front(), &self.transaction) {
                     (Some(Pending::Greeting), _) => "greeting",
                     (_, Some(_)) => "mail",
                     (_, None) => "command",
                 }
             }
-            State::Deciding => "mail",
-            State::Receiving(_) => "data",
+            State::Deciding(_) => "mail",
+            State::Receiving(_) | State::Between(_) => "data",
             State::Checking(_) => "scan",
             State::Offering(_) | State::Sending(_) => "deliver",
             State::Answer(_) => "answer",
@@ -476,16 +539,18 @@ impl Session {
         let idle = self.activity + self.config.idle_timeout;
         match &self.state {
             State::Closed | State::Blind => None,
-            State::Receiving(receiving) => Some(idle.min(receiving.keepalive)),
-            State::Checking(held) => Some(held.deadline.min(held.keepalive)),
+            State::Receiving(receiving) | State::Between(Between { receiving, .. }) => {
+                Some(idle.min(receiving.keepalive))
+            }
+            State::Checking(held) => Some(held.ruling_due.min(held.keepalive)),
             State::Offering(Offering { held, .. })
             | State::Sending(Sending { held, .. })
-            | State::Answer(held) => Some(held.deadline),
+            | State::Answer(Answering { held, .. }) => Some(held.deadline),
             State::Commands
             | State::Barrier
             | State::Challenge
-            | State::Chunk { .. }
-            | State::Deciding
+            | State::Chunk(_)
+            | State::Deciding(_)
             | State::Tls(_) => Some(idle),
         }
     }
@@ -497,11 +562,11 @@ impl Session {
         }
         let idle = now >= self.activity + self.config.idle_timeout;
         match &mut self.state {
-            State::Receiving(receiving) if !idle => {
+            State::Receiving(receiving) | State::Between(Between { receiving, .. }) if !idle => {
                 receiving.keepalive = now + self.config.keepalive;
                 self.keep_alive();
             }
-            State::Checking(held) if now < held.deadline => {
+            State::Checking(held) if now < held.ruling_due => {
                 held.keepalive = now + self.config.keepalive;
                 self.keep_alive();
             }
@@ -510,15 +575,15 @@ impl Session {
                 self.lose(compose(421, "4.4.2", "The server did not answer in time"));
             }
             State::Tls(_) => self.reset(),
-            State::Receiving(_) => {
+            State::Receiving(_) | State::Between(_) => {
                 self.give_up_message(Some(421));
                 self.close_with(compose(421, "4.4.2", "Idle for too long"));
             }
             State::Commands
             | State::Barrier
             | State::Challenge
-            | State::Chunk { .. }
-            | State::Deciding => self.close_with(compose(421, "4.4.2", "Idle for too long")),
+            | State::Chunk(_)
+            | State::Deciding(_) => self.close_with(compose(421, "4.4.2", "Idle for too long")),
             State::Blind | State::Closed => {}
         }
     }

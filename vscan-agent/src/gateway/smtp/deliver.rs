@@ -14,7 +14,7 @@ use tokio::{
     io::{AsyncWrite, Interest},
     net::TcpStream,
 };
-use vscan_proto::smtp::data::{END, Unstuffer};
+use vscan_proto::smtp::data::{Decoder, Unstuffer};
 
 /// Bytes that one sendfile(2) call may move before the session gets its turn.
 const SENDFILE_STEP: usize = 1 << 20;
@@ -103,10 +103,32 @@ pub(super) fn stuffed(spool: &Spool, message: &Object) -> Result<Object, SpoolEr
     })
 }
 
-/// A message on its way to the server, its end behind it.
+/// Whether something on the wire looks like the end of the message, and is none. What is received is
+/// looked through as it comes; this is for what vscan has made itself.
+///
+/// # Errors
+/// The spool failed.
+pub(super) fn look_alike(wire: &Object) -> Result<bool, SpoolError> {
+    let mut decoder = Decoder::new();
+    let mut buffer = vec![0; CHUNK];
+    let mut offset = 0;
+    blocking::in_place(|| {
+        loop {
+            let count = wire.read_at(&mut buffer, offset)?;
+            if count == 0 {
+                return Ok(decoder.look_alike());
+            }
+            offset += count as u64;
+            decoder.decode(&buffer[..count]);
+        }
+    })
+}
+
+/// A message on its way to the server, and what follows it.
 #[derive(Debug)]
 pub(super) struct Delivery {
     source: Source,
+    end: &'static [u8],
     /// Bytes of message and end that are written.
     written: u64,
 }
@@ -118,16 +140,16 @@ enum Source {
 }
 
 impl Delivery {
-    /// A delivery of `object` from its first byte.
+    /// A delivery of `object` from its first byte, and of `end`.
     ///
     /// # Errors
     /// No descriptors left.
-    pub(super) fn new(object: Object) -> io::Result<Self> {
+    pub(super) fn new(object: Object, end: &'static [u8]) -> io::Result<Self> {
         let source = match object.descriptor()? {
             Some(file) => Source::File { file, len: object.len() },
             None => Source::Inline(object),
         };
-        Ok(Self { source, written: 0 })
+        Ok(Self { source, end, written: 0 })
     }
 
     /// Writes on, until all is written.
@@ -146,7 +168,7 @@ impl Delivery {
                 (Source::Inline(object), None) => {
                     let start = usize::try_from(self.written).unwrap_or(usize::MAX);
                     let message = object.inline().and_then(|all| all.get(start..));
-                    let parts = [IoSlice::new(message.unwrap_or_default()), IoSlice::new(END)];
+                    let parts = [IoSlice::new(message.unwrap_or_default()), IoSlice::new(self.end)];
                     ready!(Pin::new(&mut *upstream).poll_write_vectored(cx, &parts))?
                 }
                 (Source::File { file, len }, None) => {
@@ -167,7 +189,7 @@ impl Delivery {
             Source::File { len, .. } => *len,
         };
         let at = usize::try_from(self.written.checked_sub(len)?).unwrap_or(usize::MAX);
-        Some(END.get(at..).unwrap_or_default())
+        Some(self.end.get(at..).unwrap_or_default())
     }
 }
 

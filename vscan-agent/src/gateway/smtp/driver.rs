@@ -3,9 +3,9 @@
 //! Written as one `poll` function: an idle session is this struct and nothing else. Bytes are read
 //! into one buffer per thread, never into one per session.
 
-use super::deliver::{Delivery, stuffed, unstuffed};
+use super::deliver::{Delivery, look_alike, stuffed, unstuffed};
 use crate::{
-    config::{Config, verdict_str},
+    config::{BareNewline, Config, verdict_str},
     gateway::{
         Gateway,
         inspect::{About, Inspection, Outcome},
@@ -30,7 +30,7 @@ use tokio::{
     time::Sleep,
 };
 use vscan_proto::smtp::{
-    self, Anomaly, Finished, Message, Outcome as Fate, Output, Ruling, Session,
+    self, Anomaly, Finished, Form, Message, Outcome as Fate, Output, Ruling, Session,
 };
 use vscan_scan::{report::Verdict, wire::ObjectKind};
 
@@ -194,13 +194,15 @@ impl<'a> Driver<'a> {
                 Output::Denied { recipient, address, tell } => {
                     self.flow.denied(&Denied::smtp(recipient, &address), tell);
                 }
-                Output::Inspect { stuffed } => self.inspect(stuffed),
-                Output::SendMessage => self.deliver(),
+                Output::Inspect(form) => self.inspect(form),
+                Output::SendMessage { end } => self.deliver(end),
                 Output::Discard => self.discard(),
                 Output::Finished(finished) => self.finished(&finished),
                 Output::Anomaly(anomaly) => {
-                    if anomaly == Anomaly::DoubledMail {
-                        self.gateway.observer.metrics.mail_doubled();
+                    match anomaly {
+                        Anomaly::DoubledMail => self.gateway.observer.metrics.mail_doubled(),
+                        Anomaly::FinalReplyLost => self.gateway.observer.metrics.mail_doubtful(),
+                        _ => {}
                     }
                     self.flow.anomaly(anomaly.name(), anomaly);
                 }
@@ -390,14 +392,17 @@ impl<'a> Driver<'a> {
     }
 
     /// The message is complete: has it looked at.
-    fn inspect(&mut self, stuffed: bool) {
+    fn inspect(&mut self, form: Form) {
         let writer = match std::mem::take(&mut self.hold) {
             Hold::Receiving(writer) => writer,
             Hold::None | Hold::Complete(_) => self.gateway.spool.writer(),
         };
         let shown = writer.finish().and_then(|object| {
             self.hold = Hold::Complete(object.clone());
-            if stuffed { unstuffed(&self.gateway.spool, &object) } else { Ok(object) }
+            match form {
+                Form::Stuffed => unstuffed(&self.gateway.spool, &object),
+                Form::Plain | Form::Chunked => Ok(object),
+            }
         });
         let object = match shown {
             Ok(object) => object,
@@ -422,22 +427,42 @@ impl<'a> Driver<'a> {
         let Poll::Ready(inspection) = inspection.as_mut().poll(cx) else { return false };
         self.inspection = None;
         self.verdict = Some(inspection.verdict);
-        if let Outcome::Deliver(treated) = &inspection.outcome {
-            match stuffed(&self.gateway.spool, treated) {
-                Ok(wire) => self.hold = Hold::Complete(wire),
-                Err(error) => {
-                    self.spool_failed(&error);
-                    return true;
-                }
+        match &inspection.outcome {
+            Outcome::Deliver(treated) => self.deliver_instead(treated),
+            Outcome::Pass | Outcome::Block { .. } => {
+                self.machine.handle_ruling(ruling(inspection));
             }
         }
-        self.machine.handle_ruling(ruling(inspection));
         true
     }
 
-    fn deliver(&mut self) {
+    /// A treated message goes to the server, in the form that the client's came in.
+    fn deliver_instead(&mut self, treated: &Object) {
+        let spool = &self.gateway.spool;
+        let wire = match self.machine.form() {
+            Some(Form::Plain | Form::Stuffed) => {
+                stuffed(spool, treated).and_then(|wire| Ok((look_alike(&wire)?, wire)))
+            }
+            Some(Form::Chunked) => Ok((false, treated.clone())),
+            None => return,
+        };
+        match wire {
+            Ok((true, _)) if self.config.smtp.bare_newline != BareNewline::Pass => {
+                tracing::error!(flow = %self.flow.id(), "a treated message has a bare newline beside a dot");
+                self.machine.handle_ruling(Ruling::Failed { permanent: true });
+            }
+            Ok((_, wire)) => {
+                let size = wire.len();
+                self.hold = Hold::Complete(wire);
+                self.machine.handle_ruling(Ruling::Deliver { size });
+            }
+            Err(error) => self.spool_failed(&error),
+        }
+    }
+
+    fn deliver(&mut self, end: &'static [u8]) {
         let Hold::Complete(object) = &self.hold else { return };
-        match Delivery::new(object.clone()) {
+        match Delivery::new(object.clone(), end) {
             Ok(delivery) => self.delivery = Some(delivery),
             Err(error) => {
                 // The server waits for a message that cannot be had: it must not take its absence for an end.
@@ -465,6 +490,7 @@ impl<'a> Driver<'a> {
             &MessageFields {
                 sender: wire::text(&finished.sender),
                 recipients: finished.recipients,
+                delivered: finished.delivered,
                 size: finished.size,
                 outcome: finished.outcome.name(),
                 verdict: self.verdict.take().map(verdict_str),
@@ -582,7 +608,8 @@ impl Leg {
 fn ruling(inspection: Inspection) -> Ruling {
     let Inspection { outcome, verdict, name } = inspection;
     match (outcome, verdict) {
-        (Outcome::Pass | Outcome::Deliver(_), _) => Ruling::Pass,
+        (Outcome::Pass, _) => Ruling::Pass,
+        (Outcome::Deliver(treated), _) => Ruling::Deliver { size: treated.len() },
         (Outcome::Block { .. }, Verdict::Unscannable) => Ruling::Unscannable { reason: name },
         (Outcome::Block { temporary }, Verdict::Error) => Ruling::Failed { permanent: !temporary },
         (Outcome::Block { .. }, Verdict::Infected | Verdict::Clean) => Ruling::Infected { name },
@@ -595,6 +622,8 @@ struct MessageFields<'a> {
     sender: Cow<'a, str>,
     /// Accepted recipients.
     recipients: u32,
+    /// Those for whom the server accepted the message.
+    delivered: u32,
     /// Bytes on the wire.
     size: u64,
     outcome: &'static str,

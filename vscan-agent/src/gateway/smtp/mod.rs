@@ -19,6 +19,10 @@ use vscan_proto::smtp::{BareNewline, Config, Permit, StartTls};
 /// reply has to reach it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(570);
 
+/// From the end of a message to its verdict. A server that gets the message then has more than four minutes for
+/// its answer before the client loses patience.
+const RULING_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// Serves one SMTP session to its end.
 pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
     let config = gateway.config();
@@ -27,7 +31,8 @@ pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
         Ok(upstream) => upstream,
         Err(error) => return Box::pin(unreachable(conn.client, &flow, error)).await,
     };
-    serve(gateway, &config, &flow, conn.client, upstream).await;
+    let lmtp = config.smtp.speaks_lmtp(conn.server.port());
+    serve(gateway, &config, &flow, lmtp, conn.client, upstream).await;
 }
 
 /// Serves a session whose legs are connected.
@@ -35,16 +40,18 @@ async fn serve(
     gateway: &Gateway,
     config: &config::Config,
     flow: &FlowHandle,
+    lmtp: bool,
     client: TcpStream,
     upstream: TcpStream,
 ) {
-    let mut driver = Driver::new(gateway, config, flow, machine(config, flow), client, upstream);
+    let machine = machine(config, flow, lmtp);
+    let mut driver = Driver::new(gateway, config, flow, machine, client, upstream);
     let end = poll_fn(|cx| driver.poll(cx)).await;
     let (client, upstream) = driver.into_legs();
     Box::pin(finish(end, client, upstream, config, flow)).await;
 }
 
-fn machine(config: &config::Config, flow: &FlowHandle) -> Arc<Config> {
+fn machine(config: &config::Config, flow: &FlowHandle, lmtp: bool) -> Arc<Config> {
     let (client, server) = (flow.opened().client.ip(), flow.opened().server.ip());
     let rules = Rules::of(config, config::Protocol::Smtp, client, server);
     Arc::new(Config {
@@ -60,9 +67,12 @@ fn machine(config: &config::Config, flow: &FlowHandle) -> Arc<Config> {
             config::BareNewline::Refuse => BareNewline::Refuse,
         },
         permit: rules.map(|rules| rules as Arc<dyn Permit>),
+        lmtp,
+        hide_extensions: config.smtp.hide_extensions.clone(),
         hold_max: config.spool.hold_max,
         keepalive: config.smtp.noop_interval,
         idle_timeout: config.gateway.idle_timeout,
+        ruling_timeout: RULING_TIMEOUT,
         answer_timeout: ANSWER_TIMEOUT,
     })
 }

@@ -70,7 +70,8 @@ impl Rig {
             let gateway = Arc::clone(&gateway);
             async move {
                 let config = gateway.config();
-                serve(&gateway, &config, &flow, client_leg, upstream).await;
+                let lmtp = config.smtp.speaks_lmtp(24);
+                serve(&gateway, &config, &flow, lmtp, client_leg, upstream).await;
             }
         });
         Self { gateway, client, server, session, shown, _directory: directory }
@@ -255,6 +256,104 @@ async fn an_infected_message_is_refused_and_the_session_goes_on() {
     rig.envelope().await;
     rig.delivered(b"good\r\n").await;
     assert!(rig.metric("infected"));
+    rig.quit().await;
+}
+
+/// Behind EHLO to a server that offers CHUNKING: sender and recipient.
+async fn chunking() -> Rig {
+    let mut rig = Rig::new(|_| {}).await;
+    rig.down(b"220 mx\r\n").await;
+    rig.up(b"EHLO c\r\n").await;
+    rig.down(b"250-mx\r\n250 CHUNKING\r\n").await;
+    rig
+}
+
+async fn recipient(rig: &mut Rig) {
+    rig.up(b"MAIL FROM:<a@b> BODY=BINARYMIME\r\nRCPT TO:<c@d>\r\n").await;
+    rig.down(b"250 ok\r\n250 ok\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_arrive_as_one_and_byte_for_byte() {
+    let mut rig = chunking().await;
+    for size in [1, 100, 65_536, 70_000, 1_000_000, 9_000_000] {
+        let message: Vec<u8> =
+            b"\r\n.\r\n\n.\n\0\xff\r".iter().copied().cycle().take(size).collect();
+        recipient(&mut rig).await;
+        for chunk in message.chunks(size / 3 + 1) {
+            let command = format!("BDAT {}\r\n", chunk.len());
+            rig.client.write_all(&[command.as_bytes(), chunk].concat()).await.unwrap();
+            let answer = format!("250 2.0.0 {} bytes received\r\n", chunk.len());
+            expect(&mut rig.client, answer.as_bytes()).await;
+        }
+        rig.client.write_all(b"BDAT 0 LAST\r\n").await.unwrap();
+        expect(&mut rig.server, format!("BDAT {size} LAST\r\n").as_bytes()).await;
+        expect(&mut rig.server, &message).await;
+        rig.down(b"250 queued\r\n").await;
+        assert!(
+            rig.shown.lock().unwrap().pop().unwrap() == message,
+            "{size}: not what was scanned"
+        );
+    }
+    recipient(&mut rig).await;
+    rig.client.write_all(b"BDAT 2\r\nEVBDAT 2 LAST\r\nIL").await.unwrap();
+    expect(&mut rig.client, b"250 2.0.0 2 bytes received\r\n").await;
+    expect(&mut rig.client, b"550 5.7.1 Message blocked by vscan: Evil\r\n").await;
+    expect(&mut rig.server, b"RSET\r\n").await;
+    rig.server.write_all(b"250 reset\r\n").await.unwrap();
+    rig.quit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_lost_in_mid_chunk() {
+    let mut rig = chunking().await;
+    recipient(&mut rig).await;
+    let message = message(9_000_000);
+    let command = format!("BDAT {} LAST\r\n", message.len());
+    let (client, server) = (&mut rig.client, &mut rig.server);
+    tokio::join!(
+        async {
+            client.write_all(command.as_bytes()).await.unwrap();
+            client.write_all(&message).await.unwrap();
+        },
+        async {
+            expect(server, command.as_bytes()).await;
+            expect(server, &message[..1000]).await;
+        }
+    );
+    net::abort(rig.server);
+    let heard = rest(&mut rig.client).await.expect("closed in order");
+    assert_eq!(heard, b"421 4.4.2 Connection to the server lost\r\n");
+    drop(rig.client);
+    rig.session.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lmtp_answers_for_each_recipient() {
+    let mut rig = Rig::new(|config| config.smtp.lmtp_ports = [24.try_into().unwrap()].into()).await;
+    rig.down(b"220 lda\r\n").await;
+    rig.up(b"LHLO c\r\n").await;
+    rig.down(b"250 lda\r\n").await;
+    for (text, refused) in [(&b"good\r\n.\r\n"[..], false), (b"EVIL\r\n.\r\n", true)] {
+        let envelope = b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nRCPT TO:<e@f>\r\n";
+        rig.client.write_all(&[envelope, &b"DATA\r\n"[..]].concat()).await.unwrap();
+        expect(&mut rig.server, envelope).await;
+        rig.down(b"250 ok\r\n250 ok\r\n250 ok\r\n").await;
+        expect(&mut rig.client, b"354 End data with <CR><LF>.<CR><LF>\r\n").await;
+        rig.client.write_all(text).await.unwrap();
+        if refused {
+            let refusal = b"550 5.7.1 Message blocked by vscan: Evil\r\n";
+            expect(&mut rig.client, &refusal.repeat(2)).await;
+            expect(&mut rig.server, b"RSET\r\n").await;
+            rig.server.write_all(b"250 reset\r\n").await.unwrap();
+        } else {
+            expect(&mut rig.server, b"DATA\r\n").await;
+            rig.server.write_all(b"354 go\r\n").await.unwrap();
+            expect(&mut rig.server, text).await;
+            rig.down(b"250 c\r\n").await;
+            rig.down(b"452 e\r\n").await;
+        }
+    }
     rig.quit().await;
 }
 

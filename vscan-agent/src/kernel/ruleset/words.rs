@@ -101,10 +101,10 @@ pub(super) fn transparent() -> Statement<'static> {
 pub(super) fn ports(config: &Config, protocols: &[Protocol]) -> Expression<'static> {
     let mut all: Vec<NonZeroU16> = Vec::new();
     for protocol in protocols {
-        all.extend(match protocol {
-            Protocol::Ftp => &config.ftp.ports,
-            Protocol::Smtp => &config.smtp.ports,
-        });
+        match protocol {
+            Protocol::Ftp => all.extend(&config.ftp.ports),
+            Protocol::Smtp => all.extend(config.smtp.all_ports()),
+        }
     }
     all.sort_unstable();
     all.dedup();

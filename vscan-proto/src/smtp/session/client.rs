@@ -1,4 +1,4 @@
-//! The client's half of the machine: commands, SASL responses, refused chunks, and its end.
+//! The client's half of the machine: commands, SASL responses, and its end.
 
 use std::time::Instant;
 
@@ -6,7 +6,9 @@ use crate::line::{Ending, Line};
 use crate::smtp::command::{Command, Verb};
 use crate::smtp::reply::compose;
 
-use super::{Anomaly, Leg, Message, Output, PATH_MAX, Pending, Session, StartTls, State, Taken};
+use super::{
+    Anomaly, Asked, Leg, Message, Output, PATH_MAX, Pending, Session, StartTls, State, Taken,
+};
 
 /// The longest command line but AUTH in bytes. RFC 5321 section 4.5.3.1.4 says 512, extensions add
 /// to it. As in other servers (Postfix, sendmail): what one of them cut off here could be a command.
@@ -17,6 +19,10 @@ const PENDING_MAX: usize = 256;
 
 /// Lines that are refused by vscan itself before it hangs up: a client that sends garbage.
 const ERRORS_MAX: u8 = 20;
+
+/// Recipients of an LMTP message, each of which has a reply of its own: bounds what a message is
+/// answered. Four times what RFC 5321 section 4.5.3.1.8 asks of a server.
+const LMTP_RECIPIENTS_MAX: u32 = 400;
 
 impl Session {
     /// Takes bytes of the client, as many as can be used now.
@@ -34,12 +40,10 @@ impl Session {
                 State::Commands | State::Challenge if !stalled => {
                     consumed += self.client_bytes(rest);
                 }
-                State::Chunk { left } => {
-                    let length = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
-                    *left -= length as u64;
-                    consumed += length;
-                    self.chunk_progress();
+                State::Between(between) if !stalled && between.next.is_none() => {
+                    consumed += self.client_bytes(rest);
                 }
+                State::Chunk(_) => consumed += self.unwanted_bytes(rest),
                 State::Receiving(_) => {
                     let (used, message) = self.message_bytes(rest);
                     return Taken { consumed: consumed + used, message };
@@ -52,7 +56,8 @@ impl Session {
                 State::Commands
                 | State::Challenge
                 | State::Barrier
-                | State::Deciding
+                | State::Between(_)
+                | State::Deciding(_)
                 | State::Checking(_)
                 | State::Offering(_)
                 | State::Sending(_)
@@ -77,12 +82,12 @@ impl Session {
             State::Commands
             | State::Barrier
             | State::Challenge
-            | State::Chunk { .. }
-            | State::Deciding => {
+            | State::Chunk(_)
+            | State::Deciding(_) => {
                 self.state = State::Commands;
                 self.actions.push_back(Output::ShutdownUpstream);
             }
-            State::Receiving(_) => {
+            State::Receiving(_) | State::Between(_) => {
                 self.anomaly(Anomaly::ClientGoneInMessage);
                 self.give_up_message(None);
                 self.end_after_client();
@@ -113,7 +118,7 @@ impl Session {
         }
         match self.state {
             State::Answer(_) | State::Blind | State::Closed => {}
-            State::Receiving(_) => {
+            State::Receiving(_) | State::Between(_) => {
                 self.anomaly(Anomaly::ClientGoneInMessage);
                 self.give_up_message(None);
                 self.reset();
@@ -125,8 +130,8 @@ impl Session {
             State::Commands
             | State::Barrier
             | State::Challenge
-            | State::Chunk { .. }
-            | State::Deciding
+            | State::Chunk(_)
+            | State::Deciding(_)
             | State::Tls(_) => self.reset(),
         }
     }
@@ -181,11 +186,22 @@ impl Session {
             self.anomaly_once(Anomaly::CommandTooLong);
             return self.refuse_line("5.5.2", "Line too long");
         }
+        if matches!(self.state, State::Between(_)) {
+            return self.between_chunks(line, command);
+        }
+        self.command(line, command);
+    }
+
+    /// A command outside of a message.
+    pub(super) fn command(&mut self, line: &Line, command: Command<'_>) {
         if self.denies(&command, line.content()) {
             return;
         }
         match command.verb {
-            Verb::Ehlo => self.forward(line, Pending::Ehlo, State::Commands),
+            Verb::Ehlo => self.forward(line, Pending::Ehlo { lmtp: false }, State::Commands),
+            Verb::Lhlo if self.config.lmtp => {
+                self.forward(line, Pending::Ehlo { lmtp: true }, State::Commands);
+            }
             Verb::Helo => self.forward(line, Pending::Helo, State::Commands),
             Verb::Mail => match command.size() {
                 Some(size) if size > self.config.hold_max => {
@@ -197,6 +213,9 @@ impl Session {
                     self.forward(line, Pending::Mail { sender }, State::Commands);
                 }
             },
+            Verb::Rcpt if self.has_too_many_recipients() => {
+                self.answer(compose(452, "4.5.3", "Too many recipients"));
+            }
             Verb::Rcpt => {
                 let recipient = command.path().filter(|path| path.len() <= PATH_MAX);
                 let recipient = recipient.unwrap_or_default().to_vec();
@@ -206,9 +225,9 @@ impl Session {
                 Some(reply) => self.answer(reply),
                 None => self.forward(line, Pending::Rset, State::Commands),
             },
-            Verb::Plain => self.forward(line, Pending::Plain, State::Commands),
+            Verb::Plain | Verb::Quit => self.forward(line, Pending::Plain, State::Commands),
             Verb::Data if command.argument.is_empty() => {
-                self.state = State::Deciding;
+                self.state = State::Deciding(Asked::Data);
                 self.proceed();
             }
             Verb::Data => self.answer(compose(501, "5.5.4", "DATA takes no parameter")),
@@ -219,18 +238,28 @@ impl Session {
                 StartTls::Refuse => self.answer(compose(454, "4.7.0", "TLS is not available here")),
                 StartTls::Strip => self.answer(compose(502, "5.5.1", "Command not implemented")),
             },
-            Verb::Forbidden => {
+            Verb::Forbidden | Verb::Lhlo => {
                 self.anomaly_once(Anomaly::ForbiddenCommand);
                 self.answer(compose(502, "5.5.1", "Command not available through this gateway"));
             }
         }
     }
 
+    fn has_too_many_recipients(&self) -> bool {
+        let transaction = self.transaction.as_ref();
+        self.per_recipient && transaction.is_some_and(|it| it.accepted >= LMTP_RECIPIENTS_MAX)
+    }
+
     fn forward(&mut self, line: &Line, pending: Pending, next: State) {
+        self.relay(line, pending);
+        self.state = next;
+    }
+
+    /// Gives a command to the server, as it came.
+    pub(super) fn relay(&mut self, line: &Line, pending: Pending) {
         self.rset_reply = None;
         self.to_upstream.extend_from_slice(line.raw());
         self.pending.push_back(pending);
-        self.state = next;
     }
 
     /// Answers the client, behind the replies that it still waits for.
@@ -250,25 +279,5 @@ impl Session {
             return self.close_with(compose(421, "4.7.0", "Too many errors"));
         }
         self.answer(compose(500, enhanced, text));
-    }
-
-    /// BDAT cannot be followed yet. Its chunk is read, so that it is not taken for commands
-    /// (RFC 3030 section 2).
-    fn bdat(&mut self, length: Option<u64>) {
-        self.anomaly_once(Anomaly::ChunkedTransfer);
-        match length {
-            Some(left) => {
-                self.state = State::Chunk { left };
-                self.chunk_progress();
-            }
-            None => self.answer(compose(501, "5.5.4", "BDAT needs a chunk size")),
-        }
-    }
-
-    fn chunk_progress(&mut self) {
-        if matches!(self.state, State::Chunk { left: 0 }) {
-            self.state = State::Commands;
-            self.answer(compose(502, "5.5.1", "BDAT is not available through this gateway"));
-        }
     }
 }

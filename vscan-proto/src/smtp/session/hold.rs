@@ -1,37 +1,49 @@
-//! The life of a message: received, inspected, offered to the server, sent, answered.
+//! A message until it is ruled on: received, inspected, and refused if it has to be.
 //!
 //! vscan gives the 354 itself, once a recipient is accepted. The server waits meanwhile and gets
-//! NOOPs; it sees DATA when the message has passed, and its answer is the client's final reply.
+//! NOOPs; it hears of the message when that has passed: see `answer`.
 
 use std::time::Instant;
 
 use crate::smtp::data::{BareNewlines, Decoder};
 use crate::smtp::reply::compose;
 
+use super::answer::{Answering, Offering, Sending};
+use super::chunks::Between;
 use super::{
-    Anomaly, BareNewline, Finished, Leg, Message, Outcome, Output, Pending, Ruling, Session, State,
-    Transaction,
+    Anomaly, Asked, BareNewline, Finished, Form, Leg, Message, Outcome, Output, Pending, Ruling,
+    Session, State, Transaction,
 };
 
 const GO_AHEAD: &[u8] = b"354 End data with <CR><LF>.<CR><LF>\r\n";
-const SERVER_LOST: &str = "Connection to the server lost";
 
 /// A message that is being received.
 #[derive(Debug)]
 pub(super) struct Receiving {
     transaction: Transaction,
-    decoder: Decoder,
-    /// Only where bare newlines are refused.
-    bare: Option<BareNewlines>,
-    size: u64,
-    fate: Fate,
+    pub(super) framing: Framing,
+    pub(super) size: u64,
+    pub(super) fate: Fate,
     /// When the server gets its next NOOP.
     pub(super) keepalive: Instant,
 }
 
+/// Where a message ends.
+#[derive(Debug)]
+pub(super) enum Framing {
+    /// At a lone dot, after DATA.
+    Dots {
+        decoder: Decoder,
+        /// Only where bare newlines are refused.
+        bare: Option<BareNewlines>,
+    },
+    /// With the last of its chunks. This is the one that is being read.
+    Chunk { length: u64, left: u64, last: bool },
+}
+
 /// What becomes of the message at its end.
 #[derive(Debug)]
-enum Fate {
+pub(super) enum Fate {
     Hold,
     Refuse(Why),
     /// The server is gone: the reply for the client.
@@ -39,36 +51,27 @@ enum Fate {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Why {
+pub(super) enum Why {
     TooLarge,
     LookAlike,
     BareNewline,
     NoRoom,
 }
 
-/// A complete message.
+/// A complete message, or one that goes no further.
 #[derive(Debug)]
 pub(super) struct Held {
-    transaction: Transaction,
-    size: u64,
+    pub(super) transaction: Transaction,
+    /// Size in bytes as it came.
+    pub(super) size: u64,
+    pub(super) form: Form,
+    /// How many replies the client waits for.
+    pub(super) answers: u32,
     pub(super) keepalive: Instant,
+    /// When it must have its ruling.
+    pub(super) ruling_due: Instant,
     /// When the client must have its final reply.
     pub(super) deadline: Instant,
-}
-
-/// A message that has passed; DATA goes to the server when no reply is outstanding.
-#[derive(Debug)]
-pub(super) struct Offering {
-    pub(super) held: Held,
-    asked: bool,
-}
-
-/// A message that the driver is writing to the server.
-#[derive(Debug)]
-pub(super) struct Sending {
-    pub(super) held: Held,
-    /// The server's final reply, given before the message was sent.
-    early: Option<(u16, Vec<u8>)>,
 }
 
 impl Session {
@@ -78,12 +81,12 @@ impl Session {
             return;
         }
         let (outcome, code, enhanced, text) = match ruling {
-            Ruling::Pass => {
-                if let State::Checking(held) = std::mem::replace(&mut self.state, State::Closed) {
-                    self.state = State::Offering(Offering { held, asked: false });
-                }
-                return self.proceed();
+            Ruling::Pass => return self.offer_message(None),
+            Ruling::Deliver { size } if self.offer.size.is_some_and(|most| size > most) => {
+                let text = "The treated message is larger than the server takes".to_owned();
+                (Outcome::TooLarge, 552, "5.3.4", text)
             }
+            Ruling::Deliver { size } => return self.offer_message(Some(size)),
             Ruling::Infected { name } => {
                 (Outcome::Blocked, 550, "5.7.1", format!("Message blocked by vscan: {name}"))
             }
@@ -106,7 +109,7 @@ impl Session {
     /// The message could not be stored: it is read to its end and refused with 452.
     pub fn handle_spool_failed(&mut self) {
         match &mut self.state {
-            State::Receiving(receiving) => {
+            State::Receiving(receiving) | State::Between(Between { receiving, .. }) => {
                 if matches!(receiving.fate, Fate::Hold) {
                     receiving.fate = Fate::Refuse(Why::NoRoom);
                     self.actions.push_back(Output::Discard);
@@ -116,8 +119,8 @@ impl Session {
             State::Commands
             | State::Barrier
             | State::Challenge
-            | State::Chunk { .. }
-            | State::Deciding
+            | State::Chunk(_)
+            | State::Deciding(_)
             | State::Offering(_)
             | State::Sending(_)
             | State::Answer(_)
@@ -127,36 +130,36 @@ impl Session {
         }
     }
 
-    /// The message and its end are written to the server.
-    pub fn handle_message_sent(&mut self) {
-        match std::mem::replace(&mut self.state, State::Closed) {
-            State::Sending(Sending { held, early: None }) => self.state = State::Answer(held),
-            State::Sending(Sending { held, early: Some((code, text)) }) => {
-                self.conclude(held, code, &text);
-            }
-            other => self.state = other,
-        }
-    }
-
     /// Goes on where a state waits for the last outstanding reply.
     pub(super) fn proceed(&mut self) {
         if !self.pending.is_empty() {
             return;
         }
         match &mut self.state {
-            State::Deciding => self.decide(),
+            State::Deciding(Asked::Data) => self.decide(),
+            State::Deciding(Asked::Chunk(chunk)) => {
+                let chunk = *chunk;
+                self.decide_chunk(chunk);
+            }
+            State::Between(Between { next: Some(_), .. }) => {
+                if let State::Between(Between { receiving, next: Some(chunk) }) =
+                    std::mem::replace(&mut self.state, State::Closed)
+                {
+                    self.begin_chunk(receiving, chunk);
+                }
+            }
             State::Commands if self.draining => {
                 self.close_with(compose(421, "4.3.2", "Service shutting down"));
             }
             State::Offering(offering) if !offering.asked => {
                 offering.asked = true;
-                self.to_upstream.extend_from_slice(b"DATA\r\n");
-                self.pending.push_back(Pending::Offer);
+                self.ask_server();
             }
             State::Commands
             | State::Barrier
             | State::Challenge
-            | State::Chunk { .. }
+            | State::Chunk(_)
+            | State::Between(_)
             | State::Receiving(_)
             | State::Checking(_)
             | State::Offering(_)
@@ -173,15 +176,10 @@ impl Session {
         match self.transaction.take() {
             Some(transaction) if transaction.accepted > 0 => {
                 self.to_client.extend_from_slice(GO_AHEAD);
-                self.state = State::Receiving(Receiving {
-                    transaction,
-                    decoder: Decoder::new(),
-                    bare: (self.config.bare_newline == BareNewline::Refuse)
-                        .then(BareNewlines::default),
-                    size: 0,
-                    fate: Fate::Hold,
-                    keepalive: self.activity + self.config.keepalive,
-                });
+                let bare =
+                    (self.config.bare_newline == BareNewline::Refuse).then(BareNewlines::default);
+                let framing = Framing::Dots { decoder: Decoder::new(), bare };
+                self.state = State::Receiving(self.receiving(transaction, framing));
             }
             transaction => {
                 // The server has its own words for this. Should it want a message all the same
@@ -194,15 +192,24 @@ impl Session {
         }
     }
 
+    /// A message that begins now.
+    pub(super) fn receiving(&self, transaction: Transaction, framing: Framing) -> Receiving {
+        let keepalive = self.activity + self.config.keepalive;
+        Receiving { transaction, framing, size: 0, fate: Fate::Hold, keepalive }
+    }
+
     /// Takes message bytes: how many, and what is to be stored.
     pub(super) fn message_bytes<'a>(&mut self, input: &'a [u8]) -> (usize, Message<'a>) {
         let State::Receiving(receiving) = &mut self.state else {
             return (0, Message::default());
         };
-        let decoded = receiving.decoder.decode(input);
+        let Framing::Dots { decoder, bare } = &mut receiving.framing else {
+            return self.chunk_bytes(input);
+        };
+        let decoded = decoder.decode(input);
         let mut message = Message { carry: decoded.carry, body: decoded.body };
         receiving.size += (message.carry.len() + message.body.len()) as u64;
-        if let Some(bare) = &mut receiving.bare {
+        if let Some(bare) = bare {
             bare.check(message.carry);
             bare.check(message.body);
         }
@@ -217,26 +224,36 @@ impl Session {
         if !matches!(receiving.fate, Fate::Hold) {
             message = Message::default();
         }
-        if decoded.end {
-            self.message_end();
+        if decoded.end
+            && let State::Receiving(receiving) = std::mem::replace(&mut self.state, State::Closed)
+        {
+            self.message_end(receiving);
         }
         (decoded.consumed, message)
     }
 
-    fn message_end(&mut self) {
-        match std::mem::replace(&mut self.state, State::Closed) {
-            State::Receiving(Receiving { transaction, decoder, size, fate, keepalive, .. }) => {
-                let deadline = self.activity + self.config.answer_timeout;
-                self.state = State::Checking(Held { transaction, size, keepalive, deadline });
-                match fate {
-                    Fate::Hold => {
-                        self.actions.push_back(Output::Inspect { stuffed: decoder.stuffed() });
-                    }
-                    Fate::Refuse(why) => self.refuse_for(why),
-                    Fate::ServerLost(reply) => self.lose(reply),
-                }
-            }
-            other => self.state = other,
+    /// No more of the message comes.
+    pub(super) fn message_end(&mut self, receiving: Receiving) {
+        let Receiving { transaction, framing, size, fate, keepalive } = receiving;
+        let (form, whole) = match framing {
+            Framing::Dots { decoder, .. } if decoder.stuffed() => (Form::Stuffed, true),
+            Framing::Dots { .. } => (Form::Plain, true),
+            Framing::Chunk { last, .. } => (Form::Chunked, last),
+        };
+        self.state = State::Checking(Held {
+            // A refused chunk that is not the last has one reply, as any of its kind.
+            answers: if self.per_recipient && whole { transaction.accepted } else { 1 },
+            transaction,
+            size,
+            form,
+            keepalive,
+            ruling_due: self.activity + self.config.ruling_timeout,
+            deadline: self.activity + self.config.answer_timeout,
+        });
+        match fate {
+            Fate::Hold => self.actions.push_back(Output::Inspect(form)),
+            Fate::Refuse(why) => self.refuse_for(why),
+            Fate::ServerLost(reply) => self.lose(reply),
         }
     }
 
@@ -263,99 +280,17 @@ impl Session {
 
     /// Refuses the message that is being checked. The server forgets the transaction too.
     fn refuse(&mut self, outcome: Outcome, code: u16, enhanced: &str, text: &str) {
+        let answers = self.answers_due();
         let Some((transaction, size)) = self.take_message() else { return };
-        self.to_client.extend_from_slice(&compose(code, enhanced, text));
+        self.say(&compose(code, enhanced, text), answers);
         self.finished(transaction, size, outcome, Some(code));
         self.state = State::Commands;
         self.rset();
     }
 
-    /// The server's answer to DATA.
-    pub(super) fn offer_reply(&mut self, code: u16, text: &[u8]) {
-        match std::mem::replace(&mut self.state, State::Closed) {
-            State::Offering(Offering { held, .. }) if code == 354 => {
-                self.pending.push_back(Pending::Final);
-                self.state = State::Sending(Sending { held, early: None });
-                self.actions.push_back(Output::SendMessage);
-            }
-            State::Offering(Offering { held, .. }) if code >= 400 => {
-                self.to_client.extend_from_slice(text);
-                self.finished(held.transaction, held.size, Outcome::RefusedByServer, Some(code));
-                self.state = State::Commands;
-                // To the client the transaction is over; the server may think otherwise.
-                if code != 421 {
-                    self.rset();
-                }
-            }
-            other => {
-                self.state = other;
-                self.anomaly(Anomaly::BogusDataReply);
-                self.lose(compose(421, "4.5.0", "Unexpected answer of the server to DATA"));
-            }
-        }
-    }
-
-    /// The server's answer to the end of the message.
-    pub(super) fn final_reply(&mut self, code: u16, text: Vec<u8>) {
-        match std::mem::replace(&mut self.state, State::Closed) {
-            State::Answer(held) => self.conclude(held, code, &text),
-            State::Sending(Sending { held, .. }) => {
-                let accepted = code < 400;
-                self.state = State::Sending(Sending { held, early: Some((code, text)) });
-                if accepted {
-                    self.anomaly(Anomaly::EarlyAcceptance);
-                    self.lose(compose(421, "4.5.0", "Unexpected answer of the server"));
-                }
-            }
-            other => self.state = other,
-        }
-    }
-
-    fn conclude(&mut self, held: Held, code: u16, text: &[u8]) {
-        let delivered = (200..300).contains(&code);
-        let heard = match self.client {
-            Leg::Open | Leg::Ended => {
-                self.to_client.extend_from_slice(text);
-                Some(code)
-            }
-            Leg::Lost => None,
-        };
-        if delivered {
-            match self.client {
-                Leg::Open => self.unwritten_acceptance = true,
-                Leg::Ended | Leg::Lost => self.anomaly(Anomaly::DoubledMail),
-            }
-        }
-        let outcome = if delivered { Outcome::Delivered } else { Outcome::RefusedByServer };
-        self.finished(held.transaction, held.size, outcome, heard);
-        match (self.client, self.upstream) {
-            (Leg::Open, Leg::Open) => {
-                self.state = State::Commands;
-                self.proceed();
-            }
-            _ => self.close(),
-        }
-    }
-
-    /// The server is lost, or as good as lost, for the message: the client gets `reply`, a 421.
-    pub(super) fn lose(&mut self, reply: Vec<u8>) {
-        let in_data = matches!(self.state, State::Offering(_) | State::Sending(_));
-        let sent = matches!(self.state, State::Answer(_));
-        let Some((transaction, size)) = self.take_message() else { return };
-        if sent {
-            self.anomaly(Anomaly::FinalReplyLost);
-        }
-        let code = (self.client != Leg::Lost).then_some(421);
-        self.finished(transaction, size, Outcome::ServerLost, code);
-        self.to_client.extend_from_slice(&reply);
-        self.state = State::Closed;
-        // A message that is under way must not end as if it were complete.
-        let close = if in_data || sent { Output::CloseClient } else { Output::Close };
-        self.actions.push_back(close);
-    }
-
     /// The server says 421 while a message is held.
     pub(super) fn server_leaves(&mut self, reply: Vec<u8>) {
+        // A client in mid-message hears of it at the end.
         if let State::Receiving(receiving) = &mut self.state {
             if !matches!(receiving.fate, Fate::ServerLost(_)) {
                 receiving.fate = Fate::ServerLost(reply);
@@ -363,21 +298,6 @@ impl Session {
             }
         } else {
             self.lose(reply);
-        }
-    }
-
-    /// The upstream leg has come to its end: what that means for a message.
-    pub(super) fn upstream_gone(&mut self) {
-        match std::mem::replace(&mut self.state, State::Closed) {
-            State::Sending(Sending { held, early: Some((code, text)) }) => {
-                self.conclude(held, code, &text);
-            }
-            other => {
-                self.state = other;
-                if self.has_message() {
-                    self.server_leaves(compose(421, "4.4.2", SERVER_LOST));
-                }
-            }
         }
     }
 
@@ -408,7 +328,7 @@ impl Session {
         }
     }
 
-    fn rset(&mut self) {
+    pub(super) fn rset(&mut self) {
         if self.upstream == Leg::Open {
             self.to_upstream.extend_from_slice(b"RSET\r\n");
             self.pending.push_back(Pending::OurRset);
@@ -417,16 +337,18 @@ impl Session {
 
     pub(super) fn message_transaction(&self) -> Option<&Transaction> {
         match &self.state {
-            State::Receiving(receiving) => Some(&receiving.transaction),
+            State::Receiving(receiving) | State::Between(Between { receiving, .. }) => {
+                Some(&receiving.transaction)
+            }
             State::Checking(held)
             | State::Offering(Offering { held, .. })
             | State::Sending(Sending { held, .. })
-            | State::Answer(held) => Some(&held.transaction),
+            | State::Answer(Answering { held, .. }) => Some(&held.transaction),
             State::Commands
             | State::Barrier
             | State::Challenge
-            | State::Chunk { .. }
-            | State::Deciding
+            | State::Chunk(_)
+            | State::Deciding(_)
             | State::Tls(_)
             | State::Blind
             | State::Closed => None,
@@ -434,13 +356,15 @@ impl Session {
     }
 
     /// Takes the message out of the state, which becomes [`State::Closed`]; leaves any other.
-    fn take_message(&mut self) -> Option<(Transaction, u64)> {
+    pub(super) fn take_message(&mut self) -> Option<(Transaction, u64)> {
         match std::mem::replace(&mut self.state, State::Closed) {
-            State::Receiving(Receiving { transaction, size, .. }) => Some((transaction, size)),
+            State::Receiving(receiving) | State::Between(Between { receiving, .. }) => {
+                Some((receiving.transaction, receiving.size))
+            }
             State::Checking(held)
             | State::Offering(Offering { held, .. })
             | State::Sending(Sending { held, .. })
-            | State::Answer(held) => Some((held.transaction, held.size)),
+            | State::Answer(Answering { held, .. }) => Some((held.transaction, held.size)),
             other => {
                 self.state = other;
                 None
@@ -448,7 +372,8 @@ impl Session {
         }
     }
 
-    fn finished(
+    /// Reports the end of a message that the server has for nobody.
+    pub(super) fn finished(
         &mut self,
         transaction: Transaction,
         size: u64,
@@ -460,6 +385,7 @@ impl Session {
             recipients: transaction.accepted,
             size,
             outcome,
+            delivered: 0,
             code,
         }));
     }
@@ -470,10 +396,14 @@ impl Receiving {
     fn objection(&self, bare_newline: BareNewline, hold_max: u64) -> Option<(Why, Anomaly)> {
         if self.size > hold_max {
             Some((Why::TooLarge, Anomaly::MessageTooLarge))
-        } else if self.decoder.look_alike() && bare_newline != BareNewline::Pass {
-            Some((Why::LookAlike, Anomaly::EndOfDataLookAlike))
-        } else if self.bare.as_ref().is_some_and(BareNewlines::found) {
-            Some((Why::BareNewline, Anomaly::BareNewline))
+        } else if let Framing::Dots { decoder, bare } = &self.framing {
+            if decoder.look_alike() && bare_newline != BareNewline::Pass {
+                Some((Why::LookAlike, Anomaly::EndOfDataLookAlike))
+            } else if bare.as_ref().is_some_and(BareNewlines::found) {
+                Some((Why::BareNewline, Anomaly::BareNewline))
+            } else {
+                None
+            }
         } else {
             None
         }

@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod chunks;
+mod lmtp;
 mod message;
 mod pair;
 mod permit;
@@ -53,6 +55,8 @@ struct Bench {
     client: Vec<u8>,
     upstream: Vec<u8>,
     message: Vec<u8>,
+    /// What follows the message that is being sent.
+    end: &'static [u8],
     actions: Vec<String>,
     /// All of it in order: `<` to the client, `>` to the server, `!` actions.
     log: Vec<String>,
@@ -69,6 +73,7 @@ impl Bench {
             client: Vec::new(),
             upstream: Vec::new(),
             message: Vec::new(),
+            end: b"",
             actions: Vec::new(),
             log: Vec::new(),
         }
@@ -85,7 +90,7 @@ impl Bench {
             Ruled(ruling) => self.session.handle_ruling(ruling.clone()),
             Sent => {
                 self.upstream.extend_from_slice(&self.message);
-                self.upstream.extend_from_slice(crate::smtp::data::END);
+                self.upstream.extend_from_slice(self.end);
                 self.log.push("> [message]".into());
                 self.session.handle_message_sent();
             }
@@ -138,13 +143,25 @@ impl Bench {
                         Output::Sender(sender) => format!("sender <{}>", sender.escape_ascii()),
                         Output::Anomaly(anomaly) => anomaly.name().to_owned(),
                         Output::Finished(f) => format!(
-                            "finished {} {} from {} to {} {}",
+                            "finished {} {} from {} to {} {}{}",
                             f.outcome.name(),
                             f.code.map_or("-".into(), |code| code.to_string()),
                             f.sender.escape_ascii(),
                             f.recipients,
-                            f.size
+                            f.size,
+                            match f.delivered {
+                                n if n == 0 || n == f.recipients => String::new(),
+                                n => format!(" for {n}"),
+                            }
                         ),
+                        Output::Inspect(Form::Chunked) => "Inspect a chunked one".to_owned(),
+                        Output::Inspect(form) => {
+                            format!("Inspect {{ stuffed: {} }}", form == Form::Stuffed)
+                        }
+                        Output::SendMessage { end } => {
+                            self.end = end;
+                            "SendMessage".to_owned()
+                        }
                         other => format!("{other:?}"),
                     };
                     self.log.push(format!("! {text}"));

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::line::Line;
 use crate::smtp::data::END;
-use crate::smtp::reply::{EhloFilter, ReplyLine, compose};
+use crate::smtp::reply::{EhloFilter, Offer, ReplyLine, compose};
 
 use super::{
     Anomaly, Leg, Output, Pending, RECIPIENTS_KEPT, Session, StartTls, State, Transaction,
@@ -20,12 +20,12 @@ impl Session {
             State::Tls(_) => return self.upstream_tls(bytes),
             State::Blind | State::Closed => return,
             // Answers to NOOPs do not excuse a silent client.
-            State::Receiving(_) => {}
+            State::Receiving(_) | State::Between(_) => {}
             State::Commands
             | State::Barrier
             | State::Challenge
-            | State::Chunk { .. }
-            | State::Deciding
+            | State::Chunk(_)
+            | State::Deciding(_)
             | State::Checking(_)
             | State::Offering(_)
             | State::Sending(_)
@@ -60,14 +60,15 @@ impl Session {
             State::Commands
             | State::Barrier
             | State::Challenge
-            | State::Chunk { .. }
-            | State::Deciding
+            | State::Chunk(_)
+            | State::Deciding(_)
             | State::Tls(_) => {
                 let rest = self.upstream_lines.take_rest();
                 self.to_client.extend_from_slice(&rest);
                 self.close();
             }
             State::Receiving(_)
+            | State::Between(_)
             | State::Checking(_)
             | State::Offering(_)
             | State::Sending(_)
@@ -89,10 +90,11 @@ impl Session {
             State::Commands
             | State::Barrier
             | State::Challenge
-            | State::Chunk { .. }
-            | State::Deciding
+            | State::Chunk(_)
+            | State::Deciding(_)
             | State::Tls(_) => self.reset(),
             State::Receiving(_)
+            | State::Between(_)
             | State::Checking(_)
             | State::Offering(_)
             | State::Sending(_)
@@ -133,7 +135,7 @@ impl Session {
     fn holds_reply(&self) -> bool {
         match self.pending.front() {
             Some(
-                Pending::Ehlo
+                Pending::Ehlo { .. }
                 | Pending::NoData
                 | Pending::LoneDot
                 | Pending::Offer
@@ -162,14 +164,26 @@ impl Session {
         match self.pending.pop_front() {
             Some(Pending::Greeting | Pending::Plain) => {}
             Some(Pending::Answer(reply)) => self.to_client.extend_from_slice(&reply),
-            Some(Pending::Ehlo) if positive => {
-                let hide_tls = self.config.starttls == StartTls::Strip;
-                let filter = EhloFilter { hide_tls, max_size: self.config.hold_max };
-                self.to_client.extend_from_slice(&filter.apply(&text));
+            Some(Pending::Ehlo { lmtp }) if positive => {
+                let filter = EhloFilter {
+                    hide_tls: self.config.starttls == StartTls::Strip,
+                    hide: &self.config.hide_extensions,
+                    max_size: self.config.hold_max,
+                };
+                let reply = filter.apply(&text);
+                // Its limit is the server's own; CHUNKING may be hidden.
+                self.offer = Offer { size: Offer::parse(&text).size, ..Offer::parse(&reply) };
+                self.per_recipient = lmtp;
+                self.to_client.extend_from_slice(&reply);
                 self.transaction = None;
             }
-            Some(Pending::Ehlo) => self.to_client.extend_from_slice(&text),
-            Some(Pending::Helo | Pending::Rset) if positive => self.transaction = None,
+            Some(Pending::Ehlo { .. }) => self.to_client.extend_from_slice(&text),
+            Some(Pending::Helo) if positive => {
+                self.offer = Offer::default();
+                self.per_recipient = false;
+                self.transaction = None;
+            }
+            Some(Pending::Rset) if positive => self.transaction = None,
             Some(Pending::Helo | Pending::Rset) => {}
             Some(Pending::Mail { sender }) if positive => {
                 self.actions.push_back(Output::Sender(sender.clone()));

@@ -114,7 +114,7 @@ fn rulings_and_their_replies() {
             "failed 554",
         ),
         (NoRoom, "452 4.3.1 No room to hold the message", "no_room 452"),
-        (Wait(571), "451 4.7.1 Message could not be scanned in time", "failed 451"),
+        (Wait(301), "451 4.7.1 Message could not be scanned in time", "failed 451"),
     ];
     for (step, reply, outcome) in cases {
         let noops = if matches!(step, Wait(_)) { "> NOOP\n" } else { "" };

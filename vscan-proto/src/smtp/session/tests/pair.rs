@@ -9,6 +9,8 @@ use super::*;
 struct Server {
     input: Vec<u8>,
     in_data: bool,
+    /// Bytes of a chunk that are to come.
+    chunk: Option<usize>,
     recipients: usize,
     output: Vec<u8>,
     accepted: Vec<Vec<u8>>,
@@ -18,6 +20,14 @@ impl Server {
     fn read(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);
         loop {
+            if let Some(length) = self.chunk {
+                if self.input.len() < length {
+                    return;
+                }
+                self.chunk = None;
+                self.finish(length, length);
+                continue;
+            }
             let end: &[u8] = if self.in_data { b"\r\n.\r\n" } else { b"\r\n" };
             let immediate = self.in_data && self.input.starts_with(b".\r\n");
             let Some(at) = self.input.windows(end.len()).position(|window| window == end) else {
@@ -53,6 +63,13 @@ impl Server {
                 self.recipients += 1;
                 b"250 ok\r\n"
             }
+            b"BDAT" => {
+                let text = std::str::from_utf8(line).unwrap();
+                assert!(text.ends_with(" LAST\r\n") && self.recipients > 0, "{text}");
+                self.chunk = text.split(' ').nth(1).map(|length| length.parse().unwrap());
+                b""
+            }
+            b"EHLO" => b"250-mx\r\n250 CHUNKING\r\n",
             b"DATA" if self.recipients == 0 => b"503 no recipients\r\n",
             b"DATA" => {
                 self.in_data = true;
@@ -73,6 +90,8 @@ struct Mail {
     body: Vec<u8>,
     bad_recipients: usize,
     infected: bool,
+    /// Sent in chunks of this size.
+    chunk: Option<usize>,
 }
 
 fn mail() -> impl Strategy<Value = Mail> {
@@ -85,8 +104,13 @@ fn mail() -> impl Strategy<Value = Mail> {
             0..40
         ),
     ];
-    (proptest::collection::vec(piece, 0..8), 0usize..3, any::<bool>()).prop_map(
-        |(pieces, bad_recipients, infected)| {
+    (
+        proptest::collection::vec(piece, 0..8),
+        0usize..3,
+        any::<bool>(),
+        proptest::option::of(1usize..60),
+    )
+        .prop_map(|(pieces, bad_recipients, infected, chunk)| {
             let mut body = pieces.concat();
             if !body.is_empty() {
                 if body[0] == b'.' {
@@ -94,9 +118,8 @@ fn mail() -> impl Strategy<Value = Mail> {
                 }
                 body.extend_from_slice(b"\r\n");
             }
-            Mail { body, bad_recipients, infected }
-        },
-    )
+            Mail { body, bad_recipients, infected, chunk }
+        })
 }
 
 /// What a client with PIPELINING sends, in the groups between which it waits.
@@ -106,7 +129,16 @@ fn groups(mails: &[Mail]) -> Vec<Vec<u8>> {
     for mail in mails {
         group.extend_from_slice(b"MAIL FROM:<a@b>\r\n");
         group.extend_from_slice(&b"RCPT TO:<bad@x>\r\n".repeat(mail.bad_recipients));
-        group.extend_from_slice(b"RCPT TO:<c@d>\r\nDATA\r\n");
+        group.extend_from_slice(b"RCPT TO:<c@d>\r\n");
+        if let Some(size) = mail.chunk {
+            for piece in mail.body.chunks(size) {
+                group.extend_from_slice(format!("BDAT {}\r\n", piece.len()).as_bytes());
+                group.extend_from_slice(piece);
+            }
+            group.extend_from_slice(b"BDAT 0 LAST\r\n");
+            continue;
+        }
+        group.extend_from_slice(b"DATA\r\n");
         groups.push(std::mem::take(&mut group));
         group.extend_from_slice(&mail.body);
         group.extend_from_slice(b".\r\n");
@@ -195,6 +227,14 @@ proptest! {
                 Just(c("RCPT TO:<a@b>\r\n")),
                 Just(c("DATA\r\n")),
                 Just(c("x\r\n.\r\n")),
+                Just(c("EHLO c\r\n")),
+                Just(c("LHLO c\r\n")),
+                Just(c("BDAT 0\r\n")),
+                Just(c("BDAT 3\r\nabc")),
+                Just(c("BDAT 9 LAST\r\n")),
+                Just(c("RSET\r\n")),
+                Just(s("250-x\r\n250 CHUNKING\r\n")),
+                Just(Ruled(Ruling::Deliver { size: 7 })),
                 Just(c("STARTTLS\r\n")),
                 Just(c("AUTH X\r\n")),
                 Just(s("250 ok\r\n")),
@@ -215,7 +255,7 @@ proptest! {
             0..40,
         ),
     ) {
-        let mut bench = Bench::new(Config::default());
+        let mut bench = Bench::new(Config { lmtp: true, ..Config::default() });
         for step in &steps {
             bench.step(step);
         }
