@@ -8,6 +8,7 @@ pub mod gateway;
 pub mod kernel;
 pub mod net;
 pub mod observe;
+pub mod outbound;
 pub mod policy;
 pub mod quarantine;
 pub mod scanner;

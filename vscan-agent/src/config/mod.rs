@@ -7,6 +7,7 @@
 mod access;
 mod error;
 mod glob;
+mod outbound;
 mod read;
 mod sections;
 mod terms;
@@ -19,9 +20,11 @@ mod tests;
 pub use access::{Access, Commands};
 pub use error::{ConfigErrors, Problem};
 pub use glob::Glob;
+pub use outbound::Outbound;
 pub use terms::{
     Attach, BareNewline, CommandGroup, Delivery, Direction, FtpTls, LogFormat, OnAgentDown,
-    Permission, Protocol, REASONS, Resume, StartTls, Steering, Treatment, verdict_str,
+    OutboundAction, Permission, Protocol, REASONS, Resume, StartTls, Steering, Treatment,
+    verdict_str,
 };
 pub use types::{
     Config, Ftp, Gateway, Interface, Log, Marks, Metrics, Paths, Published, Quarantine, RateLimit,
@@ -61,6 +64,7 @@ impl Config {
             smtp: Smtp::default(),
             scan: Scan::default(),
             treat: Vec::new(),
+            outbound: Outbound::default(),
             quarantine: Quarantine::default(),
             spool: Spool::default(),
             metrics: Metrics::default(),

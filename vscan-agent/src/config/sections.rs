@@ -2,6 +2,7 @@
 
 use super::access;
 use super::glob::Glob;
+use super::outbound;
 use super::read::{Reader, Scalar, Table, Wrong};
 use super::terms::Treatment;
 use super::types::{
@@ -25,6 +26,7 @@ pub(super) fn document(r: &mut Reader<'_>, mut root: Table<'_, '_>) -> Config {
         smtp: smtp(r, &mut root),
         scan: scan(r, &mut root),
         treat: root.tables(r, "treat").into_iter().filter_map(|t| treat(r, t)).collect(),
+        outbound: outbound::read(r, &mut root),
         quarantine: quarantine(r, &mut root),
         spool: spool(r, &mut root),
         metrics: metrics(r, &mut root),

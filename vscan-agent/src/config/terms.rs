@@ -151,6 +151,18 @@ words! {
 }
 
 words! {
+    /// What becomes of a host that sends too much mail.
+    OutboundAction {
+        /// Its connections and messages are refused with 421.
+        Refuse = "refuse",
+        /// Its sessions are reset, and the kernel refuses its new connections.
+        Cut = "cut",
+        /// An event, nothing else.
+        Alert = "alert",
+    }
+}
+
+words! {
     /// How an object is delivered.
     Delivery {
         /// Nothing of it before its verdict.

@@ -69,6 +69,7 @@ fn the_example_is_right_and_says_the_defaults() {
     let mut uncommented = parse(&shown).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!((uncommented.access.len(), uncommented.treat.len()), (4, 3), "the examples");
     uncommented.access.clear();
+    uncommented.outbound.exempt.clear();
     uncommented.treat.clear();
     // as many as there are cores, so no number could be shown
     uncommented.gateway.workers = defaults.gateway.workers;
@@ -256,7 +257,7 @@ vscan.toml:17:10: `treat[0].action`: this version does not have "strip": infecte
 vscan.toml:19:2: unknown table `mailbox`
   19 | [mailbox.support]
      |  ^^^^^^^
-  help: known here: gateway, paths, access, ftp, smtp, scan, treat, quarantine, spool, metrics, log"#
+  help: known here: gateway, paths, access, ftp, smtp, scan, treat, outbound, quarantine, spool, metrics, log"#
     );
     assert_eq!(parse(text).unwrap_err().exit_code(), 78);
 }

@@ -2,6 +2,7 @@
 
 use super::access::Access;
 use super::glob::Glob;
+use super::outbound::Outbound;
 use super::terms::{
     Attach, BareNewline, Delivery, Direction, FtpTls, LogFormat, OnAgentDown, Protocol, Resume,
     StartTls, Steering, Treatment,
@@ -33,6 +34,8 @@ pub struct Config {
     pub scan: Scan,
     /// `[[treat]]`, first match wins
     pub treat: Vec<Treat>,
+    /// `[outbound]`
+    pub outbound: Outbound,
     /// `[quarantine]`
     pub quarantine: Quarantine,
     /// `[spool]`
