@@ -12,5 +12,6 @@ mod ftp;
 mod ftp_matrix;
 mod lab;
 mod observe;
+mod outbound;
 mod processes;
 mod smtp;

@@ -81,6 +81,13 @@ pub enum Command {
         ids: Vec<FlowId>,
     },
 
+    /// Let hosts send mail again that were blocked for having sent too much; `vscan flows --top-senders` lists them.
+    Unblock {
+        /// Their addresses.
+        #[arg(required = true, value_name = "ADDRESS")]
+        hosts: Vec<std::net::IpAddr>,
+    },
+
     /// Scan files with the gateway's scanner; no agent is needed.
     ///
     /// Exit codes: 0 all clean, 1 something is infected, 2 something could not be scanned, 78 the rules or limits are
@@ -124,11 +131,15 @@ pub enum Command {
 /// `vscan flows`
 #[derive(Debug, Args)]
 pub struct FlowsArgs {
+    /// Instead of flows, list the hosts inside by what they send by mail, the busiest first; see `[outbound]`.
+    #[arg(long, conflicts_with_all = ["follow", "since"])]
+    pub top_senders: bool,
+
     /// Go on with each change as it happens.
     #[arg(short, long)]
     pub follow: bool,
 
-    /// Only the last N that match.
+    /// Only the last N that match; of senders, the first N.
     #[arg(short = 'n', long, value_name = "N")]
     pub last: Option<usize>,
 

@@ -12,6 +12,7 @@ mod flows;
 mod pages;
 mod quarantine;
 mod scan;
+mod senders;
 mod status;
 mod table;
 
@@ -64,12 +65,22 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Gateway => return Ok(gateway::process::main()),
         Command::Check => check::run(&cli.config, cli.output, out)?,
         Command::Status => status::run(&control()?, cli.output, out)?,
+        Command::Flows(args) if args.top_senders => {
+            senders::run(args.last, &control()?, cli.output, out)?;
+        }
         Command::Flows(args) => flows::run(args, &control()?, cli.output, out)?,
         Command::Kill { ids } => {
             let control = control()?;
             for id in ids {
                 client::ask_once(&control, &Request::Kill { id: *id })?;
                 writeln!(out, "{id} is ended")?;
+            }
+        }
+        Command::Unblock { hosts } => {
+            let control = control()?;
+            for host in hosts {
+                client::ask_once(&control, &Request::Unblock { host: *host })?;
+                writeln!(out, "{host} may send again")?;
             }
         }
         Command::Scan(args) => {

@@ -141,6 +141,9 @@ impl Gateway {
             name: if about.kind == ObjectKind::File { about.name } else { b"" },
             report: &report,
         };
+        if about.kind == ObjectKind::Message && report.verdict == Verdict::Infected {
+            self.mail_infected(config, &opened);
+        }
         let decision = policy::decide(config, &facts);
         let hash = object.map(Object::hash);
         let temporary = match hash {

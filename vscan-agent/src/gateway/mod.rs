@@ -5,6 +5,7 @@
 
 pub mod ftp;
 pub mod inspect;
+mod outbound;
 pub mod process;
 mod services;
 pub mod smtp;
@@ -13,7 +14,7 @@ mod uninspected;
 mod workers;
 
 use crate::{
-    config::{Config, Protocol},
+    config::{Config, OutboundAction, Protocol},
     net::{self, close},
     observe::{FlowHandle, FlowOpen, Observer},
     quarantine,
@@ -53,6 +54,8 @@ pub struct Gateway {
     draining: watch::Sender<bool>,
     ledger: Mutex<ErrorLedger>,
     steering: RwLock<String>,
+    /// What hosts inside send.
+    watched: outbound::Watched,
 }
 
 /// An intercepted connection with its three addresses.
@@ -87,6 +90,7 @@ impl Gateway {
             draining: watch::Sender::new(false),
             ledger: Mutex::default(),
             steering: RwLock::default(),
+            watched: outbound::Watched::new(),
         }
     }
 
@@ -134,9 +138,17 @@ impl Gateway {
             net::abort(accepted.client);
             return Admission::Gone;
         };
+        if protocol == Protocol::Smtp && self.mail_connection(&config, accepted.client_addr.ip()) {
+            self.observer.metrics.session_refused(protocol, "sends_too_much");
+            if config.outbound.action == OutboundAction::Cut {
+                net::abort(accepted.client);
+                return Admission::Gone;
+            }
+            return Admission::Refused(accepted.client, Refusal::SendsTooMuch);
+        }
         let Ok(permit) = Arc::clone(&self.sessions).try_acquire_owned() else {
             self.observer.metrics.session_refused(protocol, "max_sessions");
-            return Admission::Refused(accepted.client, protocol);
+            return Admission::Refused(accepted.client, Refusal::Busy(protocol));
         };
         let flow = self.observer.flows.open(FlowOpen {
             protocol,
@@ -174,11 +186,35 @@ impl Gateway {
 pub enum Admission {
     /// It ended before it began, or was reset.
     Gone,
-    /// There are too many sessions: tell it by [`refuse`].
-    Refused(TcpStream, Protocol),
+    /// Not now: tell it by [`Refusal::tell`].
+    Refused(TcpStream, Refusal),
     /// It is to be served.
     Session(Session),
 }
+
+/// Why a connection is not served now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There are too many sessions.
+    Busy(Protocol),
+    /// The host sends too much mail.
+    SendsTooMuch,
+}
+
+impl Refusal {
+    /// Tells the client, and closes.
+    pub async fn tell(self, client: TcpStream) {
+        match self {
+            Self::Busy(protocol) => {
+                refuse(client, protocol, "too many sessions, try again later").await;
+            }
+            Self::SendsTooMuch => farewell(client, SENDS_TOO_MUCH).await,
+        }
+    }
+}
+
+/// What a host hears that sends too much mail (RFC 5321 section 3.8, RFC 3463 section 3.8).
+const SENDS_TOO_MUCH: &str = "421 4.7.0 Too much mail from this host, try again later\r\n";
 
 /// A session that is to be served.
 #[derive(Debug)]
@@ -214,11 +250,15 @@ fn identify(client: TcpStream, client_addr: SocketAddr) -> io::Result<Accepted> 
 }
 
 /// Turns a client away with 421 (RFC 959 5.4, RFC 5321 3.8), and closes.
-pub async fn refuse(mut client: TcpStream, protocol: Protocol, why: &str) {
+pub async fn refuse(client: TcpStream, protocol: Protocol, why: &str) {
     let line = match protocol {
         Protocol::Ftp => format!("421 {why}\r\n"),
         Protocol::Smtp => format!("421 4.3.2 {why}\r\n"),
     };
+    farewell(client, &line).await;
+}
+
+async fn farewell(mut client: TcpStream, line: &str) {
     if client.write_all(line.as_bytes()).await.is_ok() {
         // The client may be gone already; there is nothing left to tell it.
         let _ = net::close_gracefully(client).await;

@@ -1,7 +1,8 @@
 //! The gateway's process: started by the supervisor, ended by it or by the end of its channel.
 
 use super::{
-    Admission, Gateway, refuse,
+    Admission, Gateway,
+    outbound::{ORDERS_WAITING, Order},
     services::{self, ReloadRequest},
     translation::Asked,
     uninspected,
@@ -177,6 +178,8 @@ async fn serve(
         .map_err(|error| Failure::new(exit::CANTCREAT, "quarantine", error))?;
     let gateway = Arc::new(Gateway::new(config, observer, spool, quarantine));
     let (reload, reloads) = mpsc::channel(RELOADS_WAITING);
+    let (order, orders) = mpsc::channel(ORDERS_WAITING);
+    gateway.watched.connect(order);
     let services = services::start(&gateway, file, reload).await?;
     let beating = tokio::spawn(beat(Arc::clone(channel), Arc::clone(&gateway), pool.clone()));
     channel
@@ -186,7 +189,7 @@ async fn serve(
     let mut sessions = JoinSet::new();
     let stop = tokio::select! {
         () = accept(&gateway, &listeners, &mut sessions, pool) => false,
-        stop = converse(channel, &gateway, reloads) => stop,
+        stop = converse(channel, &gateway, reloads, orders) => stop,
     };
     drop(listeners);
     if stop {
@@ -263,8 +266,8 @@ async fn accept(
         match accepted {
             Ok((client, address)) => match gateway.admit(client, address) {
                 Admission::Gone => {}
-                Admission::Refused(client, protocol) => {
-                    sessions.spawn(refuse(client, protocol, "too many sessions, try again later"));
+                Admission::Refused(client, refusal) => {
+                    sessions.spawn(refusal.tell(client));
                 }
                 Admission::Session(session) => {
                     let Some(place) = pool.place() else { return };
@@ -293,6 +296,7 @@ async fn converse(
     channel: &Arc<Channel>,
     gateway: &Arc<Gateway>,
     mut reloads: mpsc::Receiver<ReloadRequest>,
+    mut orders: mpsc::Receiver<Order>,
 ) -> bool {
     let mut waiting: Vec<ReloadRequest> = Vec::new();
     let (mut questions, mut asked) = (gateway.translation.questions(), Asked::default());
@@ -300,6 +304,16 @@ async fn converse(
     loop {
         let received = tokio::select! {
             received = channel.receive::<ToGateway>() => received,
+            Some(order) = orders.recv() => {
+                let message = match order {
+                    Order::Cut(host, time) => ToSupervisor::Cut { host, time },
+                    Order::Uncut(host) => ToSupervisor::Uncut { host },
+                };
+                if channel.send(&message, &[]).await.is_err() {
+                    return false;
+                }
+                continue;
+            }
             Some(answer) = reloads.recv() => {
                 waiting.push(answer);
                 if waiting.len() == 1 && channel.send(&ToSupervisor::Reload, &[]).await.is_err() {

@@ -7,10 +7,11 @@ use crate::{
         control::{self, Backend, Boxed, Status},
         http,
     },
+    outbound::Sender,
     supervisor::exit,
 };
 use jiff::Timestamp;
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
@@ -123,6 +124,7 @@ impl Backend for Operated {
         let metrics = &self.gateway.observer.metrics;
         let (memory, disk) = self.gateway.spool.used();
         metrics.set_spool(memory, disk);
+        metrics.set_blocked_senders(self.gateway.blocked_senders());
         let scanner = self.gateway.scanner.status();
         let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         metrics.set_worker_ends(scanner.crashes, scanner.kills);
@@ -145,6 +147,14 @@ impl Backend for Operated {
             quarantine: self.gateway.quarantine.usage().unwrap_or_default(),
             ..Status::of(&self.gateway.observer)
         }
+    }
+
+    fn senders(&self) -> Vec<Sender> {
+        self.gateway.senders()
+    }
+
+    fn unblock(&self, host: IpAddr) -> bool {
+        self.gateway.unblock(host)
     }
 
     fn reload(&self) -> Boxed<'_, Result<(), String>> {

@@ -16,10 +16,12 @@ mod view;
 mod watch;
 
 use std::{
+    collections::HashMap,
     fmt, io,
+    net::IpAddr,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use bpf::{Attach, BpfError};
@@ -161,6 +163,8 @@ struct State {
     marks: Marks,
     bpf: Option<Bpf>,
     beat: nft::Beat,
+    /// Hosts whose SMTP connections are refused, and until when: a table that is put back has to know.
+    cut: HashMap<IpAddr, Instant>,
     guard_local: bool,
 }
 
@@ -202,7 +206,8 @@ impl Kernel {
             None => drop(bpf::cleanup(&config.paths.bpffs, &links)),
         }
         let beat = nft::Beat::new().map_err(NftError::from)?;
-        let state = State { config: config.clone(), marks, bpf, beat, guard_local };
+        let state =
+            State { config: config.clone(), marks, bpf, beat, cut: HashMap::new(), guard_local };
         let shared = Arc::new(Mutex::new(state));
         let watch = watch::Watch::start(Arc::clone(&shared), logger)
             .map_err(|error| Error::Route { step: "watching interfaces".to_owned(), error })?;
@@ -232,6 +237,7 @@ impl Kernel {
                 let plan = state.plan();
                 nft::install(plan, true)?;
                 state.beat.beat(HEARTBEAT_TTL).map_err(NftError::from)?;
+                state.cut_again().map_err(NftError::from)?;
             }
             Err(e) => return Err(NftError::from(e).into()),
         }
@@ -239,6 +245,20 @@ impl Kernel {
             bpf.beat(monotonic_ns())?;
         }
         Ok(())
+    }
+
+    /// New SMTP connections of a host are refused for so long, or no longer.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn cut(&self, host: IpAddr, time: Option<Duration>) -> Result<(), Error> {
+        let mut state = lock(&self.shared);
+        state.cut.retain(|_, until| *until > Instant::now());
+        match time {
+            Some(time) => drop(state.cut.insert(host, Instant::now() + time)),
+            None => drop(state.cut.remove(&host)),
+        }
+        Ok(state.beat.cut(host, time).map_err(NftError::from)?)
     }
 
     /// The agent does not live: new connections go by `on_agent_down` from now on, until the next beat.
@@ -350,6 +370,12 @@ impl Kernel {
 }
 
 impl State {
+    fn cut_again(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        self.cut.retain(|_, until| *until > now);
+        self.cut.iter().try_for_each(|(host, until)| self.beat.cut(*host, Some(*until - now)))
+    }
+
     fn plan(&self) -> Plan<'_> {
         Plan {
             config: &self.config,

@@ -1,6 +1,6 @@
 //! The table `inet vscan` in the kernel: applied by `nft`, kept alive and read over netlink.
 
-use std::{io, time::Duration};
+use std::{io, net::IpAddr, time::Duration};
 
 use caps::{CapSet, Capability};
 use nftables::{helper, schema::Nftables};
@@ -164,16 +164,31 @@ impl Beat {
     /// One transaction: add, delete, add, since adding an element that is there does not renew its time.
     pub(super) fn beat(&mut self, ttl: Duration) -> io::Result<()> {
         self.batch(vec![
-            element(NFT_MSG_NEWSETELEM, ttl),
-            element(NFT_MSG_DELSETELEM, ttl),
-            element(NFT_MSG_NEWSETELEM, ttl),
+            alive(NFT_MSG_NEWSETELEM, ttl),
+            alive(NFT_MSG_DELSETELEM, ttl),
+            alive(NFT_MSG_NEWSETELEM, ttl),
         ])
     }
 
     /// Not alive.
     pub(super) fn stop(&mut self) -> io::Result<()> {
         let ttl = Duration::from_secs(1);
-        self.batch(vec![element(NFT_MSG_NEWSETELEM, ttl), element(NFT_MSG_DELSETELEM, ttl)])
+        self.batch(vec![alive(NFT_MSG_NEWSETELEM, ttl), alive(NFT_MSG_DELSETELEM, ttl)])
+    }
+
+    /// New SMTP connections of the host are refused from now on for so long, or no longer.
+    pub(super) fn cut(&mut self, host: IpAddr, time: Option<Duration>) -> io::Result<()> {
+        let (set, key) = match host.to_canonical() {
+            IpAddr::V4(v4) => (ruleset::CUT[0], v4.octets().to_vec()),
+            IpAddr::V6(v6) => (ruleset::CUT[1], v6.octets().to_vec()),
+        };
+        let change = |kind| element(kind, set, &key, time.unwrap_or(Duration::from_secs(1)));
+        // added first, so that there is one to be removed
+        let mut elements = vec![change(NFT_MSG_NEWSETELEM), change(NFT_MSG_DELSETELEM)];
+        if time.is_some() {
+            elements.push(change(NFT_MSG_NEWSETELEM));
+        }
+        self.batch(elements)
     }
 
     fn batch(&mut self, elements: Vec<Message>) -> io::Result<()> {
@@ -187,7 +202,11 @@ impl Beat {
     }
 }
 
-fn element(kind: u16, ttl: Duration) -> Message {
+fn alive(kind: u16, ttl: Duration) -> Message {
+    element(kind, ruleset::ALIVE, &[IPPROTO_TCP], ttl)
+}
+
+fn element(kind: u16, set: &str, key: &[u8], ttl: Duration) -> Message {
     const TABLE: u16 = 1;
     const SET: u16 = 2;
     const ELEMENTS: u16 = 3;
@@ -197,15 +216,15 @@ fn element(kind: u16, ttl: Duration) -> Message {
     const DATA_VALUE: u16 = 1;
     let milliseconds = (ttl.as_millis() as u64).to_be_bytes();
     let flags = if kind == NFT_MSG_NEWSETELEM { libc::NLM_F_CREATE } else { 0 };
-    Message::new(message(kind), flags, &INET)
-        .string(TABLE, ruleset::TABLE)
-        .string(SET, ruleset::ALIVE)
-        .nested(ELEMENTS, |m| {
+    Message::new(message(kind), flags, &INET).string(TABLE, ruleset::TABLE).string(SET, set).nested(
+        ELEMENTS,
+        |m| {
             m.nested(LIST_ELEM, |m| {
-                let m = m.nested(KEY, |m| m.attribute(DATA_VALUE, &[IPPROTO_TCP]));
+                let m = m.nested(KEY, |m| m.attribute(DATA_VALUE, key));
                 if kind == NFT_MSG_NEWSETELEM { m.attribute(TIMEOUT, &milliseconds) } else { m }
             })
-        })
+        },
+    )
 }
 
 /// Reads the counters.

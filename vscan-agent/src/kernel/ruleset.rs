@@ -47,6 +47,8 @@ const ICMPV6: u32 = 58;
 pub(super) const TABLE: &str = "vscan";
 /// The set whose one element, protocol TCP, is there while the agent lives.
 pub(super) const ALIVE: &str = "alive";
+/// The sets of hosts whose new SMTP connections are refused, by family.
+pub(super) const CUT: [&str; 2] = ["cut4", "cut6"];
 /// Behind DNAT (-100): addresses and ports are the real ones, and `getsockname` of the client leg shows them.
 const PREROUTING: i32 = -95;
 /// As the kernel's own mangle: before any firewall's output rules.
@@ -99,6 +101,16 @@ pub(super) fn install(plan: Plan<'_>, anew: bool) -> Nftables<'static> {
         flags: Some([SetFlag::Timeout].into()),
         ..Set::default()
     })));
+    for (name, kind) in CUT.into_iter().zip([SetType::Ipv4Addr, SetType::Ipv6Addr]) {
+        b.add(NfListObject::Set(Box::new(Set {
+            family: NfFamily::INet,
+            table: TABLE.into(),
+            name: name.into(),
+            set_type: SetTypeValue::Single(kind),
+            flags: Some([SetFlag::Timeout].into()),
+            ..Set::default()
+        })));
+    }
     let base = |name: &'static str, kind, hook, priority| Chain {
         _type: Some(kind),
         hook: Some(hook),
@@ -254,8 +266,19 @@ impl Rules {
 
     fn classify(&mut self, plan: Plan<'_>) {
         let gateway = &plan.config.gateway;
-        let ports = ports(plan.config, &[Protocol::Ftp, Protocol::Smtp]);
-        self.add("classify", vec![neq(payload("tcp", "dport"), ports), RETURN]);
+        let ours = ports(plan.config, &[Protocol::Ftp, Protocol::Smtp]);
+        self.add("classify", vec![neq(payload("tcp", "dport"), ours), RETURN]);
+        for (set, family) in CUT.into_iter().zip(["ip", "ip6"]) {
+            self.add(
+                "classify",
+                vec![
+                    eq(payload(family, "saddr"), text(format!("@{set}"))),
+                    eq(payload("tcp", "dport"), ports(plan.config, &[Protocol::Smtp])),
+                    count("denied"),
+                    reset(),
+                ],
+            );
+        }
         // the BPF programs know these too; here are those packets that they could not read
         for denied in matches("saddr", &gateway.deny) {
             self.add("classify", with(denied, [count("denied"), DROP]));

@@ -6,10 +6,12 @@
 use super::id::FlowId;
 use super::record::{FlowChange, FlowRecord};
 use super::{Observer, Usage};
+use crate::outbound::Sender;
 use crate::scanner;
 use serde::{Deserialize, Serialize};
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -57,6 +59,13 @@ pub enum Request {
         /// Which.
         id: FlowId,
     },
+    /// What hosts inside send by mail; answered by [`Answer::Sender`] for each, the busiest first, then [`Answer::Done`].
+    Senders,
+    /// Let a host send mail again; answered by [`Answer::Done`].
+    Unblock {
+        /// Which.
+        host: IpAddr,
+    },
     /// Read configuration and rules again; answered by [`Answer::Done`] when it is done.
     Reload,
 }
@@ -69,6 +78,8 @@ pub enum Answer {
     Status(Box<Status>),
     /// One flow.
     Flow(FlowRecord),
+    /// One host that sends mail.
+    Sender(Sender),
     /// The flows that there are have been listed; changes follow.
     Listed,
     /// One change of a flow.
@@ -176,6 +187,12 @@ pub trait Backend: Send + Sync + 'static {
     /// How it fares; see [`Status::of`].
     fn status(&self) -> Status;
 
+    /// What hosts inside send by mail, the busiest first.
+    fn senders(&self) -> Vec<Sender>;
+
+    /// Lets a host send mail again. False: it was not blocked.
+    fn unblock(&self, host: IpAddr) -> bool;
+
     /// Reads configuration and rules again.
     ///
     /// # Errors
@@ -260,6 +277,16 @@ async fn client(stream: UnixStream, backend: &dyn Backend) -> io::Result<()> {
             let killed = backend.observer().flows.kill(id);
             let error = || Answer::Error { error: format!("no flow {id} is open") };
             out.end(&if killed { Answer::Done } else { error() }).await
+        }
+        Request::Senders => {
+            for sender in backend.senders() {
+                out.put(&Answer::Sender(sender)).await?;
+            }
+            out.end(&Answer::Done).await
+        }
+        Request::Unblock { host } => {
+            let error = || Answer::Error { error: format!("{host} is not blocked") };
+            out.end(&if backend.unblock(host) { Answer::Done } else { error() }).await
         }
         Request::Reload => {
             let answer = match backend.reload().await {

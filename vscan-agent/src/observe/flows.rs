@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -201,6 +201,24 @@ impl FlowTable {
             (None, None) => return false,
         }
         true
+    }
+
+    /// Ends all mail connections of a host, those too that pass uninspected where the kernel can end them.
+    pub fn kill_mail_of(&self, host: IpAddr) {
+        let of_host = |flow: &FlowRecord| {
+            flow.protocol == Protocol::Smtp && flow.client.ip().to_canonical() == host
+        };
+        for id in self.intercepted().iter().filter(|f| of_host(f)).filter_map(|f| f.id) {
+            // one that is gone meanwhile needs no end
+            let _ = self.kill(id);
+        }
+        if let Some(kernel) = self.0.uninspected.get() {
+            for flow in kernel.flows(usize::MAX).iter().filter(|flow| of_host(flow)) {
+                if let Err(error) = kernel.kill(flow.client, flow.server) {
+                    tracing::debug!(%host, "an uninspected connection goes on: {error}");
+                }
+            }
+        }
     }
 
     /// Says where uninspected flows come from. Only the first call counts.

@@ -3,6 +3,7 @@
 use super::Usage;
 use super::control::Objects;
 use crate::config::{Direction, Protocol, Treatment, verdict_str};
+use crate::outbound::What;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
@@ -30,6 +31,8 @@ pub struct Metrics {
     scanner_rules: IntGauge,
     anomalies: IntCounterVec,
     denied: IntCounterVec,
+    outbound: IntCounterVec,
+    blocked_senders: IntGauge,
     uninspected: IntGaugeVec,
     uninspected_total: IntCounterVec,
     kernel: IntGaugeVec,
@@ -157,6 +160,15 @@ impl Metrics {
                 "Oddities of peers, by name.",
                 &["protocol", "name"],
             ),
+            outbound: m.counters(
+                "vscan_outbound_exceeded_total",
+                "Times that a host inside went over a limit of [outbound], by limit.",
+                &["limit"],
+            ),
+            blocked_senders: m.gauge(
+                "vscan_outbound_blocked_hosts",
+                "Hosts inside that are blocked for having sent too much mail.",
+            ),
             denied: m.counters(
                 "vscan_access_denied_total",
                 "What [[access]] rules refused in sessions: users, commands, senders, recipients.",
@@ -243,6 +255,9 @@ impl Metrics {
             [("ftp", "user"), ("ftp", "command"), ("smtp", "sender"), ("smtp", "recipient")]
         {
             self.denied.with_label_values(&[protocol, what]);
+        }
+        for what in What::ALL {
+            self.outbound.with_label_values(&[what.as_str()]);
         }
         for state in ["ready", "busy"] {
             self.scanner_workers.with_label_values(&[state]);
@@ -349,6 +364,16 @@ impl Metrics {
 
     pub(super) fn denied(&self, protocol: Protocol, what: &'static str) {
         self.denied.with_label_values(&[protocol.as_str(), what]).inc();
+    }
+
+    /// A host inside went over a limit of `[outbound]`.
+    pub fn sends_too_much(&self, limit: &'static str) {
+        self.outbound.with_label_values(&[limit]).inc();
+    }
+
+    /// How many hosts are blocked for it.
+    pub fn set_blocked_senders(&self, hosts: usize) {
+        self.blocked_senders.set(hosts.try_into().unwrap_or(i64::MAX));
     }
 
     /// An oddity outside of any flow's session.

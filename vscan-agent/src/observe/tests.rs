@@ -312,6 +312,14 @@ impl Backend for Fake {
         Status { steering: "nft".to_owned(), ..Status::of(&self.0) }
     }
 
+    fn senders(&self) -> Vec<crate::outbound::Sender> {
+        Vec::new()
+    }
+
+    fn unblock(&self, _host: std::net::IpAddr) -> bool {
+        false
+    }
+
     fn reload(&self) -> Boxed<'_, Result<(), String>> {
         Box::pin(async { Err("rules.d/x.yar:1: no".to_owned()) })
     }

@@ -8,7 +8,7 @@ mod window;
 #[cfg(test)]
 mod tests;
 
-use crate::config::Outbound;
+use crate::config::{Outbound, OutboundAction};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -102,7 +102,7 @@ pub struct Numbers {
 pub struct Sender {
     /// Its address.
     pub host: IpAddr,
-    /// `sending`, `quiet` (nothing within a minute), `exempt` or `blocked`.
+    /// `sending`, `quiet` (nothing within a minute), `exempt`, `blocked`, or `over` a limit that only alerts.
     pub state: String,
     /// Over which limit it is, if it is blocked.
     pub over: Option<What>,
@@ -190,7 +190,9 @@ impl Table {
             .map(|(address, host)| {
                 let minute = host.windows.each_ref().map(|window| window.sum(tick));
                 let block = host.blocked_at(now);
-                let state = if block.is_some() {
+                let state = if block.is_some() && limits.action == OutboundAction::Alert {
+                    "over"
+                } else if block.is_some() {
                     "blocked"
                 } else if limits.is_exempt(*address) {
                     "exempt"

@@ -12,6 +12,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
+    time::Duration,
 };
 
 /// Environment variable that tells the gateway its descriptor number.
@@ -95,6 +96,18 @@ pub enum ToSupervisor {
         local: SocketAddr,
         /// The peer.
         peer: SocketAddr,
+    },
+    /// A host sends too much mail: its new SMTP connections are to be refused.
+    Cut {
+        /// The host.
+        host: IpAddr,
+        /// For how long.
+        time: Duration,
+    },
+    /// It may send again.
+    Uncut {
+        /// The host.
+        host: IpAddr,
     },
     /// An operator asks for a reload; answered by [`ToGateway::Reloaded`].
     Reload,

@@ -79,7 +79,11 @@ impl Gateway {
                         return Err(GatewayError::Failed { code, error });
                     }
                     Some((
-                        ToSupervisor::Beat | ToSupervisor::Reload | ToSupervisor::KnownAs { .. },
+                        ToSupervisor::Beat
+                        | ToSupervisor::Reload
+                        | ToSupervisor::KnownAs { .. }
+                        | ToSupervisor::Cut { .. }
+                        | ToSupervisor::Uncut { .. },
                         _,
                     )) => {}
                     None => {

@@ -19,6 +19,7 @@ use sd_notify::NotifyState;
 use std::{
     future::Future,
     io,
+    net::IpAddr,
     net::SocketAddr,
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -353,6 +354,8 @@ impl Supervisor {
                         self.beat();
                     }
                     Ok(Some(ToSupervisor::Reload)) => self.reload().await,
+                    Ok(Some(ToSupervisor::Cut { host, time })) => self.cut(host, Some(time)),
+                    Ok(Some(ToSupervisor::Uncut { host })) => self.cut(host, None),
                     Ok(Some(ToSupervisor::KnownAs { question, local, peer })) => {
                         self.send_known_as(question, local, peer).await;
                     }
@@ -387,6 +390,13 @@ impl Supervisor {
 
     fn beat(&self) {
         beat(self.kernel.as_ref());
+    }
+
+    /// The kernel refuses new SMTP connections of a host for so long, or no longer.
+    fn cut(&self, host: IpAddr, time: Option<Duration>) {
+        if let Some(Err(error)) = self.kernel.as_ref().map(|kernel| kernel.cut(host, time)) {
+            tracing::error!(%host, "what the kernel refuses cannot be changed: {error}");
+        }
     }
 
     /// Reaps, restarts, and kills what hangs.

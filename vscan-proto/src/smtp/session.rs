@@ -181,6 +181,8 @@ pub struct Envelope<'a> {
     pub sender: &'a [u8],
     /// The recipients that the server accepted; the first 1000 of them.
     pub recipients: &'a [Vec<u8>],
+    /// How many the server accepted.
+    pub accepted: u32,
 }
 
 /// A message that has come to its end.
@@ -212,6 +214,8 @@ pub enum Outcome {
     Blocked,
     /// It could not be inspected.
     Failed,
+    /// The client has sent too much.
+    TooMuch,
     /// Larger than `hold_max`.
     TooLarge,
     /// It holds a look-alike of the end of data, or a bare newline.
@@ -234,6 +238,7 @@ impl Outcome {
             Self::RefusedByServer => "refused_by_server",
             Self::Blocked => "blocked",
             Self::Failed => "failed",
+            Self::TooMuch => "too_much",
             Self::TooLarge => "too_large",
             Self::BareNewline => "bare_newline",
             Self::NoRoom => "no_room",
@@ -255,6 +260,8 @@ pub enum Ruling {
         /// Its size in bytes on the wire, without the final dot.
         size: u64,
     },
+    /// 421, and the session ends: the client has sent too much.
+    TooMuch,
     /// 550: a detection, by name.
     Infected {
         /// The detection.
@@ -500,7 +507,11 @@ impl Session {
     /// The envelope of the message that is being received, inspected or sent.
     pub fn envelope(&self) -> Option<Envelope<'_>> {
         let transaction = self.message_transaction()?;
-        Some(Envelope { sender: &transaction.sender, recipients: &transaction.recipients })
+        Some(Envelope {
+            sender: &transaction.sender,
+            recipients: &transaction.recipients,
+            accepted: transaction.accepted,
+        })
     }
 
     /// A word for the state, for the flow table.

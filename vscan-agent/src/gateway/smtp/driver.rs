@@ -409,6 +409,10 @@ impl<'a> Driver<'a> {
             Err(error) => return self.spool_failed(&error),
         };
         let Some(envelope) = self.machine.envelope() else { return };
+        let (opened, accepted) = (self.flow.opened(), envelope.accepted);
+        if self.gateway.mail_message(self.config, opened, accepted) {
+            return self.machine.handle_ruling(Ruling::TooMuch);
+        }
         let (sender, recipients) = (envelope.sender.to_vec(), envelope.recipients.to_vec());
         let (gateway, config, flow) = (self.gateway, self.config, self.flow);
         self.inspection = Some(Box::pin(async move {

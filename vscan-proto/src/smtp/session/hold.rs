@@ -87,6 +87,11 @@ impl Session {
                 (Outcome::TooLarge, 552, "5.3.4", text)
             }
             Ruling::Deliver { size } => return self.offer_message(Some(size)),
+            Ruling::TooMuch => {
+                let text = "Too much mail from this host, try again later";
+                self.refuse(Outcome::TooMuch, 421, "4.7.0", text);
+                return self.close();
+            }
             Ruling::Infected { name } => {
                 (Outcome::Blocked, 550, "5.7.1", format!("Message blocked by vscan: {name}"))
             }

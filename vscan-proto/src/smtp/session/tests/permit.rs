@@ -112,3 +112,28 @@ fn what_only_looks_like_an_envelope_is_not_relayed() {
         > XFOO",
     );
 }
+
+#[test]
+fn a_host_that_sends_too_much_hears_421_and_is_closed() {
+    check(
+        &[
+            s("220 mx\r\n"),
+            c("MAIL FROM:<a>\r\nRCPT TO:<b>\r\nDATA\r\n"),
+            s("250 ok\r\n250 ok\r\n"),
+            c("x\r\n.\r\nMAIL FROM:<a>\r\n"),
+            Ruled(Ruling::TooMuch),
+        ],
+        "< 220 mx
+        > MAIL FROM:<a>
+        > RCPT TO:<b>
+        < 250 ok
+        < 250 ok
+        < 354 End data with <CR><LF>.<CR><LF>
+        ! sender <a>
+        ! Inspect { stuffed: false }
+        < 421 4.7.0 Too much mail from this host, try again later
+        > RSET
+        ! finished too_much 421 from a to 1 3
+        ! Close",
+    );
+}
