@@ -9,6 +9,7 @@ mod agent_down;
 mod bad_input;
 mod firewall;
 mod ftp;
+mod ftp_dialogue;
 mod ftp_matrix;
 mod lab;
 mod observe;

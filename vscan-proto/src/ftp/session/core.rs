@@ -42,14 +42,17 @@ pub(super) enum Expect {
     Transfer,
     /// ABOR of a transfer: kept back.
     Abort,
-    /// Nobody waits for it: NOOP of our own, or a transfer that was refused meanwhile.
+    /// Nobody waits for it: NOOP of our own, or a transfer of a session that ends.
     Swallow,
+    /// NOOP of our own behind a transfer that we broke off. Nobody waits for the transfer's reply any more, but it must
+    /// not pass for another's; and Pure-FTPd gives none to a broken download.
+    Sync,
 }
 
 impl Expect {
     /// Whether the client may get the reply.
     pub(super) fn is_heard(self) -> bool {
-        !matches!(self, Self::Arrange | Self::Swallow)
+        !matches!(self, Self::Arrange | Self::Swallow | Self::Sync)
     }
 }
 
@@ -110,6 +113,8 @@ pub(super) struct Core {
     pub(super) upstream: UpstreamChannel,
     /// The first method worth trying with this server.
     pub(super) method: Method,
+    /// The time of what is being handled.
+    pub(super) now: Instant,
     /// When the server was last spoken to.
     pub(super) spoke: Instant,
     /// EPSV ALL was given (RFC 2428 section 4).
@@ -134,6 +139,7 @@ impl Core {
             asked: Verb::Pasv,
             upstream: UpstreamChannel::None,
             method,
+            now,
             spoke: now,
             epsv_only: false,
             client_ended: false,
@@ -164,6 +170,12 @@ impl Core {
         self.outputs.push_back(Output::ToUpstream(bytes.into()));
     }
 
+    /// Says something more to the server, whose reply belongs to what is expected last.
+    pub(super) fn tell_upstream_more(&mut self, now: Instant, bytes: impl Into<Bytes>) {
+        self.spoke = now;
+        self.outputs.push_back(Output::ToUpstream(bytes.into()));
+    }
+
     pub(super) fn note(&mut self, note: Note) {
         self.outputs.push_back(Output::Note(Box::new(note)));
     }
@@ -190,12 +202,27 @@ impl Core {
         self.expect.contains(&Expect::Transfer)
     }
 
-    /// The transfer is decided; its reply, if it still comes, interests nobody.
+    /// The session ends; the reply of its transfer, if it still comes, interests nobody.
     pub(super) fn swallow_transfer(&mut self) {
         for expect in &mut self.expect {
             if *expect == Expect::Transfer {
                 *expect = Expect::Swallow;
             }
+        }
+    }
+
+    /// Expects no reply to the transfer any more; `true` if one was due.
+    pub(super) fn forget_transfer(&mut self) -> bool {
+        let due = self.transfer_is_due();
+        self.expect.retain(|expect| *expect != Expect::Transfer);
+        due
+    }
+
+    /// The transfer is decided, and broken off if the server is still at it: finds the place behind what the server says
+    /// about that.
+    pub(super) fn synchronise(&mut self) {
+        if self.forget_transfer() {
+            self.tell_upstream(self.now, &b"NOOP\r\n"[..], Expect::Sync);
         }
     }
 

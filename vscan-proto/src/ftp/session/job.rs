@@ -109,7 +109,7 @@ impl Job {
     pub(super) fn finish(core: &mut Core, outcome: Outcome, reply: Bytes, reset: bool) -> State {
         core.drop_client(reset);
         core.drop_upstream(reset);
-        core.swallow_transfer();
+        core.synchronise();
         core.tell_client(reply);
         core.output(Output::End(outcome));
         State::Idle

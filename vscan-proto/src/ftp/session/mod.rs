@@ -7,6 +7,7 @@
 //!
 //! The states of a transfer have a module each; what they share is in `core` and `job`.
 
+mod abort;
 mod api;
 mod core;
 mod download;
@@ -31,6 +32,7 @@ pub use api::{
     is_tls_record,
 };
 
+use self::abort::Abort;
 use self::core::{ClientChannel, Core, Expect, UpstreamChannel};
 use self::download::Download;
 use self::unscanned::Unscanned;
@@ -68,9 +70,7 @@ enum State {
     Upload(Box<Upload>),
     Unscanned(Box<Unscanned>),
     /// ABOR of a transfer is with the server.
-    Abort {
-        until: Instant,
-    },
+    Abort(Box<Abort>),
     /// The last word was said; the server closes, or we do.
     Ending {
         until: Instant,
@@ -97,7 +97,7 @@ impl State {
             Self::Idle
             | Self::Relay { .. }
             | Self::Prepare(_)
-            | Self::Abort { .. }
+            | Self::Abort(_)
             | Self::Ending { .. }
             | Self::Blind
             | Self::Over => None,
@@ -169,7 +169,7 @@ impl Session {
             State::Download(_) => "download",
             State::Upload(_) => "upload",
             State::Unscanned(_) => "unscanned transfer",
-            State::Abort { .. } => "abort",
+            State::Abort(_) => "abort",
             State::Ending { .. } | State::Over => "ending",
             State::Blind => "tls",
         }
@@ -183,7 +183,7 @@ impl Session {
             | State::Download(_)
             | State::Upload(_)
             | State::Unscanned(_)
-            | State::Abort { .. } => Some(self.command).filter(|name| !name.as_str().is_empty()),
+            | State::Abort(_) => Some(self.command).filter(|name| !name.as_str().is_empty()),
             State::Idle | State::Ending { .. } | State::Blind | State::Over => None,
         }
     }
@@ -195,6 +195,7 @@ impl Session {
 
     /// Bytes of the client's control connection.
     pub fn handle_client(&mut self, now: Instant, bytes: &[u8]) {
+        self.core.now = now;
         if matches!(self.state, State::Over | State::Blind | State::Ending { .. }) {
             return;
         }
@@ -208,6 +209,7 @@ impl Session {
 
     /// Bytes of the server's control connection.
     pub fn handle_upstream(&mut self, now: Instant, bytes: &[u8]) {
+        self.core.now = now;
         if matches!(self.state, State::Over | State::Blind) {
             return;
         }
@@ -233,6 +235,7 @@ impl Session {
 
     /// The client's control connection ended or broke.
     pub fn handle_client_closed(&mut self, now: Instant) {
+        self.core.now = now;
         self.core.client_ended = true;
         match self.state {
             State::Download(_) | State::Upload(_) | State::Unscanned(_) => {
@@ -243,7 +246,7 @@ impl Session {
             State::Idle
             | State::Relay { .. }
             | State::Prepare(_)
-            | State::Abort { .. }
+            | State::Abort(_)
             | State::Blind
             | State::Over => self.pump(now),
         }
@@ -251,6 +254,7 @@ impl Session {
 
     /// The server's control connection ended or broke.
     pub fn handle_upstream_closed(&mut self, now: Instant) {
+        self.core.now = now;
         let rest = self.replies.take_rest();
         match self.state {
             State::Over => return,
@@ -266,7 +270,7 @@ impl Session {
             | State::Download(_)
             | State::Upload(_)
             | State::Unscanned(_)
-            | State::Abort { .. } => {
+            | State::Abort(_) => {
                 self.abandon(Outcome::ServerRefused);
                 self.finish(now, text::SERVER_GONE);
             }
@@ -276,6 +280,7 @@ impl Session {
 
     /// Something happened that the driver was asked for.
     pub fn handle_event(&mut self, now: Instant, event: Event) {
+        self.core.now = now;
         if matches!(self.state, State::Over | State::Blind) {
             return;
         }
@@ -345,6 +350,7 @@ impl Session {
 
     /// A moment given by [`poll_timeout`](Self::poll_timeout) has come. Harmless at other times.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.core.now = now;
         if self.keep_awake_at().is_some_and(|at| now >= at) {
             self.core.tell_upstream(now, &b"NOOP\r\n"[..], Expect::Swallow);
         }
@@ -359,7 +365,7 @@ impl Session {
                 end_with(core, now, text::SERVER_SILENT, None)
             }
             State::Idle if late => end_with(core, now, text::IDLE, None),
-            State::Relay { .. } | State::Prepare(_) | State::Abort { .. } if late => {
+            State::Relay { .. } | State::Prepare(_) | State::Abort(_) if late => {
                 end_with(core, now, text::SERVER_SILENT, None)
             }
             State::Ending { .. } if late => {
@@ -369,7 +375,7 @@ impl Session {
             state @ (State::Idle
             | State::Relay { .. }
             | State::Prepare(_)
-            | State::Abort { .. }
+            | State::Abort(_)
             | State::Ending { .. }
             | State::Blind
             | State::Over) => state,
@@ -379,6 +385,7 @@ impl Session {
 
     /// Ends the session as soon as nothing is under way: the agent shuts down.
     pub fn drain(&mut self, now: Instant) {
+        self.core.now = now;
         self.draining = true;
         self.pump(now);
     }
@@ -406,7 +413,7 @@ impl Session {
             | State::Relay { .. }
             | State::Prepare(_)
             | State::Unscanned(_)
-            | State::Abort { .. }
+            | State::Abort(_)
             | State::Ending { .. }
             | State::Blind
             | State::Over => false,
@@ -464,7 +471,7 @@ impl Session {
             State::Unscanned(unscanned) => unscanned.advance(core, now),
             state @ (State::Idle
             | State::Relay { .. }
-            | State::Abort { .. }
+            | State::Abort(_)
             | State::Ending { .. }
             | State::Blind
             | State::Over) => state,
@@ -528,7 +535,7 @@ impl Session {
             | State::Idle
             | State::Relay { .. }
             | State::Prepare(_)
-            | State::Abort { .. }
+            | State::Abort(_)
             | State::Ending { .. }
             | State::Blind
             | State::Over => return None,
@@ -542,8 +549,7 @@ impl Session {
         self.core.drop_upstream(true);
         self.core.output(Output::End(Outcome::Aborted));
         if due {
-            self.core.tell_upstream(now, &b"ABOR\r\n"[..], Expect::Abort);
-            self.state = State::Abort { until: now + self.core.settings.timing.close };
+            self.state = State::Abort(Abort::begin(&mut self.core, now));
         } else {
             self.core.tell_client(text::ABORTED);
             self.state = State::Idle;
@@ -621,7 +627,8 @@ fn state_deadline(state: &State, core: &Core) -> Option<Instant> {
         State::Download(download) => download.deadline(core),
         State::Upload(upload) => upload.deadline(core),
         State::Unscanned(unscanned) => unscanned.deadline(core),
-        State::Abort { until } | State::Ending { until } => Some(*until),
+        State::Abort(abort) => Some(abort.until),
+        State::Ending { until } => Some(*until),
         State::Blind | State::Over => None,
     }
 }

@@ -51,7 +51,11 @@ impl Session {
                 }
             }
             Some(
-                expect @ (Expect::Arrange | Expect::Transfer | Expect::Abort | Expect::Swallow),
+                expect @ (Expect::Arrange
+                | Expect::Transfer
+                | Expect::Abort
+                | Expect::Swallow
+                | Expect::Sync),
             ) => {
                 if line.code.is_some() {
                     self.kept.extend_from_slice(&line.raw);
@@ -63,11 +67,25 @@ impl Session {
                     self.finish(now, text::SERVER_GARBLED);
                     self.close();
                 } else if line.last {
-                    if is_final {
+                    let raw = std::mem::take(&mut self.kept).freeze();
+                    let reply = Reply { code, raw };
+                    let stays = match expect {
+                        Expect::Sync => reply.is_about_transfer(),
+                        // It knows by itself when it has all.
+                        Expect::Abort => true,
+                        Expect::Arrange
+                        | Expect::Transfer
+                        | Expect::Swallow
+                        | Expect::Greeting
+                        | Expect::Relay
+                        | Expect::Login(_)
+                        | Expect::Feat
+                        | Expect::Auth => false,
+                    };
+                    if is_final && !stays {
                         self.core.expect.pop_front();
                     }
-                    let raw = std::mem::take(&mut self.kept).freeze();
-                    self.on_kept_reply(now, expect, Reply { code, raw });
+                    self.on_kept_reply(now, expect, reply);
                 }
             }
         }
@@ -126,31 +144,25 @@ impl Session {
             return;
         }
         let core = &mut self.core;
-        let aborting = matches!(self.state, State::Abort { .. });
         match expect {
             Expect::Arrange if reply.code >= 200 => core.arranged(now, reply),
-            Expect::Transfer if aborting => {
-                if reply.is_refusal() {
-                    core.tell_client(reply.raw);
-                } else if reply.code >= 200 {
-                    // It was complete before the server heard of the ABOR, but not at the client.
-                    core.tell_client(text::TRANSFER_ABORTED);
-                }
-            }
             Expect::Transfer => match self.state.transfer() {
                 Some(Transfer::Download(download)) => download.job.replied(now, reply),
                 Some(Transfer::Upload(upload)) => upload.job.replied(now, reply),
                 Some(Transfer::Unscanned(unscanned)) => unscanned.job.replied(now, reply),
                 None => {}
             },
-            Expect::Abort if aborting && reply.code >= 200 => {
-                core.tell_client(reply.raw);
-                self.state = State::Idle;
+            Expect::Abort if reply.code >= 200 => {
+                self.state = match std::mem::replace(&mut self.state, State::Over) {
+                    State::Abort(abort) => abort.replied(core, now, reply),
+                    other => other,
+                };
             }
             // Relayed replies are not kept.
             Expect::Arrange
             | Expect::Abort
             | Expect::Swallow
+            | Expect::Sync
             | Expect::Greeting
             | Expect::Relay
             | Expect::Login(_)

@@ -14,6 +14,7 @@ pub(super) const NO_LISTENER: &[u8] = b"425 Can't open passive connection.\r\n";
 pub(super) const TRANSFER_ABORTED: &[u8] = b"426 Connection closed; transfer aborted.\r\n";
 pub(super) const ABORTED: &[u8] =
     b"426 Connection closed; transfer aborted.\r\n226 ABOR command successful.\r\n";
+pub(super) const ABOR_OK: &[u8] = b"226 ABOR command successful.\r\n";
 pub(super) const SEND_DATA: &[u8] = b"150 Ok to send data.\r\n";
 pub(super) const OPENING: &[u8] = b"150 Opening data connection.\r\n";
 pub(super) const NOT_A_COMMAND: &[u8] = b"500 Not understood.\r\n";

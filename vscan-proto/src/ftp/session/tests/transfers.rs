@@ -89,9 +89,18 @@ fn a_download_that_is_too_large() {
     passive!(
         ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
         ("s 150 coming", &["receive Upstream"]),
-        ("! judged size", &["reset Upstream", "close Client", "c 550 a: size", "end blocked"]),
-        ("c NOOP", &[]),
-        ("s 426 broken", &["s NOOP"]),
+        // After minutes without a word of the server, its answer to the reset still has time.
+        ("+ 100", &["c 150 coming"]),
+        (
+            "! judged size",
+            &["reset Upstream", "reset Client", "s NOOP", "c 550 a: size", "end blocked"]
+        ),
+        ("+ 29", &[]),
+        ("c PWD", &[]),
+        // Said once, twice or, as by Pure-FTPd, not at all.
+        ("s 451-broken¶451 in 100 seconds", &[]),
+        ("s 426 cut¶150 in 100 seconds¶200 zzz", &["s PWD"]),
+        ("s 257 \"/\"", &["c 257 \\\"/\\\""]),
     );
 }
 
@@ -321,18 +330,42 @@ fn abor_stops_both_sides() {
             "c \\xff\\xf4\\xff\\xf2ABOR",
             &["reset Client", "reset Upstream", "end aborted", "s ABOR"]
         ),
-        ("c NOOP", &[]),
-        ("s 426 cut¶226 aborted", &["c 426 cut", "c 226 aborted", "s NOOP"]),
+        ("c PWD", &[]),
+        ("s 426 cut¶226 aborted", &["s NOOP"]),
+        ("s 200 zzz", &["c 426 cut", "c 226 aborted", "s PWD"]),
+    );
+    // Pure-FTPd, where it hears ABOR before it sees the reset: two replies, neither of them a 226.
+    passive!(
+        ("c STOR a.iso", &["begin STOR a.iso Client unscanned", "s STOR a.iso"]),
+        ("s 150 go", &["c 150 go", "splice Client"]),
+        ("c ABOR¶PWD", &["reset Client", "reset Upstream", "end aborted", "s ABOR"]),
+        ("s 426 aborted", &["s NOOP"]),
+        ("s 451-Transfer aborted¶451 in 1 second", &[]),
+        ("s 200 zzz", &["c 426 aborted", "c 451-Transfer aborted", "c 451 in 1 second", "s PWD"]),
+    );
+    // And to a download: one.
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("c ABOR", &["reset Client", "reset Upstream", "end aborted", "s ABOR"]),
+        ("s 150 0.2 seconds¶226 aborted", &["s NOOP"]),
+        ("s 200 zzz", &["c 426 Connection closed; transfer aborted.", "c 226 aborted"]),
+    );
+    // A server that knows neither.
+    passive!(
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("c ABOR", &["reset Client", "reset Upstream", "end aborted", "s ABOR"]),
+        ("s 426 cut", &["s NOOP"]),
+        ("s 502 what¶502 what", &["c 426 cut", "c 502 what"]),
     );
     // Complete upstream, but never at the client.
     passive!(
         ("c RETR a", &["begin RETR a Upstream", "s RETR a"]),
         ("s 150 coming", &["receive Upstream"]),
         ("c ABOR", &["reset Client", "reset Upstream", "end aborted", "s ABOR"]),
-        (
-            "s 226 sent¶225 nothing",
-            &["c 426 Connection closed; transfer aborted.", "c 225 nothing"]
-        ),
+        ("s 226 sent¶225 nothing", &["s NOOP"]),
+        ("s 200 zzz", &["c 426 Connection closed; transfer aborted.", "c 225 nothing"]),
     );
     passive!(
         ("c STOR a", &["begin STOR a Client", "c 150 Ok to send data.", "receive Client"]),
@@ -418,8 +451,8 @@ fn noops_during_a_transfer_wait_and_abor_behind_them_does_not() {
     }
     rig.step("c ABOR", Cut::Whole);
     assert_eq!(rig.said(), ["reset Client", "reset Upstream", "end aborted", "s ABOR"]);
-    rig.step("s 426 cut¶226 aborted", Cut::Whole);
-    assert_eq!(rig.said(), ["c 426 cut", "c 226 aborted", "s NOOP"]);
+    rig.step("s 426 cut¶226 aborted¶200 zzz", Cut::Whole);
+    assert_eq!(rig.said(), ["s NOOP", "c 426 cut", "c 226 aborted", "s NOOP"]);
     for _ in 0..719 {
         rig.step("s 200 ok", Cut::Whole);
         assert_eq!(rig.said(), ["c 200 ok", "s NOOP"]);
