@@ -24,6 +24,15 @@ pub(crate) fn clipped(data: &[u8], at: usize, len: usize) -> &[u8] {
     &rest[..len.min(rest.len())]
 }
 
+/// UTF-16 as text; what is none is replaced.
+pub(crate) fn utf16(data: &[u8], big_endian: bool) -> String {
+    let (units, _) = data.as_chunks::<2>();
+    let units = units
+        .iter()
+        .map(|&unit| if big_endian { u16::from_be_bytes(unit) } else { u16::from_le_bytes(unit) });
+    char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+}
+
 /// Which bit of a byte comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum First {

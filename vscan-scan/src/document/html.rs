@@ -1,0 +1,89 @@
+//! HTML and what is read like it: `data:` URIs (RFC 2397) and scripts.
+
+use crate::mail::encoding::base64;
+use crate::object::{Place, Walk};
+use memchr::memmem;
+
+/// The media type of a `data:` URI; longer ones are none.
+const TYPE_MAX: usize = 256;
+
+/// True for text that may carry something.
+pub(crate) fn may_carry(data: &[u8]) -> bool {
+    find(data, b"data:", 0).is_some() || find(data, b"<script", 0).is_some()
+}
+
+pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
+    let mut from = 0;
+    while let Some(at) = find(data, b"data:", from) {
+        if walk.stopped() {
+            return;
+        }
+        from = at + 5;
+        let head = &data[from..data.len().min(from + TYPE_MAX)];
+        let Some(comma) = memchr::memchr(b',', head) else { continue };
+        let kind = &head[..comma];
+        // In prose the word is followed by a blank.
+        if kind.iter().any(|b| b.is_ascii_control() || b"<>\"'".contains(b)) || kind.starts_with(b" ") {
+            continue;
+        }
+        let body = &data[from + comma + 1..];
+        let end = body.iter().position(|b| b"\"'<>)".contains(b)).unwrap_or(body.len());
+        let body = percent(&body[..end]);
+        from += comma + 1;
+        let encoded = kind.to_ascii_lowercase();
+        let decoded = if memmem::find(&encoded, b"base64").is_some() {
+            base64(&body).data
+        } else if kind.is_empty() || memchr::memchr(b'/', kind).is_some() {
+            body
+        } else {
+            continue;
+        };
+        if !decoded.is_empty() {
+            from += end;
+            walk.part("data", &decoded, Place::File);
+        }
+    }
+    let mut from = 0;
+    while let Some(at) = find(data, b"<script", from) {
+        if walk.stopped() {
+            return;
+        }
+        from = at + 7;
+        let Some(open) = memchr::memchr(b'>', &data[from..]) else { return };
+        let begin = from + open + 1;
+        let end = find(data, b"</script", begin).unwrap_or(data.len());
+        from = end;
+        if !data[begin..end].trim_ascii().is_empty() {
+            walk.part("script", &data[begin..end], Place::File);
+        }
+    }
+}
+
+/// The place of a word from `from` on, in whatever case.
+fn find(data: &[u8], word: &[u8], from: usize) -> Option<usize> {
+    let rest = data.get(from..)?;
+    let (low, high) = (word[0].to_ascii_lowercase(), word[0].to_ascii_uppercase());
+    memchr::memchr2_iter(low, high, rest)
+        .find(|&at| rest[at..].get(..word.len()).is_some_and(|w| w.eq_ignore_ascii_case(word)))
+        .map(|at| from + at)
+}
+
+/// Undoes percent encoding (RFC 3986 section 2.1).
+fn percent(data: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(data.len());
+    let mut rest = data;
+    while let Some((&byte, behind)) = rest.split_first() {
+        let digit = |i: usize| char::from(*behind.get(i)?).to_digit(16);
+        match (byte, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high << 4 | low) as u8);
+                rest = &behind[2..];
+            }
+            _ => {
+                out.push(byte);
+                rest = behind;
+            }
+        }
+    }
+    out
+}
