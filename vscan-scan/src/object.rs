@@ -1,14 +1,14 @@
 //! The walk through an object: every part is given to the engine, then opened by every decoder that fits.
 //!
 //! The walk keeps the limits. It is the only place that writes to the report, so that nothing can be
-//! left out without being noted. Decoders live in `mail` and `archive`, engines in
+//! left out without being noted. Decoders live in `mail`, `archive` and `document`, engines in
 //! [`crate::engine`].
 
 use crate::limits::{Limits, RATIO_FLOOR};
 use crate::report::{self, Detail, Hashes, Reason, Report, TREE_DETAIL_MAX, TREE_MAX, Verdict};
 use crate::sniff::{self, Kind};
 use crate::wire::ObjectKind;
-use crate::{archive, mail, repair};
+use crate::{archive, document, mail, repair};
 use std::io::Read;
 use std::time::Instant;
 
@@ -172,6 +172,18 @@ impl Walk<'_> {
             let data = walk.decode(encoded, reader);
             walk.visit(&data, sniff::sniff(&data), Place::File);
         });
+    }
+
+    /// The same, and gives what was decoded to the caller as well.
+    pub(crate) fn decoded_too(
+        &mut self,
+        name: &str,
+        encoded: u64,
+        reader: &mut dyn Read,
+    ) -> Vec<u8> {
+        let data = self.within(name, |walk| walk.decode(encoded, reader));
+        self.part(name, &data, Place::File);
+        data
     }
 
     /// Runs `f` with `name` appended to the path.
@@ -374,21 +386,28 @@ impl Walk<'_> {
             Kind::Lha => archive::lha::open(self, data),
             Kind::Compress => archive::compress::open(self, data),
             Kind::Szdd => archive::szdd::open(self, data),
+            Kind::Iso => archive::iso::open(self, data),
+            Kind::Udf => archive::udf::open(self, data),
+            Kind::Chm => archive::chm::open(self, data),
+            Kind::Nsis => archive::nsis::open(self, data),
+            Kind::Sis => archive::sis::open(self, data),
             Kind::Cms => mail::cms::open(self, data, place),
             Kind::Uuencoded => mail::sweep::sections(self, data, place),
-            Kind::Ole => {
-                // MS-OFFCRYPTO 2.3.4: an encrypted OOXML document is a stream of this name in an OLE file.
-                if memchr::memmem::find(data, b"E\0n\0c\0r\0y\0p\0t\0e\0d\0P\0a\0c\0k\0a\0g\0e\0")
-                    .is_some()
-                {
-                    self.note(Reason::Encrypted, "encrypted Office document");
-                }
-            }
+            Kind::Ole => document::ole::open(self, data),
+            Kind::Pdf => document::pdf::open(self, data),
+            Kind::Relationships => document::ooxml::external(self, data),
+            // Text that is HTML as well was read as text already.
+            Kind::Html if !begins => document::html::open(self, data),
             Kind::Text | Kind::Html | Kind::PgpMessage | Kind::Rtf => {
                 if place == Place::Mail {
                     mail::sweep::text(self, data);
                 } else if kind == Kind::PgpMessage {
                     mail::pgp::armoured(self, data, place);
+                }
+                match kind {
+                    Kind::Html => document::html::open(self, data),
+                    Kind::Rtf => document::rtf::open(self, data),
+                    _ => {}
                 }
             }
             Kind::Unsupported(name) => {
@@ -396,7 +415,7 @@ impl Walk<'_> {
             }
             Kind::Zip => archive::zip::open(self, data, begins),
             Kind::Tar => archive::tar::open(self, data),
-            Kind::Data | Kind::Exe | Kind::Elf | Kind::Pdf | Kind::Lnk | Kind::Media => {}
+            Kind::Data | Kind::Exe | Kind::Elf | Kind::Lnk | Kind::Media => {}
         }
     }
 }

@@ -3,7 +3,8 @@
 //! Containers that this crate cannot open are known here too, so that they are reported as unread
 //! instead of passing as clean.
 
-use crate::archive::{arj, cab, cpio, lha, rar, sevenz};
+use crate::archive::{arj, cab, cpio, iso, lha, nsis, rar, sevenz, sis};
+use crate::document::{html, ooxml};
 use memchr::memmem;
 
 /// The type of a part.
@@ -55,6 +56,18 @@ pub enum Kind {
     Compress,
     /// A file of Microsoft's compress.exe.
     Szdd,
+    /// ISO 9660 image.
+    Iso,
+    /// UDF file system.
+    Udf,
+    /// Compiled HTML Help.
+    Chm,
+    /// The files behind an NSIS installer's program.
+    Nsis,
+    /// Symbian installation file.
+    Sis,
+    /// Relationships of an OOXML document.
+    Relationships,
     /// CMS (RFC 5652): S/MIME, PKCS#7.
     Cms,
     /// ASCII armour of an OpenPGP message (RFC 9580 section 6).
@@ -65,9 +78,9 @@ pub enum Kind {
     Exe,
     /// ELF executable or library.
     Elf,
-    /// OLE2 compound file: old Office documents, MSI. Scanned as it is.
+    /// OLE2 compound file: old Office documents, MSI.
     Ole,
-    /// PDF. Scanned as it is; its compressed streams are not opened.
+    /// PDF.
     Pdf,
     /// RTF.
     Rtf,
@@ -106,6 +119,12 @@ impl Kind {
             Kind::Lha => "lha",
             Kind::Compress => "compress",
             Kind::Szdd => "szdd",
+            Kind::Iso => "iso9660",
+            Kind::Udf => "udf",
+            Kind::Chm => "chm",
+            Kind::Nsis => "nsis",
+            Kind::Sis => "sis",
+            Kind::Relationships => "ooxml-relationships",
             Kind::Cms => "cms",
             Kind::PgpMessage => "pgp",
             Kind::Uuencoded => "uuencoded",
@@ -140,10 +159,7 @@ impl Kind {
 
     /// True when nothing is taken out of this type, so that nothing is lost when it is not opened.
     pub(crate) fn is_leaf(self) -> bool {
-        matches!(
-            self,
-            Kind::Data | Kind::Text | Kind::Html | Kind::Exe | Kind::Elf | Kind::Lnk | Kind::Media
-        )
+        matches!(self, Kind::Data | Kind::Text | Kind::Exe | Kind::Elf | Kind::Lnk | Kind::Media)
     }
 
     /// True for what a person reads as text, where encoded sections may lie in between.
@@ -178,7 +194,7 @@ const MAGIC: &[(usize, &[u8], Kind)] = &[
     (0, b"SZ \x88\xf0\x27\x33\xd1", Kind::Szdd),
     (0, b"KWAJ\x88\xf0\x27\xd1", Kind::Unsupported("kwaj")),
     (0, b"\xed\xab\xee\xdb", Kind::Rpm),
-    (0, b"ITSF\x03\0\0\0", Kind::Unsupported("chm")),
+    (0, b"ITSF", Kind::Chm),
     (0, b"\x78\x9f\x3e\x22", Kind::Unsupported("tnef")),
     (0, b"MSWIM\0\0\0", Kind::Unsupported("wim")),
     (0, b"hsqs", Kind::Unsupported("squashfs")),
@@ -276,8 +292,14 @@ pub fn sniff(data: &[u8]) -> Kind {
             return Kind::Lzma;
         }
     }
-    if data.get(32769..).is_some_and(|d| d.starts_with(b"CD001")) {
-        return Kind::Unsupported("iso9660");
+    if sis::begins(data) {
+        return Kind::Sis;
+    }
+    if iso::begins(data) {
+        return Kind::Iso;
+    }
+    if iso::has_udf(data) {
+        return Kind::Udf;
     }
     // Apple disk image: the trailer is its last 512 bytes.
     if data.len() > 512 && data[data.len() - 512..].starts_with(b"koly\0\0\0\x04") {
@@ -302,11 +324,30 @@ pub(crate) fn also(data: &[u8], kind: Kind) -> Vec<(Kind, usize)> {
     if kind != Kind::Lha && lha::begins(data) {
         found.push((Kind::Lha, 0));
     }
+    if kind != Kind::Iso && iso::begins(data) {
+        found.push((Kind::Iso, 0));
+    }
+    if kind != Kind::Udf && iso::has_udf(data) {
+        found.push((Kind::Udf, 0));
+    }
+    // Viewers look for the beginning of a PDF in this much (ISO 32000-1, annex H, note 13).
+    if kind != Kind::Pdf
+        && let Some(at) = memmem::find(&data[..data.len().min(1024 + 5)], b"%PDF-")
+    {
+        found.push((Kind::Pdf, at));
+    }
+    if matches!(kind, Kind::Text | Kind::Relationships) && html::may_carry(data) {
+        found.push((Kind::Html, 0));
+    }
     if kind.may_carry() {
         for (magic, begins, kind) in CARRIED {
             let hits = memmem::find_iter(data, magic).filter(|&at| at > 0 && begins(&data[at..]));
             found.extend(hits.take(CARRIED_MAX).map(|at| (*kind, at)));
         }
+        // Its magic is behind a word of flags.
+        let nsis = memmem::find_iter(data, nsis::MAGIC).filter_map(|at| at.checked_sub(4));
+        let nsis = nsis.filter(|&at| nsis::begins(&data[at..]));
+        found.extend(nsis.take(CARRIED_MAX).map(|at| (Kind::Nsis, at)));
     }
     found
 }
@@ -353,6 +394,9 @@ fn text_kind(data: &[u8]) -> Kind {
     let trimmed = head.trim_ascii_start();
     let begins =
         |word: &[u8]| trimmed.get(..word.len()).is_some_and(|d| d.eq_ignore_ascii_case(word));
+    if trimmed.starts_with(b"<") && ooxml::is_relationships(head) {
+        return Kind::Relationships;
+    }
     if begins(b"<!doctype html")
         || begins(b"<html")
         || begins(b"<head")
@@ -407,7 +451,7 @@ mod tests {
             (&b"PK\x03\x04\x14\0"[..], Kind::Zip),
             (b"\x1f\x8b\x08\0", Kind::Gzip),
             (&tar, Kind::Tar),
-            (&iso, Kind::Unsupported("iso9660")),
+            (&iso, Kind::Iso),
             (b"BZh91AY&SY\0\0", Kind::Bzip2),
             (b"BZh is not a bzip2 file", Kind::Text),
             (b"Rar!\x1a\x07\x01\0", Kind::Rar),

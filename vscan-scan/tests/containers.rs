@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vscan_scan::limits::Limits;
-use vscan_scan::object::{Engine, Object, Part, scan};
+use vscan_scan::object::{Engine, Hit, Object, Part, scan};
 use vscan_scan::report::{Report, Verdict};
 use vscan_scan::wire::ObjectKind;
 
@@ -21,7 +21,7 @@ impl Engine for Exactly {
         "exactly"
     }
 
-    fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<String>) -> Result<(), String> {
+    fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<Hit>) -> Result<(), String> {
         if part.data == self.0 {
             hits.push("Exactly".into());
         }
@@ -31,7 +31,7 @@ impl Engine for Exactly {
 
 fn report(engine: &mut dyn Engine, data: &[u8]) -> Report {
     let deadline = Instant::now() + Duration::from_secs(60);
-    scan(engine, &Limits::default(), &Object { data, kind: ObjectKind::File, name: None, deadline })
+    scan(engine, &Limits::default(), &Object::new(ObjectKind::File, data, deadline))
 }
 
 /// Programs packed or built by others: no containers of files that this scanner opens.
@@ -54,16 +54,7 @@ const NOT_CONTAINERS: &[&str] = &[
     "clam_IScab_int.exe",
     "clam_ISmsi_ext.exe",
     "clam_ISmsi_int.exe",
-    // Documents and more, one after the other
-    "clam-nsis.exe",
-    "clam.chm",
     "clam.exe.binhex",
-    "clam.exe.html",
-    "clam.exe.rtf",
-    "clam.ole.doc",
-    "clam.pdf",
-    "clam.ppt",
-    "clam.sis",
     "clam.tnef",
 ];
 

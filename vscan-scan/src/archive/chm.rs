@@ -61,7 +61,9 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         }
         if body.len() < len {
             let reason = if failed { Reason::Malformed } else { Reason::Size };
-            walk.within(&entry.name, |walk| walk.note(reason, "not all of the help file was decoded"));
+            walk.within(&entry.name, |walk| {
+                walk.note(reason, "not all of the help file was decoded")
+            });
         }
     }
 }
@@ -184,7 +186,10 @@ impl<'a> Lzx<'a> {
                 Err(std::io::ErrorKind::InvalidData.into())
             } else {
                 caught(|| match lzx.decompress_next(packed, len) {
-                    Ok(block) => Ok(out.extend_from_slice(block)),
+                    Ok(block) => {
+                        out.extend_from_slice(block);
+                        Ok(())
+                    }
                     Err(e) => Err(std::io::Error::other(e.to_string())),
                 })
             };

@@ -67,9 +67,8 @@ impl Record {
         let name = record.get(33..33 + name_len)?;
         let known = matches!(name, [0 | 1]);
         let system_use = record.get((33 + name_len).next_multiple_of(2)..).unwrap_or_default();
-        let name = rock_ridge(system_use).unwrap_or_else(|| {
-            if joliet { utf16(name, true) } else { super::name(name) }
-        });
+        let name = rock_ridge(system_use)
+            .unwrap_or_else(|| if joliet { utf16(name, true) } else { super::name(name) });
         Some(Self {
             extent: u32_le(record, 2)?.saturating_add(record[1].into()),
             size: u32_le(record, 10)?,
@@ -85,9 +84,12 @@ impl Record {
 /// The name in the NM entries of the system use area (SUSP, RRIP 4.1.4).
 fn rock_ridge(mut area: &[u8]) -> Option<String> {
     let mut name: Option<Vec<u8>> = None;
-    while let [a, b, len @ 4.., _, ..] = area {
-        let entry = area.get(..usize::from(*len))?;
-        if (a, b) == (&b'N', &b'M') {
+    while let Some(&[a, b, len, _]) = area.first_chunk() {
+        if len < 4 {
+            break;
+        }
+        let entry = area.get(..usize::from(len))?;
+        if (a, b) == (b'N', b'M') {
             name.get_or_insert_default().extend(entry.get(5..)?);
         }
         area = &area[entry.len()..];
@@ -115,7 +117,9 @@ fn volume(walk: &mut Walk<'_>, data: &[u8], root: Record, joliet: bool, seen: &m
                     return;
                 }
                 let Some(record) = Record::parse(rest, joliet) else {
-                    walk.within(&path, |walk| walk.note(Reason::Malformed, "a directory record is wrong"));
+                    walk.within(&path, |walk| {
+                        walk.note(Reason::Malformed, "a directory record is wrong")
+                    });
                     break;
                 };
                 rest = &rest[record.len..];
@@ -152,14 +156,14 @@ fn volume(walk: &mut Walk<'_>, data: &[u8], root: Record, joliet: bool, seen: &m
 
 /// Marks of a UDF file system in the volume recognition area (ECMA-167 2/9).
 pub(crate) fn has_udf(data: &[u8]) -> bool {
-    (DESCRIPTORS..DESCRIPTORS + DESCRIPTORS_MAX).any(|sector| {
-        matches!(clipped(data, sector * SECTOR + 1, 5), b"NSR02" | b"NSR03")
-    })
+    (DESCRIPTORS..DESCRIPTORS + DESCRIPTORS_MAX)
+        .any(|sector| matches!(clipped(data, sector * SECTOR + 1, 5), b"NSR02" | b"NSR03"))
 }
 
 /// The 16 bits at the beginning of every descriptor of UDF (ECMA-167 3/7.2), with its checksum checked.
 pub(crate) fn udf_tag(descriptor: &[u8]) -> Option<u16> {
     let tag = descriptor.get(..16)?;
-    let sum = tag.iter().enumerate().filter(|&(i, _)| i != 4).fold(0u8, |s, (_, &b)| s.wrapping_add(b));
+    let sum =
+        tag.iter().enumerate().filter(|&(i, _)| i != 4).fold(0u8, |s, (_, &b)| s.wrapping_add(b));
     if sum == tag[4] { u16_le(tag, 0) } else { None }
 }

@@ -6,22 +6,30 @@
 pub(crate) mod ar;
 pub(crate) mod arj;
 pub(crate) mod cab;
+pub(crate) mod chm;
 pub(crate) mod compress;
 pub(crate) mod cpio;
-pub(crate) mod guard;
+mod guard;
 mod implode;
+pub(crate) mod iso;
 pub(crate) mod lha;
 #[expect(unsafe_code, reason = "RAR has no free decoder but libarchive's, which is C")]
 mod libarchive;
+pub(crate) mod nsis;
 mod pump;
 pub(crate) mod rar;
 pub(crate) mod rpm;
 pub(crate) mod sevenz;
+pub(crate) mod sis;
 pub(crate) mod stream;
 pub(crate) mod szdd;
 pub(crate) mod tar;
+pub(crate) mod udf;
 pub(crate) mod zip;
 mod zip_method;
+
+pub(crate) use guard::caught;
+pub(crate) use pump::{Decode as PumpDecode, Pump, malformed};
 
 #[cfg(feature = "engine")]
 pub(crate) use libarchive::prepare;

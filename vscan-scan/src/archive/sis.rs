@@ -18,7 +18,7 @@ pub(crate) fn begins(data: &[u8]) -> bool {
 pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     let header = || {
         let (languages, files) = (u16_le(data, 18)?, u16_le(data, 20)?);
-        Some((languages, files, u16_le(data, 36)?, u32_le(data, 48)? as usize))
+        Some((languages, files, u16_le(data, 36)?, u32_le(data, 52)? as usize))
     };
     let Some((languages, files, options, mut at)) = header() else {
         return walk.note(Reason::Malformed, "sis file with a wrong header");
@@ -46,7 +46,9 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
             let (Some(len), Some(place)) = (field(7 + i), field(7 + count + i)) else { break };
             let packed = clipped(data, place, len);
             if packed.len() < len {
-                walk.within(&name, |walk| walk.note(Reason::Malformed, "the sis member is cut off"));
+                walk.within(&name, |walk| {
+                    walk.note(Reason::Malformed, "the sis member is cut off")
+                });
             }
             if options & STORED != 0 {
                 walk.decoded(&name, len as u64, &mut &packed[..]);
@@ -54,7 +56,7 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
                 walk.decoded(&name, len as u64, &mut ZlibDecoder::new(packed));
             }
         }
-        // Unpacked lengths, and the type of each file.
-        at += (7 + 3 * count + 1) * 4;
+        // Behind the three lists come length and place of the file's MIME type.
+        at += (7 + 3 * count + 2) * 4;
     }
 }

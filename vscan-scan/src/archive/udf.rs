@@ -147,7 +147,11 @@ impl<'a> Volume<'a> {
 
     fn bytes(&self, (block, partition): Address, len: usize) -> Option<&'a [u8]> {
         let start = *self.starts.get(usize::from(partition))?;
-        Some(clipped(self.data, (start as usize).checked_add(block as usize)?.checked_mul(SECTOR)?, len))
+        Some(clipped(
+            self.data,
+            (start as usize).checked_add(block as usize)?.checked_mul(SECTOR)?,
+            len,
+        ))
     }
 
     fn block(&self, at: Address) -> Option<&'a [u8]> {
@@ -180,7 +184,14 @@ impl<'a> Volume<'a> {
     }
 
     /// Gathers a file from its extents: short (kind 0) or long (kind 1) allocation descriptors.
-    fn extents(&self, area: &'a [u8], kind: u16, partition: u16, size: usize, content: &mut Content) {
+    fn extents(
+        &self,
+        area: &'a [u8],
+        kind: u16,
+        partition: u16,
+        size: usize,
+        content: &mut Content,
+    ) {
         let step = match kind {
             0 => 8,
             1 => 16,

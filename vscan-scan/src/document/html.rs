@@ -23,7 +23,9 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         let Some(comma) = memchr::memchr(b',', head) else { continue };
         let kind = &head[..comma];
         // In prose the word is followed by a blank.
-        if kind.iter().any(|b| b.is_ascii_control() || b"<>\"'".contains(b)) || kind.starts_with(b" ") {
+        if kind.iter().any(|b| b.is_ascii_control() || b"<>\"'".contains(b))
+            || kind.starts_with(b" ")
+        {
             continue;
         }
         let body = &data[from + comma + 1..];

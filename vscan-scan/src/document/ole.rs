@@ -39,7 +39,9 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
             file.chain(entry.start, entry.size.min(data.len() as u64))
         };
         if (content.len() as u64) < entry.size {
-            walk.within(&entry.name, |walk| walk.note(Reason::Malformed, "the OLE2 stream is cut off"));
+            walk.within(&entry.name, |walk| {
+                walk.note(Reason::Malformed, "the OLE2 stream is cut off")
+            });
         }
         if entry.name.eq_ignore_ascii_case("dir") {
             let dir = vba::decompress(&content).unwrap_or_default();
@@ -47,7 +49,9 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         }
         streams.push((&entry.name, content));
         // Streams cannot hold more than the file, unless they share sectors.
-        if streams.iter().map(|s| s.1.len() as u64).sum::<u64>() > 2 * data.len() as u64 + MINI_CUTOFF {
+        if streams.iter().map(|s| s.1.len() as u64).sum::<u64>()
+            > 2 * data.len() as u64 + MINI_CUTOFF
+        {
             walk.note(Reason::Malformed, "OLE2 streams that share their sectors");
             break;
         }
@@ -86,7 +90,9 @@ fn xls_encrypted(content: &[u8]) -> bool {
     const RECORDS: usize = 16;
     let mut at = 0;
     for _ in 0..RECORDS {
-        let (Some(kind), Some(len)) = (u16_le(content, at), u16_le(content, at + 2)) else { return false };
+        let (Some(kind), Some(len)) = (u16_le(content, at), u16_le(content, at + 2)) else {
+            return false;
+        };
         if kind == FILE_PASS {
             return true;
         }
@@ -106,8 +112,11 @@ fn carried(walk: &mut Walk<'_>, name: &str, content: &[u8]) {
     }
     if name == "PowerPoint Document" {
         // ExOleObjStg and the like: header, then with instance 1 a size and zlib, with 0 the object as it is.
-        for at in memchr::memmem::find_iter(content, b"\x11\x10").filter_map(|at| at.checked_sub(2)) {
-            let (Some(instance), Some(len)) = (u16_le(content, at), u32_le(content, at + 4)) else { continue };
+        for at in memchr::memmem::find_iter(content, b"\x11\x10").filter_map(|at| at.checked_sub(2))
+        {
+            let (Some(instance), Some(len)) = (u16_le(content, at), u32_le(content, at + 4)) else {
+                continue;
+            };
             let body = clipped(content, at + 8, len as usize);
             match instance {
                 0x10 if body.len() > 4 => {
@@ -123,7 +132,7 @@ fn carried(walk: &mut Walk<'_>, name: &str, content: &[u8]) {
 /// A packaged file as OLE's packager writes it: flags, label, path, ..., temporary path, length, the file.
 pub(super) fn package(data: &[u8]) -> Option<(String, &[u8])> {
     let mut at = 2;
-    let mut string = |at: &mut usize| {
+    let string = |at: &mut usize| {
         let rest = data.get(*at..)?;
         let end = memchr::memchr(0, &rest[..rest.len().min(1024)])?;
         *at += end + 1;

@@ -8,7 +8,7 @@ use super::pdf_filter::{FILTERS_MAX, Filter, Filtered, undo};
 use crate::archive::caught;
 use crate::object::{Place, Walk};
 use crate::report::Reason;
-use lopdf::Document;
+use lopdf::{Document, LoadOptions};
 use memchr::memmem;
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
@@ -171,7 +171,8 @@ impl<'a> Pdf<'a> {
         };
         let names = plain_names(extent(self.resolved(names)));
         let parameters = value(dictionary, b"DecodeParms").or_else(|| value(dictionary, b"DP"));
-        let parameters = parameters.map(|p| plain_names(extent(self.resolved(p)))).unwrap_or_default();
+        let parameters =
+            parameters.map(|p| plain_names(extent(self.resolved(p)))).unwrap_or_default();
         // One dictionary, or an array with one (or null) for each filter.
         let each = dictionaries(&parameters);
         let names = names.split(|&b| b == b'/').skip(1).take(FILTERS_MAX);
@@ -204,10 +205,13 @@ impl<'a> Pdf<'a> {
 
     /// Many files are encrypted with an empty password, so that viewers show but do not print them.
     fn encrypted_streams(&mut self, walk: &mut Walk<'_>) {
-        let opened = walk.passwords().into_iter().find_map(|password| {
+        let opened = [String::new()].into_iter().find_map(|password| {
             caught(|| {
-                let mut document = Document::load_mem_with_password(self.data, &password)
-                    .map_err(|e| std::io::Error::other(e.to_string()))?;
+                let mut document = Document::load_mem_with_options(
+                    self.data,
+                    LoadOptions::with_password(&password),
+                )
+                .map_err(|e| std::io::Error::other(e.to_string()))?;
                 if document.is_encrypted() {
                     return Err(std::io::ErrorKind::PermissionDenied.into());
                 }
@@ -236,7 +240,8 @@ impl<'a> Pdf<'a> {
             let files = extent(self.resolved(rest));
             self.embedded.extend(references(files));
         }
-        let scripts = memmem::find_iter(&text, b"/JS").filter_map(|at| string(text[at + 3..].trim_ascii_start()));
+        let scripts = memmem::find_iter(&text, b"/JS")
+            .filter_map(|at| string(text[at + 3..].trim_ascii_start()));
         for script in scripts.take(SCRIPTS_MAX) {
             if walk.stopped() {
                 return;
@@ -417,7 +422,8 @@ fn string(data: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn hexadecimal(data: &[u8]) -> Vec<u8> {
-    let digits = data.iter().take_while(|b| **b != b'>').filter_map(|&b| char::from(b).to_digit(16));
+    let digits =
+        data.iter().take_while(|b| **b != b'>').filter_map(|&b| char::from(b).to_digit(16));
     let digits: Vec<u32> = digits.collect();
     digits.chunks(2).map(|d| (d[0] << 4 | d.get(1).copied().unwrap_or(0)) as u8).collect()
 }

@@ -55,7 +55,8 @@ fn digits(data: &[u8]) -> (Vec<u8>, usize) {
                 let number = &rest[word..];
                 let sign = usize::from(number.first() == Some(&b'-'));
                 let len = sign + number[sign..].iter().take_while(|b| b.is_ascii_digit()).count();
-                let value = std::str::from_utf8(&number[..len]).ok().and_then(|n| n.parse::<usize>().ok());
+                let value =
+                    std::str::from_utf8(&number[..len]).ok().and_then(|n| n.parse::<usize>().ok());
                 at += word + len;
                 // A blank ends the control word and belongs to it.
                 at += usize::from(data.get(at) == Some(&b' '));
@@ -94,7 +95,8 @@ fn object(walk: &mut Walk<'_>, data: &[u8]) {
         Some((class, clipped(data, at + 4, len)))
     };
     if let Some((class, native)) = native().filter(|(_, n)| !n.is_empty()) {
-        let class = super::super::archive::name(class.split(|&b| b == 0).next().unwrap_or_default());
+        let class =
+            super::super::archive::name(class.split(|&b| b == 0).next().unwrap_or_default());
         match ole::package(native) {
             Some((label, file)) if class.eq_ignore_ascii_case("package") => {
                 walk.part(&label, file, Place::File);

@@ -295,7 +295,8 @@ fn what_cannot_be_read_is_said_with_its_reason() {
         (zstd(&[7; 1000])[..8].to_vec(), Reason::Malformed),
         // A window of 2 GiB.
         (b"\x28\xb5\x2f\xfd\x00\xa8\x01\0\0".to_vec(), Reason::Memory),
-        (b"ITSF\x03\0\0\0".to_vec(), Reason::Unsupported),
+        (b"ITSF\x03\0\0\0".to_vec(), Reason::Malformed),
+        (b"MSWIM\0\0\0".to_vec(), Reason::Unsupported),
         (tar(&[(b"m", b'0', &[1; 2000])])[..1024].to_vec(), Reason::Malformed),
         (ar(&[("m/", &[1; 2000])])[..1024].to_vec(), Reason::Malformed),
         (
