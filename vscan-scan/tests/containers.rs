@@ -81,3 +81,120 @@ fn debians_containers_are_opened() {
     }
     assert!(missed.is_empty(), "{missed:#?}");
 }
+
+/// Finds parts in which the mark stands.
+struct Mark;
+
+const MARK: &[u8] = b"the-mark-of-the-tests-which-is-68-bytes-long-like-the-real-test-file";
+
+impl Engine for Mark {
+    fn name(&self) -> &'static str {
+        "mark"
+    }
+
+    fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<Hit>) -> Result<(), String> {
+        if part.data.starts_with(MARK)
+            || part.data.get(500_000..).is_some_and(|d| d.starts_with(MARK))
+        {
+            hits.push("Mark".into());
+        }
+        Ok(())
+    }
+}
+
+fn fixture(name: &str) -> Vec<u8> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    std::fs::read(dir.join(name)).unwrap()
+}
+
+#[test]
+fn what_each_tool_packs_is_found() {
+    let tar = &["gnutar.tar", "pax.tar", "ustar.tar", "v7.tar"][..];
+    let cpio = &["bin.cpio", "crc.cpio", "hpodc.cpio", "newc.cpio", "odc.cpio"];
+    let sevenz =
+        &["LZMA.7z", "LZMA2.7z", "PPMd.7z", "BZip2.7z", "Deflate.7z", "Copy.7z", "not-solid.7z"];
+    let zip = &["BZip2.zip", "Deflate64.zip", "LZMA.zip", "PPMd.zip"];
+    let arj = &["m0.arj", "m1.arj", "m2.arj", "m3.arj", "m4.arj"];
+    let lha = &["lh0-0.lzh", "lh0-1.lzh", "lh0-2.lzh", "lh5.lzh"];
+    let cab = &["mszip.cab", "stored.cab"];
+    let long = "Directory/a mark with a long name.com";
+    let rpm = ["w19.zstdio.rpm", "w7.lzdio.rpm", "w7.xzdio.rpm", "w9.bzdio.rpm", "w9.gzdio.rpm"];
+    let cases =
+        [tar, cpio, sevenz, zip, arj, lha, cab].concat().into_iter().map(|n| (n, "mark.com"));
+    let cases = cases.chain(rpm.map(|n| (n, "./opt/mark.com"))).chain([
+        ("BCJ2.7z", "mark.com"),
+        ("big.Z", "compress"),
+        ("big-12.Z", "compress"),
+        ("xz.deb", "./opt/mark.com"),
+        ("zstd.deb", "./opt/mark.com"),
+        ("plain.iso.xz", "DIRECTOR/A_MARK_W.COM"),
+        ("joliet.iso.xz", long),
+        ("udf.iso.xz", "DIRECTOR/A_MARK_W.COM"),
+        ("sparse-gnu.tar", "sparse.bin"),
+        ("sparse-pax.tar", "sparse.bin"),
+        ("object-streams.pdf", "object-"),
+        ("rc4.pdf", "object-"),
+        ("aes-128.pdf", "object-"),
+        ("aes-256.pdf", "object-"),
+    ]);
+    let mut wrong = Vec::new();
+    for (name, path) in cases {
+        let report = report(&mut Mark, &fixture(name));
+        let last = report.findings.first().and_then(|f| f.path.last());
+        if !last.is_some_and(|l| l.starts_with(path)) || !report.unread.is_empty() {
+            wrong.push((name, report.kind, report.findings, report.unread));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_view_of_an_image_is_read() {
+    let decoded = |name| {
+        let mut out = Vec::new();
+        let packed = fixture(name);
+        std::io::Read::read_to_end(&mut lzma_rust2::XzReader::new(&packed[..], true), &mut out)
+            .unwrap();
+        out
+    };
+    // UDF alone: without the marks of ISO 9660.
+    let mut udf = decoded("udf.iso.xz");
+    for sector in 16..20 {
+        udf[sector * 2048 + 1..][..5].copy_from_slice(b"BEA01");
+    }
+    let report_udf = report(&mut Mark, &udf);
+    let long = "Directory/a mark with a long name.com";
+    assert_eq!(report_udf.findings[0].path.last().unwrap(), long, "{report_udf:?}");
+    assert_eq!((&*report_udf.kind, report_udf.unread.len()), ("udf", 0), "{:?}", report_udf.unread);
+    // Joliet alone: the first view's root directory is gone.
+    let mut iso = decoded("joliet.iso.xz");
+    iso[16 * 2048 + 156..][..34].fill(0);
+    let report_iso = report(&mut Mark, &iso);
+    assert_eq!(report_iso.findings[0].path.last().unwrap(), long, "{report_iso:?}");
+}
+
+#[test]
+fn what_is_encrypted_is_said() {
+    for name in ["encrypted.7z", "encrypted-names.7z", "encrypted.arj", "encrypted.pdf"] {
+        let report = report(&mut Mark, &fixture(name));
+        assert_eq!(report.verdict, Verdict::Unscannable, "{name} {report:?}");
+        assert_eq!(
+            report.unread[0].reason,
+            vscan_scan::report::Reason::Encrypted,
+            "{name} {report:?}"
+        );
+    }
+}
+
+#[test]
+fn containers_cut_off_anywhere_are_never_clean() {
+    for name in ["LZMA.7z", "m1.arj", "lh5.lzh", "mszip.cab", "newc.cpio", "big.Z", "w9.gzdio.rpm"]
+    {
+        let whole = fixture(name);
+        // Without its first bytes nobody takes it for what it was; its last ones may be padding.
+        for len in (whole.len() / 4..whole.len() * 9 / 10).step_by(7) {
+            let report = report(&mut Mark, &whole[..len]);
+            assert_ne!(report.verdict, Verdict::Clean, "{name} cut at {len}");
+        }
+    }
+}

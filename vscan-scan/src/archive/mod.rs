@@ -21,6 +21,7 @@ pub(crate) mod rar;
 pub(crate) mod rpm;
 pub(crate) mod sevenz;
 pub(crate) mod sis;
+mod sparse;
 pub(crate) mod stream;
 pub(crate) mod szdd;
 pub(crate) mod tar;

@@ -1,5 +1,6 @@
-//! tar: ustar, GNU long names and pax; every header block whose checksum agrees begins a member.
+//! tar: ustar, GNU long names, pax and sparse files; every header block whose checksum agrees begins a member.
 
+use super::sparse::Sparse;
 use crate::object::{Place, Walk};
 use crate::report::Reason;
 
@@ -9,6 +10,7 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     let mut at = 0;
     let mut long_name: Option<Vec<u8>> = None;
     let mut pax_size: Option<u64> = None;
+    let mut pax_records: &[u8] = &[];
     while let Some(header) = data.get(at..at + BLOCK) {
         if walk.stopped() {
             return;
@@ -39,21 +41,33 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
             b'L' => long_name = Some(trim_nul(body).to_vec()),
             b'K' | b'g' => {}
             b'x' => {
-                if let Some(path) = pax(body, b"path") {
+                if let Some(path) = pax(body, b"GNU.sparse.name").or(pax(body, b"path")) {
                     long_name = Some(path.to_vec());
                 }
+                pax_records = body;
                 pax_size =
                     pax(body, b"size").and_then(|s| std::str::from_utf8(s).ok()?.parse().ok());
             }
             _ => {
                 let name = long_name.take().unwrap_or_else(|| trim_nul(&header[..100]).to_vec());
                 let name = super::name(&name);
-                if kind == b'S' {
-                    // Sparse members are stored in pieces, whose map is not followed: as stored they are scanned.
-                    walk.within(&name, |walk| walk.note(Reason::Unsupported, "sparse tar member"));
-                }
+                // As stored it is read as well, as by those who know nothing of sparse files.
                 if !body.is_empty() {
                     walk.part(&name, body, Place::File);
+                }
+                if kind == b'S' {
+                    match Sparse::old(header, rest, size) {
+                        Some((mut sparse, maps)) => {
+                            walk.decoded(&name, size, &mut sparse);
+                            at = at.saturating_add(maps);
+                        }
+                        None => walk.within(&name, |walk| {
+                            walk.note(Reason::Malformed, "the map of a sparse tar member is wrong");
+                        }),
+                    }
+                } else if let Some(mut sparse) = Sparse::pax(std::mem::take(&mut pax_records), body)
+                {
+                    walk.decoded(&name, size, &mut sparse);
                 }
                 if truncated {
                     walk.within(&name, |walk| {
@@ -77,7 +91,7 @@ pub(crate) fn checksum_agrees(header: &[u8]) -> bool {
 }
 
 /// An octal number, or one in base 256 (GNU) when the highest bit of the field is set.
-fn number(field: &[u8]) -> Option<u64> {
+pub(super) fn number(field: &[u8]) -> Option<u64> {
     if field[0] & 0x80 != 0 {
         return field[field.len() - 8..].iter().try_fold(0u64, |n, &b| Some(n << 8 | u64::from(b)));
     }
@@ -91,16 +105,22 @@ fn number(field: &[u8]) -> Option<u64> {
     })
 }
 
-/// The value of a pax record `LEN KEY=VALUE\n`.
-fn pax<'a>(mut body: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    let mut found = None;
+/// The value of a pax record; of several the last one counts.
+fn pax<'a>(body: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
+    pax_all(body, key).pop()
+}
+
+/// The values of the pax records `LEN KEY=VALUE\n` with this key.
+pub(super) fn pax_all<'a>(mut body: &'a [u8], key: &[u8]) -> Vec<&'a [u8]> {
+    let mut found = Vec::new();
     while let Some(space) = memchr::memchr(b' ', &body[..body.len().min(21)]) {
-        let len: usize = std::str::from_utf8(&body[..space]).ok()?.parse().ok()?;
-        let record = body.get(space + 1..len)?;
+        let len = std::str::from_utf8(&body[..space]).ok().and_then(|n| n.parse::<usize>().ok());
+        let Some((record, rest)) = len.and_then(|len| body.split_at_checked(len)) else { break };
+        let Some(record) = record.get(space + 1..) else { break };
         if let Some(value) = record.strip_prefix(key).and_then(|r| r.strip_prefix(b"=")) {
-            found = Some(value.strip_suffix(b"\n").unwrap_or(value));
+            found.push(value.strip_suffix(b"\n").unwrap_or(value));
         }
-        body = body.get(len..)?;
+        body = rest;
     }
     found
 }
