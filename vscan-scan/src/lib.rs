@@ -16,6 +16,8 @@ mod archive;
 #[cfg(feature = "decode")]
 mod bytes;
 #[cfg(feature = "decode")]
+mod clean;
+#[cfg(feature = "decode")]
 mod document;
 #[cfg(feature = "decode")]
 mod mail;

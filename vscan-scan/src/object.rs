@@ -10,6 +10,7 @@ use crate::sniff::{self, Kind};
 use crate::wire::ObjectKind;
 use crate::{archive, document, mail, repair};
 use std::io::Read;
+use std::rc::Rc;
 use std::time::Instant;
 
 /// One part as an engine sees it.
@@ -80,6 +81,31 @@ impl<'a> Object<'a> {
 
 /// Scans an object with all its parts. `micros` and `rules` of the report are left to the caller.
 pub fn scan(engine: &mut dyn Engine, limits: &Limits, object: &Object<'_>) -> Report {
+    walk(engine, limits, object, None).0
+}
+
+/// Walks an object without any engine, and keeps how each part lies in its parent.
+pub(crate) fn trace(limits: &Limits, object: &Object<'_>) -> (Report, Trace) {
+    struct Nothing;
+    impl Engine for Nothing {
+        fn name(&self) -> &'static str {
+            "nothing"
+        }
+        fn scan(&mut self, _: &Part<'_>, _: &mut Vec<Hit>) -> Result<(), String> {
+            Ok(())
+        }
+    }
+    let object = Object { details: None, ..*object };
+    let (report, trace) = walk(&mut Nothing, limits, &object, Some(Trace::default()));
+    (report, trace.unwrap_or_default())
+}
+
+fn walk(
+    engine: &mut dyn Engine,
+    limits: &Limits,
+    object: &Object<'_>,
+    trace: Option<Trace>,
+) -> (Report, Option<Trace>) {
     let name = object.name.unwrap_or_default();
     let mut walk = Walk {
         engine,
@@ -97,6 +123,11 @@ pub fn scan(engine: &mut dyn Engine, limits: &Limits, object: &Object<'_>) -> Re
         hits: Vec::new(),
         number: None,
         details: object.details,
+        trace,
+        object: object.data,
+        kind: object.kind,
+        known: object.passwords,
+        passwords: None,
     };
     let mut data = object.data;
     if data.len() as u64 > limits.object_size {
@@ -108,8 +139,8 @@ pub fn scan(engine: &mut dyn Engine, limits: &Limits, object: &Object<'_>) -> Re
         ObjectKind::File => sniff::sniff(data),
     };
     walk.report.kind = kind.label().to_owned();
-    walk.visit(data, kind, Place::File);
-    walk.report
+    walk.visit(data, kind, Place::File, About::default(), &mut |_| {});
+    (walk.report, walk.trace)
 }
 
 /// Walks the object again and says by which edits the plan is carried out. Limits, kind, name and passwords
@@ -136,6 +167,57 @@ impl Place {
     }
 }
 
+/// What a decoder knows of a part beyond its bytes and its name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct About {
+    /// See [`report::Part::declared`].
+    pub(crate) declared: String,
+    /// See [`report::Part::other_names`].
+    pub(crate) other_names: Vec<String>,
+    /// How it lies in the part that is being opened.
+    pub(crate) origin: Origin,
+    /// What was not read on the way to it.
+    pub(crate) notes: Vec<(Reason, String)>,
+}
+
+/// How a part lies in its parent, as a repair has to know.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Origin {
+    /// Inside, in a way that only its decoder knows.
+    #[default]
+    Inside,
+    /// It is an entity of a message.
+    Portion(mail::Portion),
+    /// It is encoded in these bytes of a text, and nothing else is.
+    Section(std::ops::Range<usize>),
+}
+
+/// A part as a repair sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) parent: Option<u32>,
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    pub(crate) origin: Origin,
+    /// Of its bytes, to know it again.
+    pub(crate) hash: u64,
+}
+
+/// All parts, by their numbers, and how many entities each multipart has.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trace {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) multiparts: Vec<usize>,
+}
+
+/// A hash by which a repair knows a part's bytes again within one process.
+pub(crate) fn hash(data: &[u8]) -> u64 {
+    use std::hash::Hasher;
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(data);
+    hasher.finish()
+}
+
 /// The state of a walk.
 pub(crate) struct Walk<'e> {
     engine: &'e mut dyn Engine,
@@ -150,6 +232,12 @@ pub(crate) struct Walk<'e> {
     /// The part that is being opened.
     number: Option<u32>,
     details: Option<fn(&[u8]) -> Hashes>,
+    trace: Option<Trace>,
+    /// The object's bytes and how they are read, for the passwords that it tells.
+    object: &'e [u8],
+    kind: ObjectKind,
+    known: &'e [String],
+    passwords: Option<Rc<[String]>>,
 }
 
 /// Bytes decoded between two looks at the limits.
@@ -163,14 +251,48 @@ impl Walk<'_> {
 
     /// A part whose type its container fixes.
     pub(crate) fn part_as(&mut self, name: &str, data: &[u8], kind: Kind, place: Place) {
-        self.within(name, |walk| walk.visit(data, kind, place));
+        self.part_with(name, data, kind, place, About::default(), &mut |_| {});
+    }
+
+    /// A part of which its container knows more, and what else is to be looked at inside it.
+    pub(crate) fn part_with(
+        &mut self,
+        name: &str,
+        data: &[u8],
+        kind: Kind,
+        place: Place,
+        about: About,
+        also: &mut dyn FnMut(&mut Self),
+    ) {
+        self.within(name, |walk| walk.visit(data, kind, place, about, also));
+    }
+
+    /// Passwords to try on what is encrypted: those of the configuration, then those that the message tells.
+    /// Looked for when they are asked for first.
+    pub(crate) fn passwords(&mut self) -> Rc<[String]> {
+        if let Some(passwords) = &self.passwords {
+            return Rc::clone(passwords);
+        }
+        let told = mail::passwords::told(self.limits, self.object, self.kind);
+        let mut all = self.known.to_vec();
+        all.extend(told.into_iter().filter(|one| !self.known.contains(one)));
+        let all: Rc<[String]> = all.into();
+        self.passwords = Some(Rc::clone(&all));
+        all
+    }
+
+    /// Keeps that there is a multipart with so many entities; its number.
+    pub(crate) fn multipart(&mut self, entities: usize) -> usize {
+        let Some(trace) = &mut self.trace else { return 0 };
+        trace.multiparts.push(entities);
+        trace.multiparts.len() - 1
     }
 
     /// Decodes `encoded` bytes through `reader` and takes the result as a part.
     pub(crate) fn decoded(&mut self, name: &str, encoded: u64, reader: &mut dyn Read) {
         self.within(name, |walk| {
             let data = walk.decode(encoded, reader);
-            walk.visit(&data, sniff::sniff(&data), Place::File);
+            walk.visit(&data, sniff::sniff(&data), Place::File, About::default(), &mut |_| {});
         });
     }
 
@@ -277,7 +399,14 @@ impl Walk<'_> {
         }
     }
 
-    fn visit(&mut self, data: &[u8], kind: Kind, place: Place) {
+    fn visit(
+        &mut self,
+        data: &[u8],
+        kind: Kind,
+        place: Place,
+        mut about: About,
+        also: &mut dyn FnMut(&mut Self),
+    ) {
         if self.stopped() {
             return;
         }
@@ -290,29 +419,38 @@ impl Walk<'_> {
             self.unpacked += data.len() as u64;
         }
         let parent = self.number.replace(self.report.parts);
-        self.list(parent, data, kind);
+        for (reason, detail) in std::mem::take(&mut about.notes) {
+            self.note(reason, &detail);
+        }
+        self.list(parent, data, kind, about);
         self.run_engine(data, kind);
-        self.enter(data, kind, place);
+        self.enter(data, kind, place, also);
         self.number = parent;
     }
 
     /// Puts the part into the report's tree.
-    fn list(&mut self, parent: Option<u32>, data: &[u8], kind: Kind) {
+    fn list(&mut self, parent: Option<u32>, data: &[u8], kind: Kind, about: About) {
+        let name = self.path.last().cloned().unwrap_or_default();
+        if let Some(trace) = &mut self.trace {
+            let (origin, hash) = (about.origin, hash(data));
+            trace.nodes.push(Node { parent, name: name.clone(), kind, origin, hash });
+        }
         let part = report::Part {
             number: self.report.parts,
             parent,
-            name: self.path.last().cloned().unwrap_or_default(),
+            name,
+            other_names: about.other_names,
+            declared: about.declared,
             kind: kind.label().to_owned(),
             size: data.len() as u64,
             hashes: self.details.map(|hashes| hashes(data)),
-            ..report::Part::default()
         };
         let most = if self.details.is_some() { TREE_DETAIL_MAX } else { TREE_MAX };
         self.report.add_part(part, most);
     }
 
     /// Opens a part that was scanned, unless a limit is reached.
-    fn enter(&mut self, data: &[u8], kind: Kind, place: Place) {
+    fn enter(&mut self, data: &[u8], kind: Kind, place: Place, also: &mut dyn FnMut(&mut Self)) {
         if self.unpacked > self.limits.unpacked_size {
             self.note(
                 Reason::Unpacked,
@@ -322,13 +460,17 @@ impl Walk<'_> {
             return;
         }
         if self.depth >= self.limits.depth {
-            // Only what could hold parts is unread here.
-            if !kind.is_leaf() || !sniff::also(data, kind).is_empty() {
+            // Only what could hold parts is unread here: in mail texts do.
+            let text = matches!(kind, Kind::Text | Kind::Html) && place == Place::Mail;
+            if text || !kind.is_leaf() || !sniff::also(data, kind).is_empty() {
                 self.note(Reason::Depth, &format!("more than {} levels", self.limits.depth));
             }
             return;
         }
-        self.deeper(|walk| walk.open(data, kind, place));
+        self.deeper(|walk| {
+            walk.open(data, kind, place);
+            also(walk);
+        });
     }
 
     fn run_engine(&mut self, data: &[u8], kind: Kind) {
@@ -392,7 +534,10 @@ impl Walk<'_> {
             Kind::Nsis => archive::nsis::open(self, data),
             Kind::Sis => archive::sis::open(self, data),
             Kind::Cms => mail::cms::open(self, data, place),
-            Kind::Uuencoded => mail::sweep::sections(self, data, place),
+            Kind::Uuencoded | Kind::Yenc | Kind::Binhex => {
+                mail::sweep::sections(self, data, place, &mail::sweep::Lies::Here);
+            }
+            Kind::Tnef => mail::tnef::open(self, data, place),
             Kind::Ole => document::ole::open(self, data),
             Kind::Pdf => document::pdf::open(self, data),
             Kind::Relationships => document::ooxml::external(self, data),
@@ -400,7 +545,7 @@ impl Walk<'_> {
             Kind::Html if !begins => document::html::open(self, data),
             Kind::Text | Kind::Html | Kind::PgpMessage | Kind::Rtf => {
                 if place == Place::Mail {
-                    mail::sweep::text(self, data);
+                    mail::sweep::text(self, data, &mail::sweep::Lies::Here);
                 } else if kind == Kind::PgpMessage {
                     mail::pgp::armoured(self, data, place);
                 }

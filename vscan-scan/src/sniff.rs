@@ -74,6 +74,12 @@ pub enum Kind {
     PgpMessage,
     /// A file that is one uuencoded section.
     Uuencoded,
+    /// A file that is one yEnc section.
+    Yenc,
+    /// A file in BinHex 4.0 (RFC 1741).
+    Binhex,
+    /// Transport Neutral Encapsulation Format (MS-OXTNEF): winmail.dat.
+    Tnef,
     /// Windows executable or library.
     Exe,
     /// ELF executable or library.
@@ -128,6 +134,9 @@ impl Kind {
             Kind::Cms => "cms",
             Kind::PgpMessage => "pgp",
             Kind::Uuencoded => "uuencoded",
+            Kind::Yenc => "yenc",
+            Kind::Binhex => "binhex",
+            Kind::Tnef => "tnef",
             Kind::Exe => "exe",
             Kind::Elf => "elf",
             Kind::Ole => "ole",
@@ -164,7 +173,16 @@ impl Kind {
 
     /// True for what a person reads as text, where encoded sections may lie in between.
     pub fn is_text(self) -> bool {
-        matches!(self, Kind::Text | Kind::Html | Kind::Rtf | Kind::Uuencoded | Kind::PgpMessage)
+        matches!(
+            self,
+            Kind::Text
+                | Kind::Html
+                | Kind::Rtf
+                | Kind::Uuencoded
+                | Kind::Yenc
+                | Kind::Binhex
+                | Kind::PgpMessage
+        )
     }
 }
 
@@ -195,15 +213,15 @@ const MAGIC: &[(usize, &[u8], Kind)] = &[
     (0, b"KWAJ\x88\xf0\x27\xd1", Kind::Unsupported("kwaj")),
     (0, b"\xed\xab\xee\xdb", Kind::Rpm),
     (0, b"ITSF", Kind::Chm),
-    (0, b"\x78\x9f\x3e\x22", Kind::Unsupported("tnef")),
+    (0, b"\x78\x9f\x3e\x22", Kind::Tnef),
     (0, b"MSWIM\0\0\0", Kind::Unsupported("wim")),
     (0, b"hsqs", Kind::Unsupported("squashfs")),
     (0, b"xar!\0", Kind::Unsupported("xar")),
     (0, b"zPQ\0", Kind::Unsupported("zpaq")),
     (0, b"PAR\0", Kind::Unsupported("par")),
     (0, b"StuffIt (c)1997", Kind::Unsupported("stuffit")),
-    (0, b"(This file must be converted with BinHex", Kind::Unsupported("binhex")),
-    (0, b"=ybegin ", Kind::Unsupported("yenc")),
+    (0, b"(This file must be converted with BinHex", Kind::Binhex),
+    (0, b"=ybegin ", Kind::Yenc),
     (0, b"conectix", Kind::Unsupported("vhd")),
     (0, b"vhdxfile", Kind::Unsupported("vhdx")),
     (0, b"KDMV", Kind::Unsupported("vmdk")),

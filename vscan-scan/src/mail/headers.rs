@@ -1,8 +1,11 @@
-//! The MIME fields of a header, all of them: of a repeated field every value counts.
+//! The header of a message or part, read in every way that some reader takes: where it ends, and what its MIME
+//! fields say. Of a repeated field every value counts.
 
-use crate::object::Walk;
-use crate::report::Reason;
+use super::words;
+use crate::limits::Limits;
+use crate::report::{OTHER_NAMES_MAX, Reason};
 use mail_parser::{HeaderValue, MessageParser};
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 /// A media type, in lower case.
@@ -10,7 +13,7 @@ use std::sync::LazyLock;
 pub(crate) struct Type {
     pub(crate) main: String,
     pub(crate) sub: String,
-    pub(crate) utf16: bool,
+    pub(crate) charset: String,
 }
 
 /// A transfer encoding.
@@ -29,8 +32,23 @@ pub(crate) enum Encoding {
 pub(crate) struct Headers {
     pub(crate) types: Vec<Type>,
     pub(crate) boundaries: Vec<Vec<u8>>,
-    encodings: Vec<Encoding>,
-    name: Option<String>,
+    pub(crate) encodings: Vec<Encoding>,
+    /// All names, the one that most readers show first.
+    pub(crate) names: Vec<String>,
+    /// Every reader sees the same in it: no field twice, nothing that is no field, one kind of line ends.
+    pub(crate) regular: bool,
+    /// Limits that were exceeded.
+    pub(crate) notes: Vec<(Reason, String)>,
+}
+
+/// One way of telling a header from its body.
+#[derive(Clone, Debug)]
+pub(crate) struct View<'a> {
+    /// The header, as its reader would see it.
+    pub(crate) head: Cow<'a, [u8]>,
+    /// Where it ends, and where the body begins.
+    pub(crate) head_end: usize,
+    pub(crate) body: usize,
 }
 
 /// MIME fields looked at in one header; more of them are counted as an exceeded limit.
@@ -41,84 +59,166 @@ const BOUNDARIES_MAX: usize = 8;
 
 static PARSER: LazyLock<MessageParser> = LazyLock::new(|| MessageParser::new().with_mime_headers());
 
-/// Splits at the first blank line. Where the first line is no field there is no header.
-pub(crate) fn split(data: &[u8]) -> (&[u8], &[u8]) {
+/// The ways of telling header from body, the usual one first: it ends at the first blank line. Where the first line
+/// is no field there is no header.
+pub(crate) fn views<'a>(data: &'a [u8], limits: &Limits) -> Vec<View<'a>> {
+    let plain = |head_end, body| View { head: Cow::Borrowed(&data[..head_end]), head_end, body };
+    let usual = split(data);
+    let mut views = vec![plain(usual.end, usual.body)];
+    // A line of blanks continues the field before it, by the letter; and what is no field ends the header.
+    let strict = usual.blank.then(|| strict(data, usual.body));
+    for (end, body) in [strict, usual.other.map(|at| (at, at))].into_iter().flatten() {
+        views.push(plain(end, body));
+    }
+    let first = &data[..usual.body.min(limits.header_bytes as usize)];
+    if first.contains(&0) {
+        let head = data[..usual.end].iter().copied().filter(|&b| b != 0).collect();
+        views.push(View { head: Cow::Owned(head), ..plain(usual.end, usual.body) });
+    }
+    if bare_cr(first) {
+        let most = data.len().min(limits.header_bytes as usize);
+        let lines = lines_of(&data[..most]);
+        let split = split(&lines);
+        let (head_end, body) = (split.end, split.body);
+        views.push(View { head: Cow::Owned(lines[..head_end].to_vec()), head_end, body });
+    }
+    views
+}
+
+/// The same bytes with every bare CR made a line end: as many, at the same places.
+pub(crate) fn lines_of(data: &[u8]) -> Vec<u8> {
+    let mut out = data.to_vec();
+    for at in memchr::memchr_iter(b'\r', data) {
+        if data.get(at + 1) != Some(&b'\n') {
+            out[at] = b'\n';
+        }
+    }
+    out
+}
+
+fn bare_cr(data: &[u8]) -> bool {
+    memchr::memchr_iter(b'\r', data).any(|at| data.get(at + 1).is_some_and(|&b| b != b'\n'))
+}
+
+struct Split {
+    end: usize,
+    body: usize,
+    /// The line between them has blanks in it.
+    blank: bool,
+    /// The first line before `end` that is no field.
+    other: Option<usize>,
+}
+
+fn split(data: &[u8]) -> Split {
     let mut at = 0;
+    let mut other = None;
     while at < data.len() {
         let end = memchr::memchr(b'\n', &data[at..]).map_or(data.len(), |i| at + i + 1);
-        let line = data[at..end].trim_ascii_end();
+        let whole = &data[at..end];
+        let line = whole.trim_ascii_end();
         if line.is_empty() {
-            return (&data[..at], &data[end..]);
+            let blank = !matches!(whole, b"\n" | b"\r\n");
+            return Split { end: at, body: end, blank, other };
         }
-        if at == 0
-            && memchr::memchr(b':', line).is_none()
-            && !line.starts_with(b"From ")
-            && !line.starts_with(b">From ")
-        {
-            return (&data[..0], data);
+        let from = line.starts_with(b"From ") || line.starts_with(b">From ");
+        let field = from || memchr::memchr(b':', line).is_some();
+        if at == 0 && !field {
+            return Split { end: 0, body: 0, blank: false, other: None };
+        }
+        let name = line.split(|&b| b == b':').next().unwrap_or_default().trim_ascii_end();
+        let named = field && name.iter().all(u8::is_ascii_graphic);
+        if at > 0 && other.is_none() && !named && !matches!(line[0], b' ' | b'\t') {
+            other = Some(at);
         }
         at = end;
     }
-    (data, &data[data.len()..])
+    Split { end: data.len(), body: data.len(), blank: false, other }
+}
+
+/// Header and body told apart by a line that is really empty, from `at` on.
+fn strict(data: &[u8], mut at: usize) -> (usize, usize) {
+    while at < data.len() {
+        let end = memchr::memchr(b'\n', &data[at..]).map_or(data.len(), |i| at + i + 1);
+        if matches!(&data[at..end], b"\n" | b"\r\n") {
+            return (at, end);
+        }
+        at = end;
+    }
+    (data.len(), data.len())
 }
 
 impl Headers {
-    /// Reads the MIME fields within the limits, which are noted when they are exceeded.
-    pub(crate) fn parse(walk: &mut Walk<'_>, mut head: &[u8]) -> Self {
-        let mut headers = Self::default();
-        if head.len() > walk.limits.header_bytes as usize {
-            walk.note(Reason::Headers, &format!("a header of {} bytes", head.len()));
-            head = &head[..walk.limits.header_bytes as usize];
+    /// Reads the MIME fields within the limits.
+    pub(crate) fn parse(limits: &Limits, mut head: &[u8]) -> Self {
+        let mut headers = Self { regular: regular(head), ..Self::default() };
+        if head.len() > limits.header_bytes as usize {
+            headers.notes.push((Reason::Headers, format!("a header of {} bytes", head.len())));
+            head = &head[..limits.header_bytes as usize];
         }
-        let (mut count, mut mime) = (0u32, 0);
+        let (mut count, mut mime) = (0u32, [0usize; KNOWN.len()]);
         for field in fields(head) {
             count += 1;
-            if count > walk.limits.headers {
-                walk.note(
-                    Reason::Headers,
-                    &format!("more than {} header fields", walk.limits.headers),
-                );
+            if count > limits.headers {
+                let detail = format!("more than {} header fields", limits.headers);
+                headers.notes.push((Reason::Headers, detail));
                 break;
             }
             let Some(colon) = memchr::memchr(b':', field) else { continue };
             let name = field[..colon].trim_ascii();
-            let known = ["content-type", "content-transfer-encoding", "content-disposition"];
-            let Some(which) = known.iter().position(|k| name.eq_ignore_ascii_case(k.as_bytes()))
-            else {
-                continue;
-            };
-            mime += 1;
-            if mime > FIELDS_MAX {
-                walk.note(
-                    Reason::Headers,
-                    &format!("more than {FIELDS_MAX} MIME fields in one header"),
-                );
+            let known = KNOWN.iter().position(|k| name.eq_ignore_ascii_case(k.as_bytes()));
+            let Some(which) = known else { continue };
+            mime[which] += 1;
+            if mime.iter().sum::<usize>() > FIELDS_MAX {
+                let detail = format!("more than {FIELDS_MAX} MIME fields in one header");
+                headers.notes.push((Reason::Headers, detail));
                 break;
             }
             headers.take(which, &field[colon + 1..]);
         }
         if headers.boundaries.len() > BOUNDARIES_MAX {
-            walk.note(
-                Reason::Headers,
-                &format!("more than {BOUNDARIES_MAX} boundaries of one body"),
-            );
+            let detail = format!("more than {BOUNDARIES_MAX} boundaries of one body");
+            headers.notes.push((Reason::Headers, detail));
             headers.boundaries.truncate(BOUNDARIES_MAX);
         }
+        headers.regular &= mime.iter().all(|&n| n <= 1)
+            && headers.boundaries.len() <= 1
+            && headers.types.len() <= 1
+            && headers.notes.is_empty();
         headers
     }
 
     fn take(&mut self, which: usize, value: &[u8]) {
-        match which {
-            1 => {
-                let encoding = encoding(value);
-                if !self.encodings.contains(&encoding) {
-                    self.encodings.push(encoding);
-                }
-                return;
+        if which == ENCODING {
+            let encoding = encoding(value);
+            if !self.encodings.contains(&encoding) {
+                self.encodings.push(encoding);
             }
-            0 => raw_boundaries(value, &mut self.boundaries),
-            _ => {}
+            self.regular &= !value.contains(&b'(');
+            return;
         }
+        let (head, parameters) = words::parameters(value);
+        let mut names = words::values(&parameters, "filename");
+        names.extend(words::values(&parameters, "name"));
+        if which == TYPE {
+            self.regular &= !head.is_empty() && !unquoted(value).contains(&b'(');
+            raw_boundaries(value, &mut self.boundaries);
+            for boundary in words::values(&parameters, "boundary") {
+                add_boundary(&mut self.boundaries, boundary.as_bytes());
+            }
+            let charset = words::values(&parameters, "charset").into_iter().next();
+            self.add_type(&String::from_utf8_lossy(&head), &charset.unwrap_or_default());
+        }
+        self.other_opinion(which, value, &mut names);
+        // The disposition's name is the one that mail readers save under.
+        let at = if which == DISPOSITION { 0 } else { self.names.len() };
+        names.retain(|name| !self.names.contains(name));
+        self.names.splice(at..at, names);
+        self.names.dedup();
+        self.names.truncate(OTHER_NAMES_MAX + 1);
+    }
+
+    /// What the crate mail-parser sees in the field.
+    fn other_opinion(&mut self, which: usize, value: &[u8], names: &mut Vec<String>) {
         let mut field = b"Content-Type:".to_vec();
         field.extend_from_slice(value);
         field.extend_from_slice(b"\r\n\r\n");
@@ -126,27 +226,35 @@ impl Headers {
         for header in message.parts.first().map(|p| &p.headers[..]).unwrap_or_default() {
             let HeaderValue::ContentType(parsed) = &header.value else { continue };
             for name in ["filename", "name"] {
-                if let Some(value) = parsed.attribute(name).filter(|v| !v.is_empty()) {
-                    // The disposition's name is the one that mail readers save under.
-                    if which == 2 || self.name.is_none() {
-                        self.name = Some(value.to_owned());
-                    }
+                if let Some(value) = parsed.attribute(name).filter(|v| !v.is_empty())
+                    && !names.iter().any(|n| n == value)
+                {
+                    names.push(value.to_owned());
                 }
             }
-            if which == 0 {
+            if which == TYPE {
                 for attribute in parsed.attributes().unwrap_or_default() {
                     if attribute.name.eq_ignore_ascii_case("boundary") {
                         add_boundary(&mut self.boundaries, attribute.value.as_bytes());
                     }
                 }
-                self.types.push(Type {
-                    main: parsed.ctype().to_ascii_lowercase(),
-                    sub: parsed.subtype().unwrap_or_default().to_ascii_lowercase(),
-                    utf16: parsed.attribute("charset").is_some_and(|c| {
-                        c.get(..6).is_some_and(|c| c.eq_ignore_ascii_case("utf-16"))
-                    }),
-                });
+                let whole = format!("{}/{}", parsed.ctype(), parsed.subtype().unwrap_or_default());
+                self.add_type(&whole, parsed.attribute("charset").unwrap_or_default());
             }
+        }
+    }
+
+    fn add_type(&mut self, whole: &str, charset: &str) {
+        let clean: String = whole.chars().filter(|c| c.is_ascii_graphic()).collect();
+        let (main, sub) = clean.split_once('/').unwrap_or((&clean, ""));
+        let new = Type {
+            main: main.to_ascii_lowercase(),
+            sub: sub.to_ascii_lowercase(),
+            charset: charset.to_ascii_lowercase(),
+        };
+        let known = |t: &Type| t.main == new.main && t.sub == new.sub;
+        if !new.main.is_empty() && !self.types.iter().any(known) {
+            self.types.push(new);
         }
     }
 
@@ -155,13 +263,23 @@ impl Headers {
         if self.encodings.is_empty() { vec![Encoding::Identity] } else { self.encodings.clone() }
     }
 
-    pub(crate) fn is_utf16(&self) -> bool {
-        self.types.iter().any(|t| t.utf16)
+    /// True when a type of these words is declared; an empty `sub` stands for any.
+    pub(crate) fn is(&self, main: &str, sub: &str) -> bool {
+        self.types.iter().any(|t| t.main == main && (sub.is_empty() || t.sub == sub))
+    }
+
+    pub(crate) fn has_charset(&self, prefix: &str) -> bool {
+        self.types.iter().any(|t| t.charset.starts_with(prefix))
+    }
+
+    /// The first type, e.g. `text/plain`; empty where none is declared.
+    pub(crate) fn declared(&self) -> String {
+        self.types.first().map_or_else(String::new, |t| format!("{}/{}", t.main, t.sub))
     }
 
     /// The file name, else a word for the type.
     pub(crate) fn path_name(&self) -> &str {
-        match (&self.name, self.types.first()) {
+        match (self.names.first(), self.types.first()) {
             (Some(name), _) => name,
             (None, Some(t)) if t.main == "message" => "message",
             (None, Some(t)) if t.main == "multipart" => "multipart",
@@ -172,8 +290,50 @@ impl Headers {
     }
 }
 
+const KNOWN: [&str; 3] = ["content-type", "content-transfer-encoding", "content-disposition"];
+const TYPE: usize = 0;
+const ENCODING: usize = 1;
+const DISPOSITION: usize = 2;
+
+/// True when no two readers can disagree on where its fields begin and end.
+fn regular(head: &[u8]) -> bool {
+    let crlf = memchr::memchr(b'\n', head).is_some_and(|i| i > 0 && head[i - 1] == b'\r');
+    let mut first = true;
+    for line in head.split_inclusive(|&b| b == b'\n') {
+        let Some(text) = line.strip_suffix(if crlf { &b"\r\n"[..] } else { b"\n" }) else {
+            return false;
+        };
+        let fine = match text {
+            _ if text.iter().any(|b| matches!(b, 0 | b'\r')) => false,
+            [b' ' | b'\t', rest @ ..] => !first && !rest.trim_ascii().is_empty(),
+            _ if first && (text.starts_with(b"From ") || text.starts_with(b">From ")) => true,
+            _ => {
+                let name = text.iter().take_while(|&&b| b.is_ascii_graphic() && b != b':').count();
+                name > 0 && text.get(name) == Some(&b':')
+            }
+        };
+        if !fine {
+            return false;
+        }
+        first = false;
+    }
+    true
+}
+
+fn unquoted(value: &[u8]) -> Vec<u8> {
+    let mut quoted = false;
+    value
+        .iter()
+        .copied()
+        .filter(|&b| {
+            quoted ^= b == b'"';
+            !quoted
+        })
+        .collect()
+}
+
 /// The fields of a header with their continuation lines.
-fn fields(head: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn fields(head: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut at = 0;
     std::iter::from_fn(move || {
         if at >= head.len() {
@@ -222,6 +382,12 @@ fn uncomment(value: &[u8]) -> Vec<u8> {
 }
 
 fn add_boundary(boundaries: &mut Vec<Vec<u8>>, boundary: &[u8]) {
+    // Readers in C end at a NUL, others leave it out.
+    if let Some(nul) = memchr::memchr(0, boundary) {
+        add_boundary(boundaries, &boundary[..nul]);
+        let without: Vec<u8> = boundary.iter().copied().filter(|&b| b != 0).collect();
+        add_boundary(boundaries, &without);
+    }
     let boundary = boundary.trim_ascii_end();
     if !boundary.is_empty()
         && !boundaries.iter().any(|b| b == boundary)

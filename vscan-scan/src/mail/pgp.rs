@@ -28,6 +28,12 @@ pub(crate) fn armoured(walk: &mut Walk<'_>, data: &[u8], place: Place) {
     }
 }
 
+/// True for text with a clear signature (RFC 9580 section 7).
+pub(crate) fn is_signed(data: &[u8]) -> bool {
+    data.starts_with(b"-----BEGIN PGP SIGNED MESSAGE-----")
+        || memmem::find(data, b"\n-----BEGIN PGP SIGNED MESSAGE-----").is_some()
+}
+
 fn tag(byte: u8) -> Option<u8> {
     match byte {
         0..0x80 => None,

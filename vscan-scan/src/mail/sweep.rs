@@ -4,44 +4,82 @@
 //! field hides from the tree lies in some text, and is found here.
 
 use super::encoding::{self, ALPHABET};
-use super::{pgp, uu};
-use crate::object::{Place, Walk};
+use super::{binhex, pgp, uu, yenc};
+use crate::object::{About, Origin, Place, Walk};
 use crate::report::Reason;
+use crate::sniff;
 use memchr::memmem;
+use std::ops::Range;
 
 /// Letters of a base64 run below which it is not decoded: 60 bytes hold no malware, and long words and
 /// addresses are many.
 const RUN_MIN: usize = 80;
 
+/// How the text that is searched lies in the part that is being opened.
+#[derive(Clone, Debug)]
+pub(crate) enum Lies {
+    /// It is that part: a section can be cut out of it.
+    Here,
+    /// It is these bytes of that part, which nobody needs: text before the first part of a multipart.
+    Within(Range<usize>),
+    /// It is another form of the part.
+    Anywhere,
+}
+
+impl Lies {
+    fn of(&self, section: Range<usize>) -> Origin {
+        match self {
+            Lies::Here => Origin::Section(section),
+            Lies::Within(range) => Origin::Section(range.clone()),
+            Lies::Anywhere => Origin::Inside,
+        }
+    }
+}
+
 /// Opens all encoded sections of a text.
-pub(crate) fn text(walk: &mut Walk<'_>, data: &[u8]) {
-    sections(walk, data, Place::Mail);
+pub(crate) fn text(walk: &mut Walk<'_>, data: &[u8], lies: &Lies) {
+    sections(walk, data, Place::Mail, lies);
     for at in line_starts(data, b"-----BEGIN PGP MESSAGE-----") {
         pgp::armoured(walk, &data[at..], Place::Mail);
-    }
-    for (mark, name) in
-        [(&b"=ybegin "[..], "yEnc"), (b"(This file must be converted with BinHex", "BinHex")]
-    {
-        if line_starts(data, mark).next().is_some() {
-            walk.note(Reason::Unsupported, &format!("{name} section"));
-        }
     }
     base64_runs(walk, data);
 }
 
-/// Opens the uuencoded sections of a text.
-pub(crate) fn sections(walk: &mut Walk<'_>, data: &[u8], place: Place) {
+/// A section that was found in a text.
+#[derive(Clone, Debug)]
+pub(crate) struct Section {
+    pub(crate) name: String,
+    pub(crate) data: Vec<u8>,
+    /// Its lines in the text, from its first to its last.
+    pub(crate) range: Range<usize>,
+    /// Why it was not read whole.
+    pub(crate) note: Option<(Reason, &'static str)>,
+}
+
+/// Opens the uuencoded, yEnc and BinHex sections of a text.
+pub(crate) fn sections(walk: &mut Walk<'_>, data: &[u8], place: Place, lies: &Lies) {
     for section in uu::sections(data) {
-        if walk.stopped() {
-            return;
-        }
-        if !section.ended {
-            walk.within(&section.name, |walk| {
-                walk.note(Reason::Malformed, "uuencoded section without an end")
-            });
-        }
-        walk.part(&section.name, &section.data, place);
+        let note =
+            (!section.ended).then_some((Reason::Malformed, "uuencoded section without an end"));
+        let (name, range) = (section.name, section.range);
+        found(walk, Section { name, data: section.data, range, note }, place, lies);
     }
+    for section in yenc::sections(data).into_iter().chain(binhex::sections(data)) {
+        found(walk, section, place, lies);
+    }
+}
+
+fn found(walk: &mut Walk<'_>, section: Section, place: Place, lies: &Lies) {
+    if walk.stopped() {
+        return;
+    }
+    let about = About {
+        origin: lies.of(section.range),
+        notes: section.note.map(|(reason, why)| (reason, why.to_owned())).into_iter().collect(),
+        ..About::default()
+    };
+    let kind = sniff::sniff(&section.data);
+    walk.part_with(&section.name, &section.data, kind, place, about, &mut |_| {});
 }
 
 /// Decodes a text as quoted-printable if it looks like that.

@@ -10,24 +10,11 @@ fn scan(message: &[u8]) -> Report {
     scan_with(&Limits::default(), ObjectKind::Message, message)
 }
 
-fn base64(data: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for (i, chunk) in data.chunks(3).enumerate() {
-        if i > 0 && i % 19 == 0 {
-            out.push_str("\r\n");
-        }
-        let n = chunk.iter().fold(0u32, |n, &b| n << 8 | u32::from(b)) << (8 * (3 - chunk.len()));
-        for k in 0..4 {
-            let letter = LETTERS[(n >> (18 - 6 * k)) as usize & 63] as char;
-            out.push(if k > chunk.len() { '=' } else { letter });
-        }
-    }
-    out.push_str("\r\n");
-    out
+pub(super) fn base64(data: &[u8]) -> String {
+    encoding::to_base64(data, 76, "\r\n") + "\r\n"
 }
 
-fn qp(data: &[u8]) -> String {
+pub(super) fn qp(data: &[u8]) -> String {
     data.iter()
         .enumerate()
         .map(|(i, b)| format!("{}={b:02X}", if i % 20 == 19 { "=\r\n" } else { "" }))
@@ -35,36 +22,24 @@ fn qp(data: &[u8]) -> String {
 }
 
 fn uu(data: &[u8]) -> String {
-    let letter = |v: u8| if v == 0 { '`' } else { (v + 0x20) as char };
-    let mut out = "begin 644 m.com\r\n".to_owned();
-    for line in data.chunks(45) {
-        out.push(letter(line.len() as u8));
-        for c in line.chunks(3) {
-            let (a, b, c) = (c[0], c.get(1).copied().unwrap_or(0), c.get(2).copied().unwrap_or(0));
-            out.extend(
-                [a >> 2, (a << 4 | b >> 4) & 63, (b << 2 | c >> 6) & 63, c & 63].map(letter),
-            );
-        }
-        out.push_str("\r\n");
-    }
-    out + "`\r\nend\r\n"
+    super::uu::encode("m.com", data, "\r\n")
 }
 
-fn mime(fields: &str, body: &str) -> String {
+pub(super) fn mime(fields: &str, body: &str) -> String {
     format!(
         "From: a@example.org\r\nTo: b@example.org\r\nSubject: s\r\nMIME-Version: 1.0\r\n{fields}\r\n\r\n{body}"
     )
 }
 
 /// A message with a message in it.
-fn forwarded(inner: &str) -> String {
+pub(super) fn forwarded(inner: &str) -> String {
     let outer = attached("Content-Type: message/rfc822", "INNER")
         .replace("=_b", &format!("=_{}", inner.len()));
     outer.replace("INNER", inner)
 }
 
 /// A message with a text and an attachment of these fields and this body.
-fn attached(fields: &str, body: &str) -> String {
+pub(super) fn attached(fields: &str, body: &str) -> String {
     mime(
         "Content-Type: multipart/mixed; boundary=\"=_b\"",
         &format!(
@@ -73,7 +48,7 @@ fn attached(fields: &str, body: &str) -> String {
     )
 }
 
-const OCTETS: &str =
+pub(super) const OCTETS: &str =
     "Content-Type: application/octet-stream; name=m.com\r\nContent-Transfer-Encoding: base64";
 
 #[track_caller]
@@ -296,7 +271,11 @@ fn what_cannot_be_read_is_said_with_its_reason() {
         attached("Content-Type: message/partial; id=\"a\"; number=1; total=2", "From: x")
             .as_bytes(),
     );
-    assert_eq!(reasons(&report), [Reason::Unsupported]);
+    assert_eq!(reasons(&report), [Reason::Partial]);
+    let elsewhere =
+        "Content-Type: message/external-body; access-type=ftp; site=example.org; name=x";
+    let report = scan(attached(elsewhere, "Content-Type: a/b\r\n\r\n").as_bytes());
+    assert_eq!(reasons(&report), [Reason::External]);
     let encrypted = Zip::default().member("m", 1, 8, b"cipher text", 11).done();
     let report = scan(attached(OCTETS, &base64(&encrypted)).as_bytes());
     assert_eq!(reasons(&report), [Reason::Encrypted]);

@@ -1,6 +1,7 @@
 //! uuencode (POSIX uuencode(1)), the historical and the base64 form.
 
 use super::encoding;
+use std::ops::Range;
 
 /// A section, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,6 +10,8 @@ pub(crate) struct Section {
     pub(crate) data: Vec<u8>,
     /// It has its last line.
     pub(crate) ended: bool,
+    /// Its lines in the text, the first and the last included.
+    pub(crate) range: Range<usize>,
 }
 
 /// The line `begin MODE NAME` at the start of the data: its name, its length and whether the form is base64.
@@ -39,8 +42,15 @@ pub(crate) fn sections(data: &[u8]) -> impl Iterator<Item = Section> {
         while at < data.len() {
             let start = at;
             if let Some((name, skip, base64)) = begin_line(&data[start..]) {
-                let (section, end) = section(name, &data[start + skip..], base64);
+                let (mut section, end) = section(name, &data[start + skip..], base64);
                 at = start + skip + end;
+                // The last line, and before it that of a section without bytes.
+                let mut last = at;
+                if section.ended {
+                    let rest = &data[at..];
+                    last += memchr::memchr(b'\n', rest).map_or(rest.len(), |i| i + 1);
+                }
+                section.range = start..last;
                 return Some(section);
             }
             at = memchr::memmem::find(&data[start..], b"\nbegin")
@@ -55,7 +65,7 @@ fn section(name: String, body: &[u8], base64: bool) -> (Section, usize) {
         let end = memchr::memmem::find(body, b"====");
         let text = &body[..end.unwrap_or(body.len())];
         return (
-            Section { name, data: encoding::base64(text).data, ended: end.is_some() },
+            Section { name, data: encoding::base64(text).data, ended: end.is_some(), range: 0..0 },
             text.len(),
         );
     }
@@ -65,7 +75,7 @@ fn section(name: String, body: &[u8], base64: bool) -> (Section, usize) {
         let rest = &body[at..];
         let Some(len) = line_len(rest) else {
             let ended = rest.starts_with(b"end");
-            return (Section { name, data, ended }, at);
+            return (Section { name, data, ended, range: 0..0 }, at);
         };
         let line = &rest[..memchr::memchr(b'\n', rest).unwrap_or(rest.len())];
         let mut line_data = Vec::with_capacity(48);
@@ -78,9 +88,26 @@ fn section(name: String, body: &[u8], base64: bool) -> (Section, usize) {
         data.extend_from_slice(&line_data);
         at = (at + line.len() + 1).min(body.len());
         if at == body.len() {
-            return (Section { name, data, ended: false }, at);
+            return (Section { name, data, ended: false, range: 0..0 }, at);
         }
     }
+}
+
+/// Encodes a section of these bytes; `ending` ends each line.
+pub(crate) fn encode(name: &str, data: &[u8], ending: &str) -> String {
+    let letter = |v: u8| if v == 0 { '`' } else { char::from(v + 0x20) };
+    let mut out = format!("begin 644 {name}{ending}");
+    for line in data.chunks(45) {
+        out.push(letter(line.len() as u8));
+        for c in line.chunks(3) {
+            let (a, b, c) = (c[0], c.get(1).copied().unwrap_or(0), c.get(2).copied().unwrap_or(0));
+            out.extend(
+                [a >> 2, (a << 4 | b >> 4) & 63, (b << 2 | c >> 6) & 63, c & 63].map(letter),
+            );
+        }
+        out.push_str(ending);
+    }
+    out + "`" + ending + "end" + ending
 }
 
 /// The number of bytes that a line stands for; None when it is no line of a section.
