@@ -54,8 +54,6 @@ const NOT_CONTAINERS: &[&str] = &[
     "clam_IScab_int.exe",
     "clam_ISmsi_ext.exe",
     "clam_ISmsi_int.exe",
-    "clam.exe.binhex",
-    "clam.tnef",
 ];
 
 fn files(dir: &Path) -> Vec<PathBuf> {
