@@ -53,11 +53,17 @@ pub struct Behaviour {
     pub record: bool,
     /// Whether PASV and EPSV are answered; else 502.
     pub passive: bool,
+    /// Whether EPSV is; else 500.
+    pub epsv: bool,
+    /// The address in a 227, if not the server's own.
+    pub announced: Option<Ipv4Addr>,
+    /// The final reply to a transfer comes before its data end.
+    pub early: bool,
 }
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { record: true, passive: true }
+        Self { record: true, passive: true, epsv: true, announced: None, early: false }
     }
 }
 
@@ -173,13 +179,14 @@ fn session(
             }
             "TYPE" | "CWD" | "NOOP" | "MODE" | "STRU" => "200 ok".to_owned(),
             "PWD" => "257 \"/\" is current".to_owned(),
+            "EPSV" if behaviour.passive && !behaviour.epsv => "500 what?".to_owned(),
             "PASV" | "EPSV" if behaviour.passive => {
                 let listener = TcpListener::bind((local.ip(), 0))?;
                 let port = listener.local_addr()?.port();
                 data = Data::Passive(listener);
                 match (verb, local.ip()) {
                     ("PASV", IpAddr::V4(address)) => {
-                        let [a, b, c, d] = address.octets();
+                        let [a, b, c, d] = behaviour.announced.unwrap_or(address).octets();
                         let [high, low] = port.to_be_bytes();
                         format!("227 Entering Passive Mode ({a},{b},{c},{d},{high},{low}).")
                     }
@@ -215,6 +222,9 @@ fn session(
                 names.sort();
                 peer.send("150 here it comes\r\n")?;
                 let mut stream = std::mem::replace(&mut data, Data::None).open(local)?;
+                if behaviour.early {
+                    peer.send("226 done\r\n")?;
+                }
                 stream.write_all((names.join("\r\n") + "\r\n").as_bytes())?;
                 "226 done".to_owned()
             }
@@ -225,6 +235,9 @@ fn session(
                     Some(file) => {
                         peer.send("150 here it comes\r\n")?;
                         let stream = std::mem::replace(&mut data, Data::None).open(local)?;
+                        if behaviour.early {
+                            peer.send("226 done\r\n")?;
+                        }
                         match send(stream, &file) {
                             Ok(()) => "226 done".to_owned(),
                             Err(_) => "426 the data connection broke".to_owned(),
@@ -235,6 +248,9 @@ fn session(
             "STOR" => {
                 peer.send("150 go ahead\r\n")?;
                 let mut stream = std::mem::replace(&mut data, Data::None).open(local)?;
+                if behaviour.early {
+                    peer.send("226 stored\r\n")?;
+                }
                 buffer.clear();
                 match stream.read_to_end(&mut buffer) {
                     Ok(_) => {
@@ -255,7 +271,9 @@ fn session(
             }
             _ => "502 not here".to_owned(),
         };
-        peer.send(format!("{answer}\r\n"))?;
+        if !(behaviour.early && answer.starts_with("226")) {
+            peer.send(format!("{answer}\r\n"))?;
+        }
     }
 }
 

@@ -168,7 +168,8 @@ fn serves(lab: &Lab, server: &Server, name: &str) -> Result<()> {
 
 fn a_thousand_idle_connections(steering: Steering) -> Result<()> {
     let lab = Lab::new(Topology::Plain)?;
-    let server = Server::start(lab.server(), 21, Behaviour { record: false, passive: true })?;
+    let server =
+        Server::start(lab.server(), 21, Behaviour { record: false, ..Behaviour::default() })?;
     let vscan = Vscan::start(&lab, &Settings::new(steering))?;
     serves(&lab, &server, "before")?;
     let gateway = vscan.processes().gateway;
