@@ -59,8 +59,9 @@ pub struct Firewall {
 /// Both policies are drop.
 pub const STRICT: Firewall = Firewall { forward_drop: true, input_drop: true };
 
-/// Ports that are forwarded in [`Topology::Forward`]: FTP, SMTP, one that is not ours, and more servers of FTP.
-const FORWARDED: [u16; 6] = [21, 25, 7000, 2121, 2122, 2123];
+/// Ports that are forwarded in [`Topology::Forward`]: FTP, SMTP, one that is not ours, and more servers of FTP and
+/// SMTP.
+const FORWARDED: [u16; 9] = [21, 25, 7000, 2121, 2122, 2123, 2526, 2527, 2528];
 
 /// How far the dialled port is from the server's in [`Topology::ForwardFromOtherPort`].
 const OTHER_PORT: u16 = 8000;

@@ -18,6 +18,7 @@ pub mod load;
 pub mod peers;
 pub mod raw;
 pub mod smtp;
+pub mod smtp_matrix;
 pub mod wait;
 
 pub use anyhow::Result;

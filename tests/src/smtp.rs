@@ -251,6 +251,23 @@ fn seen_from(seen: usize) -> usize {
     seen.saturating_sub(END.len() - 1)
 }
 
+/// Published ways to hide a second mail in a first: what some server takes for the end of the data, with a name to be
+/// read. From the research on SMTP smuggling of 2023 and what followed it.
+pub const SMUGGLING: [(&str, &[u8]); 12] = [
+    ("LF . LF", b"\n.\n"),
+    ("LF . CRLF", b"\n.\r\n"),
+    ("CRLF . LF", b"\r\n.\n"),
+    ("CR . CR", b"\r.\r"),
+    ("CR . CRLF", b"\r.\r\n"),
+    ("CRLF . CR", b"\r\n.\r"),
+    ("LF . CR", b"\n.\r"),
+    ("CR . LF", b"\r.\n"),
+    ("CRLF . CR CRLF", b"\r\n.\r\r\n"),
+    ("CR CRLF . CR CRLF", b"\r\r\n.\r\r\n"),
+    ("CRLF NUL . CRLF", b"\r\n\0.\r\n"),
+    ("CRLF . NUL CRLF", b"\r\n.\0\r\n"),
+];
+
 /// A client that sends prepared messages over one session.
 #[derive(Debug)]
 pub struct Client {

@@ -4,6 +4,9 @@
 //! over its `/usr` and `/etc`. Nothing is installed on the machine, and no service of it is started,
 //! stopped or configured.
 
+mod aiosmtpd;
+mod exim;
+mod opensmtpd;
 mod postfix;
 mod proftpd;
 mod pureftpd;
@@ -11,14 +14,17 @@ mod pyftpd;
 mod smtp_sink;
 mod vsftpd;
 
-pub use postfix::Postfix;
+pub use aiosmtpd::Aiosmtpd;
+pub use exim::{Exim, EximRelay};
+pub use opensmtpd::OpenSmtpd;
+pub use postfix::{Postfix, PostfixRelay};
 pub use proftpd::ProFtpd;
 pub use pureftpd::PureFtpd;
 pub use pyftpd::PyFtpd;
 pub use smtp_sink::SmtpSink;
 pub use vsftpd::Vsftpd;
 
-use crate::host::{Output, output};
+use crate::host::{Host, Output, output};
 use anyhow::{Context, Result, ensure};
 use std::fmt::Write as _;
 use std::fs;
@@ -36,16 +42,20 @@ pub const PACKAGES: &[&[&str]] = &[
         "curl",
         "lftp",
         "libio-socket-inet6-perl",
+        "msmtp",
         "ncftp",
         "openssl",
         "postfix",
         "python3",
+        "python3-aiosmtpd",
         "python3-pyftpdlib",
         "swaks",
         "tnftp",
         "vsftpd",
         "wget",
     ],
+    &["exim4-daemon-light"],
+    &["opensmtpd"],
     &["proftpd-core"],
     &["pure-ftpd"],
 ];
@@ -54,8 +64,15 @@ pub const PACKAGES: &[&[&str]] = &[
 const FETCH_LIMIT: Duration = Duration::from_secs(600);
 
 /// Users that the servers run as, where the machine does not have them: name and number.
-const USERS: &[(&str, u32)] =
-    &[("alice", ALICE), ("bob", BOB), ("postfix", 30_103), ("postdrop", 30_104)];
+const USERS: &[(&str, u32)] = &[
+    ("alice", ALICE),
+    ("bob", BOB),
+    ("postfix", 30_103),
+    ("postdrop", 30_104),
+    ("Debian-exim", 30_105),
+    ("opensmtpd", 30_106),
+    ("opensmtpq", 30_107),
+];
 
 /// The FTP user.
 pub(crate) const ALICE: u32 = 30_101;
@@ -157,6 +174,25 @@ pub fn install(say: &mut dyn FnMut(&str)) -> Result<()> {
     )?;
     fs::write(stamp, wanted)?;
     Ok(())
+}
+
+/// The number of a user or group on this host.
+pub(crate) fn id(host: &Host, table: &str, name: &str) -> Result<u32> {
+    let table = fs::read_to_string(host.dir().join("etc").join(table))?;
+    table
+        .lines()
+        .filter_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .find_map(|rest| rest.split(':').nth(1)?.parse().ok())
+        .with_context(|| format!("no {name} on {}", host.name()))
+}
+
+/// All files of a Maildir's `new`, in no order.
+fn maildir(inbox: &Path) -> Result<Vec<Vec<u8>>> {
+    let new = inbox.join("new");
+    if !new.exists() {
+        return Ok(Vec::new());
+    }
+    fs::read_dir(new)?.map(|entry| Ok(fs::read(entry?.path())?)).collect()
 }
 
 /// Writes `passwd` and `group` for a host: the machine's, and the peers' users.

@@ -17,3 +17,5 @@ mod observe;
 mod outbound;
 mod processes;
 mod smtp;
+mod smtp_matrix;
+mod smtp_smuggling;
