@@ -11,6 +11,7 @@ mod firewall;
 mod ftp;
 mod ftp_dialogue;
 mod ftp_matrix;
+mod ftp_names;
 mod ftp_network;
 mod lab;
 mod observe;
