@@ -29,7 +29,7 @@ fn main() -> Result<()> {
 
 fn files(rules: &Path, paths: &[&str]) -> Result<()> {
     let loaded = yara::load(&[rules.to_owned()]).map_err(|e| anyhow::anyhow!("{}", e[0]))?;
-    let mut yara = Yara::new(&loaded.rules);
+    let mut yara = Yara::new(&loaded);
     let limits = Limits::default();
     let (mut count, mut bytes, mut scanned) = (0u64, 0u64, 0u64);
     let mut verdicts: BTreeMap<String, u64> = BTreeMap::new();

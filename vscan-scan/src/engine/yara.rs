@@ -3,10 +3,11 @@
 //! No time-out of yara-x is set: it would start a thread, which the sandbox does not allow and a fork does
 //! not copy. Whoever waits for the scan ends the process at its deadline.
 
+use super::plan::{self, Gate, Plan, Shares, Source, Table, UnitSource};
 use crate::object::{Engine, Hit, Part};
 use crate::report::Detail;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use yara_x::{Compiler, MetaValue, Rules, Scanner, SourceCode};
@@ -36,6 +37,13 @@ pub struct Diagnostic {
     pub excerpt: String,
 }
 
+impl Diagnostic {
+    /// One without a place in the file.
+    fn of_file(file: &Path, message: String) -> Self {
+        Self { file: file.to_owned(), line: None, column: None, message, excerpt: String::new() }
+    }
+}
+
 impl std::fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.file.display())?;
@@ -48,8 +56,11 @@ impl std::fmt::Display for Diagnostic {
 
 /// Compiled rules.
 pub struct Loaded {
-    /// The rules.
-    pub rules: Rules,
+    /// The rules, in the units that [`super::plan`] makes.
+    units: Vec<Rules>,
+    plan: Plan,
+    /// The place of each rule, by namespace and name: findings are told in this order.
+    order: HashMap<(String, String), u32>,
     /// Number of rules.
     pub count: u64,
     /// Engine, version and the first bytes of the BLAKE3 hash of all sources: what a verdict depends on.
@@ -72,59 +83,87 @@ pub fn load(paths: &[PathBuf]) -> Result<Loaded, Vec<Diagnostic>> {
     for path in paths {
         collect(path, 0, true, &mut files, &mut errors);
     }
-    let mut compiler = compiler();
     let mut hasher = blake3::Hasher::new();
-    let mut warned = 0;
-    let mut warnings = Vec::new();
-    for file in &files {
-        let source = match read(file) {
-            Ok(source) => source,
-            Err(message) => {
-                errors.push(Diagnostic {
-                    file: file.clone(),
-                    line: None,
-                    column: None,
-                    message,
-                    excerpt: String::new(),
-                });
-                continue;
+    let mut sources = Vec::new();
+    for path in files {
+        match read(&path) {
+            Ok(text) => {
+                hasher.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+                hasher.update(&(text.len() as u64).to_le_bytes());
+                hasher.update(&text);
+                sources.push(Source { path, text });
             }
-        };
-        hasher.update(file.file_name().unwrap_or_default().as_encoded_bytes());
-        hasher.update(&(source.len() as u64).to_le_bytes());
-        hasher.update(&source);
-        let seen = compiler.errors().len();
+            Err(message) => errors.push(Diagnostic::of_file(&path, message)),
+        }
+    }
+    if errors.is_empty() && sources.is_empty() {
+        let first = paths.first().cloned().unwrap_or_default();
+        let message = "no rules: neither a file nor a directory with *.yar or *.yara";
+        errors.push(Diagnostic::of_file(&first, message.into()));
+    }
+    let (table, texts) = plan::split(&sources);
+    let mut warnings = Vec::new();
+    let units: Vec<Rules> =
+        texts.iter().map(|unit| compile(&sources, unit, &mut errors, &mut warnings)).collect();
+    if !errors.is_empty() {
+        errors.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+        return Err(errors);
+    }
+    warnings.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    let hash = hasher.finalize().to_hex();
+    let version = format!("yara-x {YARA_X} {}", &hash[..16]);
+    Ok(Loaded::new(units, table, version, warnings))
+}
+
+impl Loaded {
+    fn new(units: Vec<Rules>, table: Table, version: String, warnings: Vec<Diagnostic>) -> Self {
+        let rules = units.iter().flat_map(Rules::iter);
+        let mut names: Vec<(String, String)> =
+            rules.map(|r| (r.namespace().to_owned(), r.identifier().to_owned())).collect();
+        let count = names.len() as u64;
+        names.sort();
+        let order = names.into_iter().zip(0..).collect();
+        Self { units, plan: Plan::new(table), order, count, version, warnings }
+    }
+
+    /// All rules, unit by unit.
+    pub fn rules(&self) -> impl Iterator<Item = yara_x::Rule<'_, '_>> {
+        self.units.iter().flat_map(Rules::iter)
+    }
+
+    /// How many of the rules run on which objects.
+    pub fn shares(&self) -> Shares {
+        self.plan.shares()
+    }
+}
+
+/// Compiles one unit; what is wrong with it is appended.
+fn compile(
+    sources: &[Source],
+    unit: &[UnitSource],
+    errors: &mut Vec<Diagnostic>,
+    warnings: &mut Vec<Diagnostic>,
+) -> Rules {
+    let mut compiler = compiler();
+    let (mut failed, mut warned) = (0, 0);
+    for part in unit {
+        let file = &sources[part.source].path;
         let origin = file.to_string_lossy().into_owned();
         compiler.new_namespace(&origin);
         // Its error is among all errors of the file, which follow.
-        let _ = compiler.add_source(SourceCode::from(&source[..]).with_origin(origin));
-        for error in &compiler.errors()[seen..] {
-            let label = error.labels().next();
-            let at = label.map(|l| l.span().start());
-            errors.push(diagnostic(file, &source, at, error.title(), &error.to_string()));
+        let _ = compiler.add_source(SourceCode::from(&part.text[..]).with_origin(origin));
+        for error in &compiler.errors()[failed..] {
+            let at = error.labels().next().map(|l| l.span().start());
+            errors.push(diagnostic(file, &part.text, at, error.title(), &error.to_string()));
         }
+        failed = compiler.errors().len();
         for warning in &compiler.warnings()[warned..] {
             let at = warning.labels().next().map(|l| l.span().start());
-            warnings.push(diagnostic(file, &source, at, warning.title(), &warning.to_string()));
+            warnings.push(diagnostic(file, &part.text, at, warning.title(), &warning.to_string()));
         }
         warned = compiler.warnings().len();
     }
-    if errors.is_empty() && files.is_empty() {
-        errors.push(Diagnostic {
-            file: paths.first().cloned().unwrap_or_default(),
-            line: None,
-            column: None,
-            message: "no rules: neither a file nor a directory with *.yar or *.yara".into(),
-            excerpt: String::new(),
-        });
-    }
-    if !errors.is_empty() {
-        return Err(errors);
-    }
-    let rules = compiler.build();
-    let count = rules.iter().len() as u64;
-    let hash = hasher.finalize().to_hex();
-    Ok(Loaded { rules, count, version: format!("yara-x {YARA_X} {}", &hash[..16]), warnings })
+    compiler.build()
 }
 
 /// The version of yara-x, pinned in the workspace.
@@ -172,15 +211,7 @@ fn collect(
     files: &mut BTreeSet<PathBuf>,
     errors: &mut Vec<Diagnostic>,
 ) {
-    let mut fail = |path: &Path, message: String| {
-        errors.push(Diagnostic {
-            file: path.to_owned(),
-            line: None,
-            column: None,
-            message,
-            excerpt: String::new(),
-        });
-    };
+    let mut fail = |path: &Path, message: String| errors.push(Diagnostic::of_file(path, message));
     let meta = match fs::metadata(path) {
         Ok(meta) => meta,
         Err(e) => return fail(path, format!("cannot be read: {e}")),
@@ -197,14 +228,7 @@ fn collect(
             match entry {
                 Ok(entry) => collect(&entry.path(), depth + 1, false, files, errors),
                 Err(e) => {
-                    let message = format!("cannot be read: {e}");
-                    errors.push(Diagnostic {
-                        file: path.to_owned(),
-                        line: None,
-                        column: None,
-                        message,
-                        excerpt: String::new(),
-                    });
+                    errors.push(Diagnostic::of_file(path, format!("cannot be read: {e}")));
                 }
             }
         }
@@ -226,16 +250,37 @@ fn read(file: &Path) -> Result<Vec<u8>, String> {
 
 /// A scanner over loaded rules, for one thread.
 pub struct Yara<'r> {
-    scanner: Scanner<'r>,
+    loaded: &'r Loaded,
+    gate: Gate,
+    /// One for each unit that has run.
+    scanners: Vec<Option<Scanner<'r>>>,
 }
 
 impl<'r> Yara<'r> {
-    /// A scanner, with its memory set up: about a millisecond.
-    pub fn new(rules: &'r Rules) -> Self {
-        let mut scanner = Scanner::new(rules);
-        scanner.fast_scan(true).max_matches_per_pattern(MATCHES_MAX);
-        Self { scanner }
+    /// A scanner; its memory is set up as units run for the first time.
+    pub fn new(loaded: &'r Loaded) -> Self {
+        let scanners = loaded.units.iter().map(|_| None).collect();
+        Self { loaded, gate: loaded.plan.gate(), scanners }
     }
+
+    /// Sets up everything that would be set up as objects come.
+    pub fn warm(&mut self) {
+        for (unit, scanner) in self.scanners.iter_mut().enumerate() {
+            scanner.get_or_insert_with(|| scanner_of(&self.loaded.units[unit]));
+        }
+    }
+
+    /// The units that would run on the data, of all units.
+    pub fn needed(&mut self, data: &[u8]) -> (usize, usize) {
+        let units = self.loaded.plan.units(data, &mut self.gate);
+        (units.iter().filter(|&&needed| needed).count(), units.len())
+    }
+}
+
+fn scanner_of(rules: &Rules) -> Scanner<'_> {
+    let mut scanner = Scanner::new(rules);
+    scanner.fast_scan(true).max_matches_per_pattern(MATCHES_MAX);
+    scanner
 }
 
 impl Engine for Yara<'_> {
@@ -247,21 +292,31 @@ impl Engine for Yara<'_> {
         let filepath = part.path.join("/");
         let extension = extension(part.name);
         let filetype = part.kind.label().to_ascii_uppercase();
-        for (variable, value) in [
-            ("filename", part.name),
-            ("filepath", &filepath),
-            ("extension", &extension),
-            ("filetype", &filetype),
-        ] {
-            self.scanner
-                .set_global(variable, value)
-                .map_err(|e| format!("yara: {variable}: {e}"))?;
+        let mut found: Vec<(u32, Hit)> = Vec::new();
+        let units = self.loaded.plan.units(part.data, &mut self.gate);
+        for (unit, _) in units.iter().enumerate().filter(|(_, needed)| **needed) {
+            let scanner =
+                self.scanners[unit].get_or_insert_with(|| scanner_of(&self.loaded.units[unit]));
+            for (variable, value) in [
+                ("filename", part.name),
+                ("filepath", &filepath),
+                ("extension", &extension),
+                ("filetype", &filetype),
+            ] {
+                scanner
+                    .set_global(variable, value)
+                    .map_err(|e| format!("yara: {variable}: {e}"))?;
+            }
+            let results = scanner.scan(part.data).map_err(|e| format!("yara: {e}"))?;
+            for rule in results.matching_rules() {
+                let key = (rule.namespace().to_owned(), rule.identifier().to_owned());
+                let place = self.loaded.order.get(&key).copied().unwrap_or(u32::MAX);
+                let detail = part.detail.then(|| detail(&rule));
+                found.push((place, Hit { name: key.1, detail }));
+            }
         }
-        let results = self.scanner.scan(part.data).map_err(|e| format!("yara: {e}"))?;
-        hits.extend(results.matching_rules().map(|rule| Hit {
-            name: rule.identifier().to_owned(),
-            detail: part.detail.then(|| detail(&rule)),
-        }));
+        found.sort_by_key(|(place, _)| *place);
+        hits.extend(found.into_iter().map(|(_, hit)| hit));
         Ok(())
     }
 }

@@ -53,7 +53,7 @@ fn long(letter: &str) -> String {
 #[test]
 fn each_shipped_rule_detects_its_kind() {
     let loaded = shipped();
-    let mut yara = Yara::new(&loaded.rules);
+    let mut yara = Yara::new(&loaded);
     let eicar =
         [&b"X5O!P%@AP[4\\PZX54(P^)7CC)7}"[..], b"$EICAR-STANDARD-ANTIVIRUS-", b"TEST-FILE!$H+H*"]
             .concat();
@@ -89,10 +89,10 @@ fn each_shipped_rule_detects_its_kind() {
         let report = scan(&mut yara, name, data);
         assert!(names(&report).contains(rule), "{rule} on {name}: {report:?}");
     }
-    let all: BTreeSet<&str> = loaded.rules.iter().map(|r| r.identifier()).collect();
+    let all: BTreeSet<&str> = loaded.rules().map(|r| r.identifier()).collect();
     let tested: BTreeSet<&str> = samples.iter().map(|s| s.0).collect();
     assert_eq!(all, tested, "a rule without a sample");
-    for rule in loaded.rules.iter() {
+    for rule in loaded.rules() {
         let keys: BTreeSet<&str> = rule.metadata().map(|(key, _)| key).collect();
         assert!(
             ["author", "description", "severity"].iter().all(|k| keys.contains(k)),
@@ -105,7 +105,7 @@ fn each_shipped_rule_detects_its_kind() {
 #[test]
 fn shipped_rules_pass_what_is_near() {
     let loaded = shipped();
-    let mut yara = Yara::new(&loaded.rules);
+    let mut yara = Yara::new(&loaded);
     let eicar =
         ["X5O!P%@AP[4\\PZX54(P^)7CC)7}", "$EICAR-STANDARD-ANTIVIRUS-", "TEST-FILE!$H+H*"].concat();
     for (name, data) in [
@@ -130,7 +130,7 @@ fn shipped_rules_pass_what_is_near() {
 #[test]
 fn the_shipped_rule_files_are_not_detected() {
     let loaded = shipped();
-    let mut yara = Yara::new(&loaded.rules);
+    let mut yara = Yara::new(&loaded);
     for entry in
         fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rules")).unwrap()
     {
@@ -155,7 +155,7 @@ fn files_do_not_touch_each_other_and_variables_are_set() {
         "import \"pe\" import \"math\" import \"hash\" rule modules { condition: pe.is_pe or math.entropy(0, filesize) < 0.0 or hash.md5(0, 1) == \"\" }",
     );
     let loaded = load(&[dir.path().to_owned()]).unwrap_or_else(|e| panic!("{e:?}"));
-    let mut yara = Yara::new(&loaded.rules);
+    let mut yara = Yara::new(&loaded);
     assert_eq!(names(&scan(&mut yara, "A.Exe", b"MZ needle")), ["same", "vars"]);
     assert_eq!(names(&scan(&mut yara, "b", b"MZ needle")), ["same"]);
 }

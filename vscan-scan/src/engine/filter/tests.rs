@@ -1,0 +1,106 @@
+//! The filter against a plain search.
+
+use super::*;
+use crate::engine::needle::{NEEDLE_MIN, XOR_MIN};
+use proptest::prelude::*;
+
+/// What lies in the data, by searching for each literal at each place.
+fn plain(needles: &[Needle], data: &[u8]) -> Vec<u32> {
+    let lies = |needle: &Needle| {
+        data.windows(needle.bytes.len()).any(|window| match needle.how {
+            How::Exact => window == needle.bytes,
+            How::Nocase => window.eq_ignore_ascii_case(&needle.bytes),
+            How::Xor => {
+                let key = window[0] ^ needle.bytes[0];
+                window.iter().zip(&needle.bytes).all(|(a, b)| a ^ b == key)
+            }
+        })
+    };
+    (0..needles.len() as u32).filter(|&i| lies(&needles[i as usize])).collect()
+}
+
+fn sorted(seen: &Seen) -> Vec<u32> {
+    let mut list = seen.list().to_vec();
+    list.sort_unstable();
+    list
+}
+
+/// Letters from a small alphabet, so that windows meet by chance.
+fn letters(len: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
+    proptest::collection::vec(proptest::sample::select(b"aAbB\0 ".to_vec()), len)
+}
+
+fn a_needle() -> impl Strategy<Value = Needle> {
+    (letters(NEEDLE_MIN..NEEDLE_MAX + 1), 0usize..3).prop_map(|(mut bytes, how)| {
+        let how = [How::Exact, How::Nocase, How::Xor][how];
+        match how {
+            How::Exact => {}
+            How::Nocase => bytes.make_ascii_lowercase(),
+            How::Xor => bytes.resize(bytes.len().max(XOR_MIN), b'x'),
+        }
+        Needle { bytes, how }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn the_filter_finds_what_a_plain_search_finds(
+        needles in proptest::collection::vec(a_needle(), 1..60),
+        pieces in proptest::collection::vec((letters(0..40), any::<proptest::sample::Index>(), any::<u8>()), 0..12),
+        cuts in proptest::collection::vec(1usize..90, 1..40),
+    ) {
+        let mut data = Vec::new();
+        for (noise, pick, key) in &pieces {
+            data.extend_from_slice(noise);
+            let needle = pick.get(&needles);
+            data.extend(needle.bytes.iter().map(|&b| match needle.how {
+                How::Exact => b,
+                How::Nocase if key % 2 == 0 => b.to_ascii_uppercase(),
+                How::Nocase => b,
+                How::Xor => b ^ key,
+            }));
+        }
+        let filter = Filter::new(&needles);
+        let expected = plain(&needles, &data);
+        let mut seen = Seen::new(&filter);
+        filter.scan(&data, &mut seen);
+        prop_assert_eq!(sorted(&seen), &expected[..]);
+        seen.clear();
+        prop_assert!(needles.iter().enumerate().all(|(i, _)| !seen.has(i as u32)));
+        let (mut stream, mut rest, mut cuts) = (Stream::default(), &data[..], cuts.iter().cycle());
+        while !rest.is_empty() {
+            let (head, tail) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
+            stream.feed(&filter, head, &mut seen);
+            rest = tail;
+        }
+        prop_assert_eq!(sorted(&seen), expected);
+    }
+}
+
+#[test]
+fn literals_of_every_length_are_found_at_every_place_and_across_every_border() {
+    let text: Vec<u8> = (0..NEEDLE_MAX as u8).map(|i| i.wrapping_mul(37) ^ 0x5a).collect();
+    for how in [How::Exact, How::Nocase, How::Xor] {
+        for len in if how == How::Xor { XOR_MIN } else { NEEDLE_MIN }..=NEEDLE_MAX {
+            let needle = Needle { bytes: text[..len].to_ascii_lowercase(), how };
+            let key = if how == How::Xor { 0x77 } else { 0 };
+            let there: Vec<u8> = needle.bytes.iter().map(|b| b ^ key).collect();
+            let filter = Filter::new(std::slice::from_ref(&needle));
+            for place in 0..70 {
+                let data = [&vec![b'.'; place][..], &there, &[b'.'; 3]].concat();
+                let mut seen = Seen::new(&filter);
+                filter.scan(&data, &mut seen);
+                assert_eq!(seen.list(), [0], "{how:?}, {len} bytes at {place}");
+                seen.clear();
+                let mut stream = Stream::default();
+                let border = place + len / 2;
+                stream.feed(&filter, &data[..border], &mut seen);
+                assert!(seen.list().is_empty());
+                stream.feed(&filter, &data[border..], &mut seen);
+                assert_eq!(seen.list(), [0], "{how:?}, {len} bytes at {place}, split");
+            }
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Which rules form a component, and which components a unit.
+
+use super::condition::Reader;
+use super::formula::Formula;
+use super::{Component, Table};
+use crate::engine::needle::{NEEDLE_MIN, Needle, needles, worth};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+use yara_x_parser::Parser;
+use yara_x_parser::ast::{AST, Item, Pattern, Rule, RuleFlags, WithSpan};
+use yara_x_parser::cst::{Event, SyntaxKind};
+
+/// A rule file.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// Where it lies; names its namespace.
+    pub(crate) path: PathBuf,
+    /// Its text.
+    pub(crate) text: Vec<u8>,
+}
+
+/// What one unit takes of one file: its text, with everything else of it blank, so that places stay the same.
+#[derive(Debug)]
+pub(crate) struct UnitSource {
+    /// The file, by its place among the sources.
+    pub(crate) source: usize,
+    /// The text.
+    pub(crate) text: Vec<u8>,
+}
+
+/// Rules in a unit whose rules need literals. A unit costs its share of memory, and a few dozen rules
+/// with few candidates among them are scanned at memory speed.
+const UNIT_RULES: u32 = 64;
+
+/// Length of literals that are seldom enough.
+const ENOUGH: usize = 8;
+
+/// The same for rules whose literals are short or plain: other rules of their unit would run with them often.
+const UNIT_WEAK: u32 = 16;
+const UNIT_WEAKEST: u32 = 2;
+
+/// The same for rules that sizes alone keep from running.
+const UNIT_BOUNDED: u32 = 2;
+
+/// [`Formula::strength`] from which on a rule is seldom a candidate by chance, and up to which it is one often.
+const STRONG: u32 = 20;
+const WEAKEST: u32 = 14;
+
+/// Rules of one file that stay together.
+struct Group {
+    source: usize,
+    /// Spans of its rules in the file; none: the whole file.
+    spans: Vec<(usize, usize)>,
+    formula: Formula,
+    rules: u32,
+}
+
+/// Splits the sources into units. Files that cannot be parsed are left whole: their errors are the compiler's to tell.
+pub(crate) fn split(sources: &[Source]) -> (Table, Vec<Vec<UnitSource>>) {
+    let mut literals = Literals::default();
+    let mut groups = Vec::new();
+    for (i, source) in sources.iter().enumerate() {
+        file(i, source, &mut literals, &mut groups);
+    }
+    let units = assign(&groups, &literals);
+    let mut table = Table {
+        needles: literals.needles,
+        patterns: literals.patterns,
+        components: Vec::new(),
+        units: units.len() as u32,
+    };
+    let mut texts = Vec::new();
+    for (u, unit) in units.iter().enumerate() {
+        let mut of_file: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
+        for &g in unit {
+            let group = &groups[g];
+            of_file.entry(group.source).or_default().extend(&group.spans);
+            table.components.push(Component {
+                formula: group.formula.clone(),
+                unit: u as u32,
+                rules: group.rules,
+            });
+        }
+        texts.push(
+            of_file
+                .into_iter()
+                .map(|(source, spans)| UnitSource {
+                    source,
+                    text: blanked(&sources[source].text, spans),
+                })
+                .collect(),
+        );
+    }
+    (table, texts)
+}
+
+/// The literals of all patterns, each set once.
+#[derive(Default)]
+struct Literals {
+    needles: Vec<Needle>,
+    places: HashMap<Needle, u32>,
+    patterns: Vec<Vec<u32>>,
+    sets: HashMap<Vec<u32>, u32>,
+}
+
+impl Literals {
+    /// What stands for a pattern. One whose literals may be shorter than `least` is left open.
+    fn formula(&mut self, pattern: &Pattern<'_>, least: usize) -> Formula {
+        let Some(found) = needles(pattern) else { return Formula::Maybe };
+        if found.iter().any(|needle| needle.bytes.len() < least) {
+            return Formula::Maybe;
+        }
+        let mut set: Vec<u32> = found
+            .into_iter()
+            .map(|needle| {
+                *self.places.entry(needle).or_insert_with_key(|needle| {
+                    self.needles.push(needle.clone());
+                    self.needles.len() as u32 - 1
+                })
+            })
+            .collect();
+        set.sort_unstable();
+        let (sets, patterns) = (&mut self.sets, &mut self.patterns);
+        Formula::Pattern(*sets.entry(set).or_insert_with_key(|set| {
+            patterns.push(set.clone());
+            patterns.len() as u32 - 1
+        }))
+    }
+}
+
+fn file(i: usize, source: &Source, literals: &mut Literals, groups: &mut Vec<Group>) {
+    let spans = rule_spans(&source.text);
+    let ast = AST::from(Parser::new(&source.text));
+    let rules: Vec<&Rule<'_>> = ast.rules().collect();
+    let included = ast.items().any(|item| matches!(item, Item::Include(_)));
+    let names: HashSet<&str> = rules.iter().map(|rule| rule.identifier.name).collect();
+    let whole = included || rules.len() != spans.len() || names.len() != rules.len();
+    if !ast.errors().is_empty() || whole {
+        let rules = spans.len().max(1) as u32;
+        groups.push(Group { source: i, spans: Vec::new(), formula: Formula::Maybe, rules });
+        return;
+    }
+    let mut formulas: HashMap<&str, Formula> = HashMap::new();
+    let mut own = Vec::new();
+    for rule in &rules {
+        let mut formula = Formula::Maybe;
+        // Short literals are in every other file and cost the filter most: only where it does not go without.
+        for least in [ENOUGH, NEEDLE_MIN] {
+            let patterns: Vec<(&Pattern<'_>, Formula)> =
+                rule.patterns.iter().flatten().map(|p| (p, literals.formula(p, least))).collect();
+            formula = Reader { rules: &formulas, patterns: &patterns }.read(rule);
+            if formula.needs_literal() {
+                break;
+            }
+        }
+        formulas.insert(rule.identifier.name, formula.clone());
+        own.push(formula);
+    }
+    let mut union = Union::new(rules.len());
+    if rules.iter().any(|rule| rule.flags.contains(RuleFlags::Global)) {
+        (1..rules.len()).for_each(|r| union.join(0, r));
+    }
+    let places: HashMap<&str, usize> =
+        rules.iter().enumerate().map(|(r, rule)| (rule.identifier.name, r)).collect();
+    for (r, &(from, to)) in spans.iter().enumerate() {
+        for word in words(&source.text[from..to]) {
+            if let Some(&other) = places.get(word) {
+                union.join(r, other);
+            }
+        }
+    }
+    let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for r in 0..rules.len() {
+        members.entry(union.root(r)).or_default().push(r);
+    }
+    for members in members.into_values() {
+        let told = members.iter().filter(|&&r| !rules[r].flags.contains(RuleFlags::Private));
+        groups.push(Group {
+            source: i,
+            formula: Formula::any(told.map(|&r| own[r].clone())),
+            rules: members.len() as u32,
+            spans: members.into_iter().map(|r| spans[r]).collect(),
+        });
+    }
+}
+
+/// Where the rules of a file lie, with their modifiers.
+fn rule_spans(text: &[u8]) -> Vec<(usize, usize)> {
+    Parser::new(text)
+        .filter_map(|event| match event {
+            Event::Begin { kind: SyntaxKind::RULE_DECL, span } => Some((span.start(), span.end())),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Everything that could be a name, comments and strings included: rules that seem to refer to each other do no harm.
+fn words(text: &[u8]) -> impl Iterator<Item = &str> {
+    text.split(|b| !b.is_ascii_alphanumeric() && *b != b'_')
+        .filter(|word| !word.is_empty() && !word[0].is_ascii_digit())
+        .filter_map(|word| std::str::from_utf8(word).ok())
+}
+
+/// The text with everything blank but the spans and the imports that they seem to use. No spans: the text as it is.
+fn blanked(text: &[u8], spans: Vec<(usize, usize)>) -> Vec<u8> {
+    if spans.is_empty() {
+        return text.to_vec();
+    }
+    let mut blank: Vec<u8> =
+        text.iter().map(|&b| if b == b'\n' || b == b'\r' { b } else { b' ' }).collect();
+    for &(from, to) in &spans {
+        blank[from..to].copy_from_slice(&text[from..to]);
+    }
+    let ast = AST::from(Parser::new(text));
+    for import in ast.imports() {
+        let span = import.span();
+        let used = spans
+            .iter()
+            .any(|&(from, to)| words(&text[from..to]).any(|word| word == import.module_name));
+        if used {
+            let (from, to) = (span.start(), span.end());
+            blank[from..to].copy_from_slice(&text[from..to]);
+        }
+    }
+    blank
+}
+
+/// Puts the groups into units: those that need a literal in the order of their files, which keeps related rules
+/// together, but the weak ones, which are candidates often, apart and in smaller units; the others by what they run on.
+fn assign(groups: &[Group], literals: &Literals) -> Vec<Vec<usize>> {
+    let of_pattern = |p: u32| {
+        let needles = literals.patterns[p as usize].iter();
+        needles.map(|&n| worth(&literals.needles[n as usize].bytes)).min().unwrap_or(0)
+    };
+    let (mut strong, mut weak, mut weakest) = (Vec::new(), Vec::new(), Vec::new());
+    let mut by_header: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
+    for (g, group) in groups.iter().enumerate() {
+        if group.formula.needs_literal() {
+            let strength = group.formula.strength(&of_pattern);
+            match strength {
+                STRONG.. => strong.push((0, g)),
+                WEAKEST.. => weak.push((strength, g)),
+                _ => weakest.push((strength, g)),
+            }
+        } else {
+            // On text means on everything. Rules for the rest are few and lie together.
+            let first =
+                HEADS.iter().position(|head| group.formula.may_hold(&sample(head), &|_| false));
+            by_header.entry(first).or_default().push(g);
+        }
+    }
+    weakest.sort_unstable();
+    weak.sort_unstable();
+    let mut units = Vec::new();
+    let mut always = Vec::new();
+    for unit in by_header.into_values() {
+        // What only a size keeps from running runs alone, where it does.
+        let (bare, bounded): (Vec<usize>, Vec<usize>) =
+            unit.into_iter().partition(|&g| groups[g].formula == Formula::Maybe);
+        if bare.is_empty() {
+            units.push(bounded);
+        } else {
+            units.push(bare);
+            always = bounded.into_iter().map(|g| (0, g)).collect();
+        }
+    }
+    for (list, most) in
+        [(always, UNIT_BOUNDED), (weakest, UNIT_WEAKEST), (weak, UNIT_WEAK), (strong, UNIT_RULES)]
+    {
+        let mut filled = most;
+        for (_, g) in list {
+            if filled + groups[g].rules > most {
+                units.push(Vec::new());
+                filled = 0;
+            }
+            filled += groups[g].rules;
+            if let Some(unit) = units.last_mut() {
+                unit.push(g);
+            }
+        }
+    }
+    units.retain(|unit| !unit.is_empty());
+    units
+}
+
+/// Heads of files by which rules without literals are told apart; the first is that of no format at all.
+const HEADS: &[&[u8]] =
+    &[b"text", b"MZ", b"\x7fELF", b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"%PDF-"];
+
+/// Something that begins like this, of the size of a small file.
+fn sample(head: &[u8]) -> Vec<u8> {
+    let mut data = head.to_vec();
+    data.resize(400, b'.');
+    data
+}
+
+/// Sets that grow together.
+struct Union {
+    parents: Vec<usize>,
+}
+
+impl Union {
+    fn new(n: usize) -> Self {
+        Self { parents: (0..n).collect() }
+    }
+
+    fn root(&mut self, i: usize) -> usize {
+        let mut i = i;
+        while self.parents[i] != i {
+            self.parents[i] = self.parents[self.parents[i]];
+            i = self.parents[i];
+        }
+        i
+    }
+
+    fn join(&mut self, a: usize, b: usize) {
+        let (a, b) = (self.root(a), self.root(b));
+        self.parents[a.max(b)] = a.min(b);
+    }
+}

@@ -1,0 +1,442 @@
+//! The planner against yara-x: whatever the plan leaves out, the findings are those of all rules together.
+//!
+//! For each rule something is made that it finds, or nearly so: its patterns behind the magic number that it asks for.
+//! Set `VSCAN_MEASURED_RULES` to a directory to try the rules there as well.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use vscan_scan::engine::yara::{self, Yara};
+use vscan_scan::object::{Engine, Part};
+use vscan_scan::sniff;
+use yara_x::{Compiler, Rules, Scanner, SourceCode};
+use yara_x_parser::Parser;
+use yara_x_parser::ast::{AST, Expr, HexSubPattern, HexToken, MatchAnchor, Pattern, Rule};
+
+/// Rules that are difficult to plan: negations, counts, references, modifiers, globals, modules.
+const TRICKY: &str = r#"
+import "pe"
+import "elf"
+import "math"
+import "hash"
+
+private rule hidden { strings: $a = "a hidden literal" condition: $a }
+rule refers { condition: hidden and filesize > 3 }
+rule refers_not { condition: not hidden and filesize < 40 }
+rule none_of { strings: $a = "this must be missing" condition: none of them and filesize < 20 }
+rule zero_of { strings: $a = "this must be missing too" condition: #a == 0 and filesize < 21 }
+rule count { strings: $a = "counted literal" condition: #a > 1 }
+rule count_few { strings: $a = "counted literal" condition: #a < 2 and filesize < 22 }
+rule compares_counts { strings: $a = "counted" nocase $b = "counted" condition: #a > #b }
+rule offset { strings: $a = "at an offset" condition: @a[1] > 10 }
+rule length { strings: $a = /length [0-9]{2,5}x/ condition: !a[1] > 9 }
+rule reads_near { strings: $a = "reads near by" condition: uint8(@a[1] + 13) == 0x21 }
+rule two_of { strings: $a = "first of several" $b = "second of several" $c = "third of several" condition: 2 of them }
+rule percent { strings: $p1 = "percent one" $p2 = "percent two" $p3 = "percent three" condition: 34% of ($p*) }
+rule for_of { strings: $f1 = "for of this" $f2 = "or for that" condition: for any of them : ( $ in (0..400) ) }
+rule for_of_not { strings: $f1 = "for of neither" condition: for all of them : ( not $ ) and filesize == 7 }
+rule for_in { strings: $a = "in a loop" condition: for any i in (1..#a) : ( @a[i] > 100 ) }
+rule for_all_in { condition: for all i in (0..2) : ( uint8(i) == 0x41 ) }
+rule with_variable { strings: $a = "with variables" condition: with n = #a : ( n > 2 ) }
+rule short_at { strings: $m = "MZ" $a = "behind the magic" condition: $m at 0 and $a }
+rule short_in { strings: $m = "<?" $a = "system(" condition: $m in (0..20) and $a }
+rule short_in_end { strings: $m = "?>" condition: $m in (filesize-10..filesize) and filesize < 400 }
+rule wide_only { strings: $a = "wide characters" wide condition: $a }
+rule wide_ascii_nocase { strings: $a = "Wide And Narrow" wide ascii nocase condition: $a }
+rule xor_key { strings: $a = "under an unknown key" xor condition: $a }
+rule xor_wide { strings: $a = "under a wide key" xor(1-255) wide condition: $a }
+rule xor_short { strings: $a = "tiny xor" xor condition: $a }
+rule base { strings: $a = "something in base64" base64 condition: $a }
+rule base_wide { strings: $a = "something in wide base64" base64wide condition: $a }
+rule base_own { strings: $a = "an alphabet of our own" base64("zyxwvutsrqponmlkjihgfedcbaZYXWVUTSRQPONMLKJIHGFEDCBA9876543210+/") condition: $a }
+rule full { strings: $a = "fullword" fullword condition: $a }
+rule hex_jump { strings: $a = { 11 22 33 44 [2-6] 55 ?? 66 77 88 99 } condition: $a }
+rule hex_masks { strings: $a = { 1? ?2 3? AA ?4 5? } condition: $a }
+rule hex_either { strings: $a = { ( 10 20 30 40 50 | 60 70 80 90 A0 | 01 02 03 04 05 ) FE } condition: $a }
+rule hex_not { strings: $a = { ~00 21 43 65 87 A9 } condition: $a }
+rule regex_alternatives { strings: $a = /(alpha|beta|gamma) ray[0-9]/ condition: $a }
+rule regex_optional { strings: $a = /opt(ional)?ly given/ condition: $a }
+rule regex_nocase { strings: $a = /CaSe [a-f]+ blind/i condition: $a }
+rule regex_wide { strings: $a = /wide regular/ wide nocase condition: $a }
+rule regex_flags { strings: $a = /(?i)inner flag/ condition: $a }
+rule regex_classes { strings: $a = /[xyz][0-9][0-9a-f]{3}-/ condition: $a }
+rule regex_repeated { strings: $a = /(ab){4,}!/ condition: $a }
+rule regex_braces { strings: $a = /foo{}bar baz/ condition: $a }
+rule regex_angle { strings: $a = /left \<angle/ condition: $a }
+rule is_pe { condition: pe.is_pe }
+rule is_no_pe { condition: not pe.is_pe and filesize == 11 }
+rule sections { condition: pe.number_of_sections > 2 }
+rule no_imports { condition: pe.imports("kernel32.dll") == 0 and filesize == 12 }
+rule elf_type { condition: elf.type == elf.ET_DYN or elf.type == elf.ET_EXEC }
+rule entropy { condition: math.entropy(0, filesize) > 7.9 and filesize > 200 }
+rule hashed { condition: hash.md5(0, filesize) == "5d41402abc4b2a76b9719d911017c592" }
+rule magic { strings: $a = "a magic word" condition: uint16be(0) == 0x4d5a and uint32(uint32(0x3c)) == 0x00004550 and $a }
+rule magic_or { strings: $a = "or a magic word" condition: uint32(0) == 0x464c457f or $a }
+rule magic_not { strings: $a = "other than magic" condition: uint16(0) != 0x5a4d and $a }
+rule undefined_not { strings: $a = "beyond the end" condition: not defined uint8(filesize + 1) and $a }
+rule named { condition: filename == "named.txt" }
+rule sums { strings: $a = "one of the sum" $b = "two of the sum" condition: #a + #b > 1 }
+rule always { condition: filesize == 13 }
+rule zeros { strings: $a = { 00 00 00 00 00 00 00 00 00 00 00 00 90 90 } condition: $a }
+rule anchored_any { strings: $a = "BEGIN" $b = "START" condition: any of them at 0 }
+rule tagged : one two { meta: x = 1 strings: $a = "with tags and meta" condition: $a }
+"#;
+
+/// A global rule bounds its own file; private ones are not told.
+const GLOBAL: &str = r#"
+global rule small { condition: filesize < 300 }
+private global rule secret { strings: $s = "open the door" condition: $s }
+rule bounded { strings: $a = "bounded by a global" condition: $a }
+rule bounded_always { condition: true }
+"#;
+
+fn plain(files: &[(PathBuf, Vec<u8>)]) -> Rules {
+    let mut compiler = Compiler::new();
+    compiler.relaxed_re_syntax(true);
+    for variable in ["filename", "filepath", "extension", "filetype", "owner"] {
+        compiler.define_global(variable, "").unwrap();
+    }
+    for (path, text) in files {
+        compiler.new_namespace(&path.to_string_lossy());
+        let added = compiler.add_source(SourceCode::from(&text[..])).map(|_| ());
+        assert!(added.is_ok(), "{}: {}", path.display(), added.unwrap_err());
+    }
+    compiler.build()
+}
+
+/// Both sides of the comparison.
+struct Pair<'r> {
+    plain: Scanner<'r>,
+    planned: Yara<'r>,
+    found: BTreeSet<String>,
+}
+
+impl<'r> Pair<'r> {
+    fn new(rules: &'r Rules, loaded: &'r yara::Loaded) -> Self {
+        let mut plain = Scanner::new(rules);
+        plain.fast_scan(true).max_matches_per_pattern(10_000);
+        Self { plain, planned: Yara::new(loaded), found: BTreeSet::new() }
+    }
+
+    fn compare(&mut self, name: &str, data: &[u8]) {
+        let kind = sniff::sniff(data);
+        let path = [name.to_owned()];
+        for (variable, value) in [
+            ("filename", name.to_owned()),
+            ("filepath", name.to_owned()),
+            ("extension", name.rfind('.').map_or("", |dot| &name[dot..]).to_owned()),
+            ("filetype", kind.label().to_ascii_uppercase()),
+        ] {
+            self.plain.set_global(variable, value).unwrap();
+        }
+        let mut expected: Vec<String> = self
+            .plain
+            .scan(data)
+            .unwrap()
+            .matching_rules()
+            .map(|rule| rule.identifier().to_owned())
+            .collect();
+        let mut hits = Vec::new();
+        self.planned
+            .scan(&Part { data, kind, name, path: &path, detail: false }, &mut hits)
+            .unwrap();
+        let mut hits: Vec<String> = hits.into_iter().map(|hit| hit.name).collect();
+        expected.sort();
+        hits.sort();
+        assert_eq!(
+            hits,
+            expected,
+            "{name}: {} bytes: {}",
+            data.len(),
+            data[..data.len().min(200)].escape_ascii()
+        );
+        self.found.extend(hits);
+    }
+}
+
+/// What the patterns of a rule match, one behind the other, behind the magic number of the rule.
+fn sample(rule: &Rule<'_>, twice: bool) -> Vec<u8> {
+    let mut data = Vec::new();
+    head(&rule.condition, rule, &mut data);
+    if data.is_empty() {
+        data.extend_from_slice(b"....");
+    }
+    for _ in 0..if twice { 12 } else { 1 } {
+        for pattern in rule.patterns.iter().flatten() {
+            data.extend(one(pattern));
+            data.extend_from_slice(b"\n.\n");
+        }
+    }
+    data
+}
+
+/// The bytes at fixed places that a condition asks for.
+fn head(expr: &Expr<'_>, rule: &Rule<'_>, data: &mut Vec<u8>) {
+    let mut put = |at: usize, bytes: &[u8]| {
+        if data.len() < at + bytes.len() {
+            data.resize(at + bytes.len(), 0);
+        }
+        data[at..at + bytes.len()].copy_from_slice(bytes);
+    };
+    match expr {
+        Expr::Eq(sides) => {
+            if let (Expr::FuncCall(call), Expr::LiteralInteger(value)) = (&sides.lhs, &sides.rhs)
+                && let [Expr::LiteralInteger(at)] = &call.args[..]
+                && (0..4096).contains(&at.value)
+            {
+                let le = value.value.to_le_bytes();
+                let width =
+                    match call.identifier.name.trim_start_matches('u').trim_end_matches("be") {
+                        "int8" => 1,
+                        "int16" => 2,
+                        "int32" => 4,
+                        _ => return,
+                    };
+                let mut bytes = le[..width].to_vec();
+                if call.identifier.name.ends_with("be") {
+                    bytes.reverse();
+                }
+                put(at.value as usize, &bytes);
+            }
+        }
+        Expr::PatternMatch(found) => {
+            if let Some(MatchAnchor::At(at)) = &found.anchor
+                && let Expr::LiteralInteger(at) = &at.expr
+                && (0..4096).contains(&at.value)
+                && let Some(pattern) = rule
+                    .patterns
+                    .iter()
+                    .flatten()
+                    .find(|p| p.identifier().name == found.identifier.name)
+            {
+                put(at.value as usize, &one(pattern));
+            }
+        }
+        Expr::And(parts) => parts.operands().for_each(|part| head(part, rule, data)),
+        Expr::Or(parts) => head(parts.first(), rule, data),
+        _ => {}
+    }
+}
+
+/// Something that a pattern matches.
+fn one(pattern: &Pattern<'_>) -> Vec<u8> {
+    let modifiers = pattern.modifiers();
+    let mut bytes = match pattern {
+        Pattern::Text(text) => text.text.value.to_vec(),
+        Pattern::Hex(hex) => of_hex(&hex.sub_patterns),
+        Pattern::Regexp(regexp) => {
+            let hir = regex_syntax::ParserBuilder::new().unicode(false).utf8(false).build();
+            let mut hir = hir;
+            let mut out = Vec::new();
+            if let Ok(hir) = hir.parse(regexp.regexp.src) {
+                of_hir(&hir, &mut out);
+            }
+            out
+        }
+    };
+    if modifiers.wide().is_some() && (modifiers.ascii().is_none() || bytes.len() % 2 == 0) {
+        bytes = bytes.iter().flat_map(|&b| [b, 0]).collect();
+    }
+    if modifiers.nocase().is_some() && bytes.len() % 3 == 0 {
+        bytes.make_ascii_uppercase();
+    }
+    if modifiers.xor().is_some() {
+        bytes.iter_mut().for_each(|b| *b ^= 0x41);
+    }
+    if modifiers.base64().is_some() || modifiers.base64wide().is_some() {
+        let mut encoded = base64(&[b"x", &bytes[..], b"yz"].concat());
+        if modifiers.base64wide().is_some() {
+            encoded = encoded.iter().flat_map(|&b| [b, 0]).collect();
+        }
+        return encoded;
+    }
+    bytes
+}
+
+fn base64(bytes: &[u8]) -> Vec<u8> {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bits: Vec<u8> = bytes.iter().flat_map(|b| (0..8).rev().map(move |i| b >> i & 1)).collect();
+    bits.chunks_exact(6)
+        .map(|six| ALPHABET[six.iter().fold(0, |n, bit| n << 1 | usize::from(*bit))])
+        .collect()
+}
+
+fn of_hex(pattern: &HexSubPattern) -> Vec<u8> {
+    let mut out = Vec::new();
+    for token in pattern.iter() {
+        match token {
+            HexToken::Byte(byte) => out.push(byte.value & byte.mask | 0x5a & !byte.mask),
+            HexToken::NotByte(byte) => out.push(!byte.value),
+            HexToken::Alternative(either) => {
+                out.extend(of_hex(&either.alternatives[either.alternatives.len() - 1]));
+            }
+            HexToken::Jump(jump) => {
+                out.resize(out.len() + jump.start.unwrap_or(0).min(1000) as usize, 0x5a);
+            }
+        }
+    }
+    out
+}
+
+fn of_hir(hir: &regex_syntax::hir::Hir, out: &mut Vec<u8>) {
+    use regex_syntax::hir::{Class, HirKind};
+    match hir.kind() {
+        HirKind::Empty | HirKind::Look(_) => {}
+        HirKind::Literal(literal) => out.extend_from_slice(&literal.0),
+        HirKind::Class(Class::Bytes(class)) => {
+            out.extend(class.iter().last().map(|r| r.end().min(b'z').max(r.start())))
+        }
+        HirKind::Class(Class::Unicode(_)) => out.push(b'a'),
+        HirKind::Repetition(r) => (0..r.min.min(100)).for_each(|_| of_hir(&r.sub, out)),
+        HirKind::Capture(capture) => of_hir(&capture.sub, out),
+        HirKind::Concat(parts) => parts.iter().for_each(|part| of_hir(part, out)),
+        HirKind::Alternation(parts) => of_hir(&parts[parts.len() - 1], out),
+    }
+}
+
+/// Compares over samples of all rules, over them within other bytes, and over files of the system.
+fn differ(dir: &Path) -> (BTreeSet<String>, usize) {
+    let mut files: Vec<(PathBuf, Vec<u8>)> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "yar" || e == "yara"))
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect();
+    files.sort();
+    let rules = plain(&files);
+    let loaded = yara::load(&[dir.to_owned()]).unwrap_or_else(|e| panic!("{}", e[0]));
+    assert_eq!(loaded.count, rules.iter().len() as u64);
+    let mut pair = Pair::new(&rules, &loaded);
+    let mut count = 0;
+    let system = std::fs::read("/proc/self/exe").unwrap();
+    for (_, text) in &files {
+        pair.compare("rules.yar", text);
+        let ast = AST::from(Parser::new(text));
+        for rule in ast.rules() {
+            count += 1;
+            let samples = [sample(rule, false), sample(rule, true)];
+            for data in &samples {
+                pair.compare("sample", data);
+            }
+            // Beside other bytes: other rules are candidates too.
+            if count % 16 == 0 {
+                let place = count * 4096 % (system.len() - 40_000);
+                pair.compare("mixed", &[&samples[0], &system[place..place + 40_000]].concat());
+            }
+        }
+    }
+    (pair.found, count)
+}
+
+#[test]
+fn tricky_rules_find_what_they_find_without_a_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tricky.yar"), TRICKY).unwrap();
+    std::fs::write(dir.path().join("global.yar"), GLOBAL).unwrap();
+    let (mut found, count) = differ(dir.path());
+    let files: Vec<(PathBuf, Vec<u8>)> = ["global.yar", "tricky.yar"]
+        .iter()
+        .map(|name| (dir.path().join(name), std::fs::read(dir.path().join(name)).unwrap()))
+        .collect();
+    let rules = plain(&files);
+    let loaded = yara::load(&[dir.path().to_owned()]).unwrap_or_else(|e| panic!("{}", e[0]));
+    let mut pair = Pair::new(&rules, &loaded);
+    let wide = |text: &str| -> Vec<u8> { text.bytes().flat_map(|b| [b, 0]).collect() };
+    let xor = |bytes: &[u8], key: u8| -> Vec<u8> { bytes.iter().map(|b| b ^ key).collect() };
+    let many = |text: &str, n: usize| text.repeat(n).into_bytes();
+    let mut random = vec![0u8; 4096];
+    let mut state = 7u64;
+    for byte in &mut random {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        *byte = (state >> 33) as u8;
+    }
+    for (name, data) in [
+        ("a", b"".to_vec()),
+        ("a", b"1234567".to_vec()),
+        ("a", b"12345678901".to_vec()),
+        ("a", b"123456789012".to_vec()),
+        ("a", b"1234567890123".to_vec()),
+        ("a", b"hello".to_vec()),
+        ("a", b"AAA".to_vec()),
+        ("named.txt", b"x".to_vec()),
+        ("a", b"reads near by! and far".to_vec()),
+        ("a", b"COUNTED literal, Counted literal".to_vec()),
+        ("a", many("with variables ", 3)),
+        ("a", many("in a loop; ", 20)),
+        ("a", b"one of the sum, two of the sum".to_vec()),
+        ("a", b"............at an offset".to_vec()),
+        ("a", b"length 12345x".to_vec()),
+        ("a", b"...?>".to_vec()),
+        ("a", b"..<?php system($x)".to_vec()),
+        ("a", wide("wide characters and WIDE AND NARROW, Wide Regular")),
+        ("a", [b"....".to_vec(), xor(b"under an unknown key", 0x93), xor(b"tiny xor", 7)].concat()),
+        ("a", xor(&wide("under a wide key"), 0x20)),
+        ("a", b"uppercase INNER FLAG and case abc BLIND".to_vec()),
+        ("a", b"left <angle and foo{}bar baz".to_vec()),
+        ("a", b"open the door: bounded by a global".to_vec()),
+        ("a", [b"open the door: bounded by a global".to_vec(), vec![b'.'; 400]].concat()),
+        ("a", b"BEGIN".to_vec()),
+        ("a", random),
+        ("a", [vec![0; 12], vec![0x90; 2], vec![1; 40]].concat()),
+        ("true", std::fs::read("/bin/true").unwrap()),
+        (
+            "a",
+            [
+                b"MZ".to_vec(),
+                vec![0; 58],
+                64u32.to_le_bytes().to_vec(),
+                b"PE\0\0 a magic word, behind the magic".to_vec(),
+            ]
+            .concat(),
+        ),
+    ] {
+        pair.compare(name, &data);
+    }
+    found.extend(std::mem::take(&mut pair.found));
+    let names: Vec<String> = rules.iter().map(|r| r.identifier().to_owned()).collect();
+    let missing: Vec<&String> = names
+        .iter()
+        .filter(|name| !found.contains(*name))
+        // Not told, or wants a real Windows program, or a value that is not made here.
+        .filter(|name| {
+            !["hidden", "secret", "sections", "is_pe", "base_own"].contains(&name.as_str())
+        })
+        .collect();
+    assert!(missing.is_empty(), "of {count} rules these are never found: {missing:?}");
+}
+
+#[test]
+fn shipped_rules_find_what_they_find_without_a_plan() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rules");
+    let (found, count) = differ(&dir);
+    assert!(found.len() * 3 >= count, "{} of {count} rules are found", found.len());
+}
+
+#[test]
+fn measured_rules_find_what_they_find_without_a_plan() {
+    let Some(dir) = std::env::var_os("VSCAN_MEASURED_RULES") else { return };
+    let (found, count) = differ(Path::new(&dir));
+    assert!(found.len() * 2 >= count, "{} of {count} rules are found", found.len());
+}
+
+#[test]
+fn few_units_run_on_what_nothing_is_found_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut text = String::new();
+    for i in 0..1000 {
+        text += &format!(
+            "rule r{i} {{ strings: $a = \"a literal with the number {i}!\" condition: $a }}\n"
+        );
+    }
+    std::fs::write(dir.path().join("many.yar"), text).unwrap();
+    let loaded = yara::load(&[dir.path().to_owned()]).unwrap_or_else(|e| panic!("{}", e[0]));
+    let mut yara = Yara::new(&loaded);
+    let (needed, all) = yara.needed(b"nothing of the kind");
+    assert_eq!(needed, 0);
+    assert!(all >= 10, "{all} units");
+    assert_eq!(yara.needed(b"... a literal with the number 777! ...").0, 1);
+    let by_name: HashMap<&str, u32> =
+        [("by literal", loaded.shares().by_literal), ("always", loaded.shares().always)].into();
+    assert_eq!(by_name["by literal"], 1000);
+}
