@@ -27,7 +27,7 @@ pub(crate) mod szdd;
 pub(crate) mod tar;
 pub(crate) mod udf;
 pub(crate) mod zip;
-mod zip_method;
+pub(crate) mod zip_method;
 
 pub(crate) use guard::caught;
 pub(crate) use pump::{Decode as PumpDecode, Pump, malformed};

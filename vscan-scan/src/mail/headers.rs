@@ -70,6 +70,16 @@ pub(crate) fn views<'a>(data: &'a [u8], limits: &Limits) -> Vec<View<'a>> {
     for (end, body) in [strict, usual.other.map(|at| (at, at))].into_iter().flatten() {
         views.push(plain(end, body));
     }
+    // A first line that is no field: some pass over it.
+    if usual.body == 0 {
+        let (end, body) = self::strict(&data[..data.len().min(limits.header_bytes as usize)], 0);
+        let mime = fields(&data[..end])
+            .take(FIELDS_MAX)
+            .any(|f| f.get(..8).is_some_and(|name| name.eq_ignore_ascii_case(b"content-")));
+        if mime && end > 0 {
+            views.push(plain(end, body));
+        }
+    }
     let first = &data[..usual.body.min(limits.header_bytes as usize)];
     if first.contains(&0) {
         let head = data[..usual.end].iter().copied().filter(|&b| b != 0).collect();

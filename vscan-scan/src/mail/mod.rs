@@ -339,6 +339,8 @@ fn leaf(walk: &mut Walk<'_>, entity: &Entity<'_>, headers: &Headers, portion: &P
             }
             if malformed {
                 sweep::text(walk, body, &Lies::Anywhere);
+            } else if encoding == Encoding::Base64 {
+                sweep::sections(walk, body, Place::Mail, &Lies::Anywhere);
             }
         });
     }
@@ -381,5 +383,7 @@ fn about(entity: &Entity<'_>, headers: &Headers, portion: Portion) -> About {
     }
 }
 
+#[cfg(test)]
+mod evasions;
 #[cfg(test)]
 mod tests;

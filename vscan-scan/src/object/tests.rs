@@ -92,15 +92,24 @@ pub(crate) struct Zip {
     local: Vec<u8>,
     central: Vec<u8>,
     count: u16,
+    crc: u32,
 }
 
 impl Zip {
     pub(crate) fn stored(self, name: &str, data: &[u8]) -> Self {
-        self.member(name, 0, 0, data, data.len())
+        self.summed(data).member(name, 0, 0, data, data.len())
+    }
+
+    /// The checksum of the next member.
+    pub(crate) fn summed(mut self, data: &[u8]) -> Self {
+        let mut crc = flate2::Crc::new();
+        crc.update(data);
+        self.crc = crc.sum();
+        self
     }
 
     pub(crate) fn deflated(self, name: &str, data: &[u8]) -> Self {
-        self.member(name, 0, 8, &deflate(data), data.len())
+        self.summed(data).member(name, 0, 8, &deflate(data), data.len())
     }
 
     pub(crate) fn member(
@@ -116,7 +125,7 @@ impl Zip {
         for field in [flags, method, 0, 0] {
             self.local.extend(field.to_le_bytes());
         }
-        for field in [0, packed.len() as u32, size as u32] {
+        for field in [self.crc, packed.len() as u32, size as u32] {
             self.local.extend(field.to_le_bytes());
         }
         self.local.extend((name.len() as u16).to_le_bytes());
@@ -132,7 +141,7 @@ impl Zip {
         for field in [flags, method, 0, 0] {
             self.central.extend(field.to_le_bytes());
         }
-        for field in [0, packed, size] {
+        for field in [std::mem::take(&mut self.crc), packed, size] {
             self.central.extend(field.to_le_bytes());
         }
         self.central.extend((name.len() as u16).to_le_bytes());
