@@ -3,11 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test outside of #[test] functions")]
 
+#[path = "fixtures/rar.rs"]
+mod rar;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vscan_scan::limits::Limits;
 use vscan_scan::object::{Engine, Hit, Object, Part, scan};
-use vscan_scan::report::{Report, Verdict};
+use vscan_scan::report::{Reason, Report, Verdict};
 use vscan_scan::wire::ObjectKind;
 
 /// Where Debian's package puts them.
@@ -176,11 +179,7 @@ fn what_is_encrypted_is_said() {
     for name in ["encrypted.7z", "encrypted-names.7z", "encrypted.arj", "encrypted.pdf"] {
         let report = report(&mut Mark, &fixture(name));
         assert_eq!(report.verdict, Verdict::Unscannable, "{name} {report:?}");
-        assert_eq!(
-            report.unread[0].reason,
-            vscan_scan::report::Reason::Encrypted,
-            "{name} {report:?}"
-        );
+        assert_eq!(report.unread[0].reason, Reason::Encrypted, "{name} {report:?}");
     }
 }
 
@@ -195,4 +194,94 @@ fn containers_cut_off_anywhere_are_never_clean() {
             assert_ne!(report.verdict, Verdict::Clean, "{name} cut at {len}");
         }
     }
+}
+
+#[test]
+fn rar_archives_are_opened() {
+    for (name, archive) in
+        [("4", rar::version_4 as fn(&str, &[u8], bool) -> Vec<u8>), ("5", rar::version_5)]
+    {
+        let whole = archive("dir/mark.com", MARK, false);
+        let found = report(&mut Mark, &whole);
+        assert_eq!(found.findings[0].path.last().unwrap(), "dir/mark.com", "{name} {found:?}");
+        assert!(found.unread.is_empty(), "{name} {found:?}");
+        // A second one behind it, and nothing but zeros.
+        let clean = archive("readme.txt", b"read me", false);
+        let found = report(&mut Mark, &[&clean[..], &whole].concat());
+        assert_eq!(found.verdict, Verdict::Infected, "{name} {found:?}");
+        assert_eq!(found.findings[0].path[1], "behind the end", "{name} {found:?}");
+        let padded = report(&mut Mark, &[&clean[..], &[0; 500]].concat());
+        assert_eq!(padded.verdict, Verdict::Clean, "{name} {padded:?}");
+        let encrypted = report(&mut Mark, &archive("mark.com", MARK, true));
+        let reason = encrypted.unread.first().map(|u| u.reason);
+        assert_eq!(reason, Some(Reason::Encrypted), "{name} {encrypted:?}");
+        for len in 8..whole.len() - 20 {
+            let report = report(&mut Mark, &whole[..len]);
+            assert_ne!(report.verdict, Verdict::Clean, "{name} cut at {len}: {report:?}");
+        }
+    }
+}
+
+/// Names never decide, nor do the first bytes alone: what one reader takes for an archive is one.
+#[test]
+fn polyglots_are_read_as_all_that_they_are() {
+    let program = std::fs::read(Path::new(CLAMAV).join("clam.exe")).unwrap();
+    let picture = b"GIF89a\x01\0\x01\0\x80\0\0\xff\xff\xff\0\0\0!\xf9\x04\0\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
+    let carried: Vec<(&str, Vec<u8>)> = ["LZMA.7z", "mszip.cab", "PPMd.zip", "object-streams.pdf"]
+        .map(|name| (name, fixture(name)))
+        .into_iter()
+        .chain([
+            ("rar 4", rar::version_4("m", MARK, false)),
+            ("rar 5", rar::version_5("m", MARK, false)),
+        ])
+        .collect();
+    for (name, archive) in &carried {
+        for front in
+            [&program[..], picture, b"a line of text\n", b"%!PS-Adobe-3.0\n", &[0, 1, 2, 3]]
+        {
+            for behind in [&b""[..], b"and something behind it"] {
+                let report = report(&mut Mark, &[front, archive, behind].concat());
+                let front = String::from_utf8_lossy(&front[..4]);
+                assert_eq!(report.verdict, Verdict::Infected, "{name} behind {front}: {report:?}");
+            }
+        }
+    }
+    // LHA's magic lies at offset 2: its first byte, the header's size, can be that of a program. So does tar's at 257
+    // and that of an image at 32769.
+    let mut lha = fixture("lh0-0.lzh");
+    let header = usize::from(lha[0]);
+    lha.splice(2 + header..2 + header, std::iter::repeat_n(0, usize::from(b'M') - header));
+    lha[0] = b'M';
+    lha[1] = lha[2..2 + usize::from(b'M')].iter().fold(0, |sum: u8, &b| sum.wrapping_add(b));
+    // Which second byte comes out is chance; any of them is LHA's checksum.
+    assert_eq!(report(&mut Mark, &lha).verdict, Verdict::Infected);
+    let mut image = Vec::new();
+    let packed = fixture("plain.iso.xz");
+    std::io::Read::read_to_end(&mut lzma_rust2::XzReader::new(&packed[..], true), &mut image)
+        .unwrap();
+    image[..program.len()].copy_from_slice(&program);
+    assert_eq!(report(&mut Mark, &image).verdict, Verdict::Infected);
+    image[..5].copy_from_slice(b"%PDF-");
+    assert_eq!(report(&mut Mark, &image).verdict, Verdict::Infected);
+}
+
+#[test]
+fn containers_inside_each_other_are_opened() {
+    let mut nested = fixture("lh5.lzh");
+    nested = rar::version_5("a.lzh", &nested, false);
+    nested = rar::version_4("a.rar", &nested, false);
+    let mut tar = fixture("v7.tar");
+    tar.truncate(512);
+    // Size and checksum of its first member anew.
+    tar[124..136].copy_from_slice(format!("{:011o}\0", nested.len()).as_bytes());
+    tar[148..156].fill(b' ');
+    let sum: u32 = tar.iter().map(|&b| u32::from(b)).sum();
+    tar[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    tar.extend(&nested);
+    tar.resize(tar.len().next_multiple_of(512) + 1024, 0);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut gzip, &tar).unwrap();
+    let report = report(&mut Mark, &gzip.finish().unwrap());
+    assert_eq!(report.verdict, Verdict::Infected, "{report:?}");
+    assert_eq!(report.findings[0].path[1..], ["gzip", "readme.txt", "a.rar", "a.lzh", "mark.com"]);
 }

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of #[test] functions")]
 
 mod common;
+#[path = "fixtures/rar.rs"]
+mod rar;
 
 use common::{Scanner, eicar, rules};
 use rustix::process::{Pid, Signal, kill_process};
@@ -410,5 +412,40 @@ fn wrong_arguments_are_refused() {
         let output = Command::new(env!("CARGO_BIN_EXE_vscan-scanner")).args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(64), "{args:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("usage:"), "{args:?}");
+    }
+}
+
+/// Containers as their own tools make them, each opened under the system-call filter by a worker that lives on.
+#[test]
+fn every_container_is_opened_inside_the_sandbox() {
+    const MARK: &[u8] = b"the-mark-of-the-tests-which-is-68-bytes-long-like-the-real-test-file";
+    let dir = tempfile::tempdir().unwrap();
+    let rule = dir.path().join("mark.yar");
+    let mark = std::str::from_utf8(MARK).unwrap();
+    let text = "rule Mark { strings: $a = \"".to_owned()
+        + mark
+        + "\" condition: $a at 0 or $a at 500000 }\n\
+                rule Clam { strings: $a = \"[CLAMAV]\" condition: filesize == 544 and $a at 504 }";
+    std::fs::write(&rule, text).unwrap();
+    let mut scanner = Scanner::start(&[rule], 1, "{}");
+    let mut worker = scanner.worker();
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let mut objects: Vec<(String, Vec<u8>)> = ["/usr/share/clamav-testfiles".into(), fixtures]
+        .iter()
+        .flat_map(|dir| std::fs::read_dir(dir).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .map(|path| {
+            (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap())
+        })
+        .collect();
+    // A name in the code page of nobody is converted by the C library.
+    objects.push(("version 4".into(), rar::version_4("m\u{e9}.com", MARK, false)));
+    objects.push(("version 5".into(), rar::version_5("m\u{e9}\u{4e16}.com", MARK, false)));
+    for (name, data) in objects {
+        let report = worker.scan(ObjectKind::File, &name, &data);
+        assert_ne!(report.verdict, Verdict::Error, "{name}: {report:?}");
+        if name.starts_with("version") {
+            assert_eq!(report.verdict, Verdict::Infected, "{name}: {report:?}");
+        }
     }
 }

@@ -25,6 +25,12 @@ const WARN: c_int = -20;
 /// AE_IFREG of archive_entry.h.
 const REGULAR: libc::mode_t = 0o100_000;
 
+#[cfg(feature = "engine")]
+unsafe extern "C" {
+    /// tzset(3); reads the time zone's file, once.
+    safe fn tzset();
+}
+
 #[link(name = "archive")]
 unsafe extern "C" {
     fn archive_read_new() -> *mut Archive;
@@ -57,12 +63,15 @@ pub(crate) struct Rar<'a> {
     data: PhantomData<&'a [u8]>,
 }
 
-/// Lets the C library load what it loads when names are converted, before a sandbox forbids to open files.
+/// Lets the C library load what it loads when names and times are converted, before a sandbox forbids to open files.
 #[cfg(feature = "engine")]
 pub(crate) fn prepare() {
-    // SAFETY: the strings end in NUL; called before any thread is started, as setlocale(3) asks. The converters are
-    // closed at once.
+    // SAFETY: the strings end in NUL; called before any thread is started, as setlocale(3) and setenv(3) ask. The
+    // converters are closed at once.
     unsafe {
+        // With a zone by name glibc looks at no file when the next time is converted.
+        libc::setenv(c"TZ".as_ptr(), c"UTC0".as_ptr(), 1);
+        tzset();
         libc::setlocale(libc::LC_CTYPE, c"C.UTF-8".as_ptr());
         for to in [c"UTF-8", c"ANSI_X3.4-1968"] {
             for from in [c"UTF-8", c"UTF-16BE", c"UTF-16LE"] {

@@ -1,6 +1,7 @@
 //! RAR, versions 1.5 to 5, by libarchive ([`super::libarchive`]).
 
 use super::libarchive::Rar;
+use crate::bytes::{u16_le, u32_le};
 use crate::object::{Place, Walk};
 use crate::report::Reason;
 
@@ -20,6 +21,9 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         Ok(rar) => rar,
         Err(e) => return walk.failed("rar", &e),
     };
+    let survey = Survey::new(data);
+    // libarchive gives an encrypted member as it lies there, and does not say in every version that it is encrypted.
+    let mut encrypted = survey.encrypted.iter();
     let mut any = false;
     loop {
         if walk.stopped() {
@@ -32,9 +36,11 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
                 break;
             }
             Ok(None) => break,
-            Ok(Some(member)) if member.encrypted => walk.within(&member.name, |walk| {
-                walk.note(Reason::Encrypted, "encrypted rar member");
-            }),
+            Ok(Some(member)) if encrypted.next() == Some(&true) || member.encrypted => {
+                walk.within(&member.name, |walk| {
+                    walk.note(Reason::Encrypted, "encrypted rar member");
+                })
+            }
             Ok(Some(member)) if member.file => {
                 walk.decoded(&member.name, data.len() as u64, &mut rar);
             }
@@ -51,17 +57,109 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         any = true;
     }
     // A second archive, or anything else, may follow the end block.
-    if let Some(at) = end_of(data).filter(|&at| data[at..].iter().any(|&b| b != 0)) {
+    if let Some(at) = survey.end.filter(|&at| data[at..].iter().any(|&b| b != 0)) {
         walk.part("behind the end", &data[at..], Place::File);
     }
 }
 
-/// Behind the end block, where it has its usual form without fields: RAR 4's has 7 bytes, RAR 5's 8.
-fn end_of(data: &[u8]) -> Option<usize> {
-    let (block, len): (&[u8], usize) = if data.starts_with(MAGIC_5) {
-        (b"\x1d\x77\x56\x51\x03\x05\x04\0", 8)
-    } else {
-        (b"\xc4\x3d\x7b\0\x40\x07\0", 7)
-    };
-    memchr::memmem::rfind(data, block).map(|at| at + len)
+/// What the headers alone tell.
+#[derive(Debug, Default)]
+struct Survey {
+    /// For each file in its order, whether it is encrypted.
+    encrypted: Vec<bool>,
+    /// Behind the end block, if the headers lead to one.
+    end: Option<usize>,
+}
+
+impl Survey {
+    fn new(data: &[u8]) -> Self {
+        let mut survey = Self::default();
+        // None: a header that is cut off.
+        let end =
+            if data.starts_with(MAGIC_5) { survey.version_5(data) } else { survey.version_4(data) };
+        survey.end = end.filter(|&at| at <= data.len());
+        survey
+    }
+
+    fn version_4(&mut self, data: &[u8]) -> Option<usize> {
+        const FILE: u8 = 0x74;
+        const SERVICE: u8 = 0x7a;
+        const END: u8 = 0x7b;
+        const PASSWORD: u16 = 4;
+        const LARGE: u16 = 0x100;
+        const HAS_DATA: u16 = 0x8000;
+        let mut at = MAGIC_4.len();
+        loop {
+            let kind = *data.get(at + 2)?;
+            let (flags, len) = (u16_le(data, at + 3)?, usize::from(u16_le(data, at + 5)?));
+            let mut body = 0;
+            if flags & HAS_DATA != 0 || matches!(kind, FILE | SERVICE) {
+                body = u64::from(u32_le(data, at + 7)?);
+                if flags & LARGE != 0 && matches!(kind, FILE | SERVICE) {
+                    body |= u64::from(u32_le(data, at + 32)?) << 32;
+                }
+            }
+            if kind == FILE {
+                self.encrypted.push(flags & PASSWORD != 0);
+            }
+            at = at.checked_add(len.max(7))?.checked_add(usize::try_from(body).ok()?)?;
+            if kind == END {
+                return Some(at);
+            }
+        }
+    }
+
+    fn version_5(&mut self, data: &[u8]) -> Option<usize> {
+        const FILE: u64 = 2;
+        const END: u64 = 5;
+        const EXTRA: u64 = 1;
+        const HAS_DATA: u64 = 2;
+        let mut at = MAGIC_5.len();
+        loop {
+            at = at.checked_add(4)?;
+            let len = number(data, &mut at)?;
+            let next = at.checked_add(usize::try_from(len).ok()?)?;
+            let (kind, flags) = (number(data, &mut at)?, number(data, &mut at)?);
+            let extra = if flags & EXTRA != 0 { number(data, &mut at)? } else { 0 };
+            let body = if flags & HAS_DATA != 0 { number(data, &mut at)? } else { 0 };
+            if kind == FILE {
+                // The extra area ends the header.
+                let extra = next.checked_sub(usize::try_from(extra).ok()?)?;
+                self.encrypted.push(has_encryption(data.get(extra..next)?));
+            }
+            at = next.checked_add(usize::try_from(body).ok()?)?;
+            if kind == END {
+                return Some(at);
+            }
+        }
+    }
+}
+
+/// True when one of the records of an extra area is that of encryption.
+fn has_encryption(area: &[u8]) -> bool {
+    const ENCRYPTION: u64 = 1;
+    let mut at = 0;
+    while let Some(len) = number(area, &mut at) {
+        let next = usize::try_from(len).ok().and_then(|len| at.checked_add(len));
+        if number(area, &mut at) == Some(ENCRYPTION) {
+            return true;
+        }
+        let Some(next) = next else { return false };
+        at = next;
+    }
+    false
+}
+
+/// A number of seven bits in each byte, the lowest first.
+fn number(data: &[u8], at: &mut usize) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..63).step_by(7) {
+        let byte = *data.get(*at)?;
+        *at += 1;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
 }

@@ -130,10 +130,11 @@ fn serve(args: Args) -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)
-        .with_max_level(if std::env::var_os("VSCAN_DEBUG").is_some() {
-            tracing::Level::DEBUG
+        // lopdf tells what is wrong with each PDF: that is the report's business.
+        .with_env_filter(if std::env::var_os("VSCAN_DEBUG").is_some() {
+            "debug,lopdf=off"
         } else {
-            tracing::Level::INFO
+            "info,lopdf=off"
         })
         .init();
     let taken = |fd: Option<RawFd>, name| {
