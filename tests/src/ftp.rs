@@ -40,6 +40,21 @@ struct State {
     aborted: Vec<String>,
 }
 
+impl State {
+    /// As most servers do: without a position the file is replaced, with one what lies behind the piece
+    /// stays.
+    fn store(&mut self, name: &str, from: usize, append: bool, piece: &[u8]) {
+        let mut content = match self.files.remove(name) {
+            Some(File::Bytes(bytes)) if append || from > 0 => bytes.to_vec(),
+            Some(_) | None => Vec::new(),
+        };
+        let from = if append { content.len() } else { from };
+        content.resize(content.len().max(from + piece.len()), 0);
+        content[from..from + piece.len()].copy_from_slice(piece);
+        self.files.insert(name.to_owned(), content.into());
+    }
+}
+
 /// A server: any user, any password; files in memory.
 #[derive(Clone, Debug)]
 pub struct Server {
@@ -59,11 +74,23 @@ pub struct Behaviour {
     pub announced: Option<Ipv4Addr>,
     /// The final reply to a transfer comes before its data end.
     pub early: bool,
+    /// How long a download pauses behind each [`PIECE`]: a slow link.
+    pub pause: Duration,
 }
+
+/// Bytes between two pauses.
+pub const PIECE: usize = 256 * 1024;
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { record: true, passive: true, epsv: true, announced: None, early: false }
+        Self {
+            record: true,
+            passive: true,
+            epsv: true,
+            announced: None,
+            early: false,
+            pause: Duration::ZERO,
+        }
     }
 }
 
@@ -163,6 +190,7 @@ fn session(
     peer.send("220 lab server\r\n")?;
     let mut data = Data::None;
     let mut buffer = Vec::new();
+    let mut restart = 0;
     loop {
         let Ok(line) = peer.line() else { return Ok(()) };
         let line = line.trim_end();
@@ -178,6 +206,13 @@ fn session(
                 "211-Features:\r\n EPRT\r\n EPSV\r\n REST STREAM\r\n SIZE\r\n211 End".to_owned()
             }
             "TYPE" | "CWD" | "NOOP" | "MODE" | "STRU" => "200 ok".to_owned(),
+            "REST" => match argument.parse() {
+                Ok(at) => {
+                    restart = at;
+                    format!("350 at {at}")
+                }
+                Err(_) => "501 at which byte?".to_owned(),
+            },
             "PWD" => "257 \"/\" is current".to_owned(),
             "EPSV" if behaviour.passive && !behaviour.epsv => "500 what?".to_owned(),
             "PASV" | "EPSV" if behaviour.passive => {
@@ -238,14 +273,15 @@ fn session(
                         if behaviour.early {
                             peer.send("226 done\r\n")?;
                         }
-                        match send(stream, &file) {
+                        let from = std::mem::take(&mut restart);
+                        match send(stream, &file, from, behaviour.pause) {
                             Ok(()) => "226 done".to_owned(),
                             Err(_) => "426 the data connection broke".to_owned(),
                         }
                     }
                 }
             }
-            "STOR" => {
+            "STOR" | "APPE" => {
                 peer.send("150 go ahead\r\n")?;
                 let mut stream = std::mem::replace(&mut data, Data::None).open(local)?;
                 if behaviour.early {
@@ -254,9 +290,8 @@ fn session(
                 buffer.clear();
                 match stream.read_to_end(&mut buffer) {
                     Ok(_) => {
-                        lock(state)
-                            .files
-                            .insert(argument.to_owned(), File::Bytes(buffer.as_slice().into()));
+                        let from = std::mem::take(&mut restart);
+                        lock(state).store(argument, from, verb == "APPE", &buffer);
                         "226 stored".to_owned()
                     }
                     Err(_) => {
@@ -277,9 +312,14 @@ fn session(
     }
 }
 
-fn send(mut stream: TcpStream, file: &File) -> std::io::Result<()> {
+fn send(mut stream: TcpStream, file: &File, from: usize, pause: Duration) -> std::io::Result<()> {
     match file {
-        File::Bytes(bytes) => stream.write_all(bytes)?,
+        File::Bytes(bytes) => {
+            for piece in bytes.get(from..).unwrap_or_default().chunks(PIECE) {
+                stream.write_all(piece)?;
+                std::thread::sleep(pause);
+            }
+        }
         File::Repeated(block, length) => {
             let mut left = *length;
             while left > 0 {
@@ -479,13 +519,22 @@ impl Client {
 
     /// As [`Client::upload`], on a thread that is inside of the client's host already.
     pub fn upload_here(&mut self, name: &str, content: &[u8]) -> Result<Transfer> {
+        self.store_here(&format!("STOR {name}"), content, Duration::ZERO)
+    }
+
+    /// Uploads a file or a piece of one with this command, pausing behind each [`PIECE`].
+    pub fn store(&mut self, command: &str, content: &[u8], pause: Duration) -> Result<Transfer> {
+        self.on_host(|client| client.store_here(command, content, pause))
+    }
+
+    fn store_here(&mut self, command: &str, content: &[u8], pause: Duration) -> Result<Transfer> {
         let server = self.control.stream().peer_addr()?.ip();
         let arranged = self.arrange()?;
         let early = match &arranged {
             Arranged::To(_) => Some(Self::open(&arranged, server)?),
             Arranged::Here(_) => None,
         };
-        self.control.send(format!("STOR {name}\r\n"))?;
+        self.control.send(format!("{command}\r\n"))?;
         let first = self.control.reply()?;
         if !first.starts_with('1') {
             return Ok(Transfer { data: None, reply: first });
@@ -494,7 +543,10 @@ impl Client {
             Some(stream) => stream,
             None => Self::open(&arranged, server)?,
         };
-        stream.write_all(content).context("sending the file")?;
+        for piece in content.chunks(PIECE) {
+            stream.write_all(piece).context("sending the file")?;
+            std::thread::sleep(pause);
+        }
         stream.shutdown(std::net::Shutdown::Write)?;
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).context("after the file")?;

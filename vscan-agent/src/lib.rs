@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod blocking;
+pub mod blocks;
 pub mod cli;
 pub mod config;
 pub mod gateway;

@@ -9,7 +9,10 @@
 //! | up to [`MEMFD_MAX`] | a memfd, sealed when complete | a read-only descriptor |
 //! | more, or memory budget used up | an unlinked file (`O_TMPFILE`) | a read-only descriptor |
 
-use crate::blocking;
+use crate::{
+    blocking,
+    blocks::{BlockHash, BlockHasher},
+};
 use rustix::{
     fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create, open},
     io::Errno,
@@ -183,7 +186,7 @@ pub struct Writer {
     store: Store,
     len: u64,
     /// Small objects are hashed at once when they are complete.
-    hasher: Option<Box<blake3::Hasher>>,
+    hasher: Option<Box<BlockHasher>>,
     claim: Claim,
 }
 
@@ -240,17 +243,67 @@ impl Writer {
     /// # Errors
     /// The kernel refused the seals.
     pub fn finish(self) -> Result<Object, SpoolError> {
-        let hash = match (&self.store, self.hasher) {
-            (Store::Heap(heap), None) => blake3::hash(heap),
-            (_, Some(hasher)) => hasher.finalize(),
-            (_, None) => blake3::hash(&[]),
+        let (hash, blocks) = match (&self.store, self.hasher) {
+            (Store::Heap(heap), None) => (blake3::hash(heap), Vec::new()),
+            (_, Some(hasher)) => hasher.finish(),
+            (_, None) => (blake3::hash(&[]), Vec::new()),
         };
         if let Store::Memfd(file) = &self.store {
             let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
             fcntl_add_seals(file, seals).map_err(io::Error::from)?;
         }
-        let inner = Inner { store: self.store, len: self.len, hash, _claim: Some(self.claim) };
+        let inner =
+            Inner { store: self.store, len: self.len, hash, blocks, _claim: Some(self.claim) };
         Ok(Object { inner: Arc::new(inner) })
+    }
+
+    /// Hash of the first block, once bytes behind it have come: see [`Object::prefix`].
+    pub fn prefix(&self) -> Option<BlockHash> {
+        self.hasher.as_ref()?.first()
+    }
+
+    /// Appends the bytes of another object from `from` up to `to`.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); `UnexpectedEof` when it has fewer.
+    pub fn copy_from(&mut self, object: &Object, from: u64, to: u64) -> Result<(), SpoolError> {
+        let mut buffer = vec![0; CHUNK];
+        let mut at = from;
+        while at < to {
+            let want = usize::try_from(to - at).unwrap_or(usize::MAX).min(CHUNK);
+            let count = object.read_at(&mut buffer[..want], at)?;
+            if count == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            self.write(&buffer[..count])?;
+            at += count as u64;
+        }
+        Ok(())
+    }
+
+    /// Sends the bytes from `from` up to `to`, which have been written already.
+    ///
+    /// # Errors
+    /// The leg's reset.
+    pub async fn send(&self, leg: &mut TcpStream, from: u64, to: u64) -> io::Result<()> {
+        let end = to.min(self.len);
+        let Store::Memfd(file) = &self.store else {
+            return send_store(&self.store, from, end, leg).await;
+        };
+        // Not by sendfile(2): pages that the network still holds keep a memfd from being sealed
+        // (EBUSY, fcntl(2) on F_SEAL_WRITE).
+        let mut buffer = vec![0; CHUNK];
+        let mut at = from;
+        while at < end {
+            let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(CHUNK);
+            let count = file.read_at(&mut buffer[..want], at)?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            leg.write_all(&buffer[..count]).await?;
+            at += count as u64;
+        }
+        Ok(())
     }
 
     fn leave_heap(&mut self) -> Result<(), SpoolError> {
@@ -300,6 +353,8 @@ struct Inner {
     store: Store,
     len: u64,
     hash: blake3::Hash,
+    /// Of objects that left the heap.
+    blocks: Vec<BlockHash>,
     _claim: Option<Claim>,
 }
 
@@ -325,7 +380,8 @@ impl Object {
             Store::Heap(heap) => heap.len() as u64,
             Store::Memfd(_) | Store::Disk(_) => len,
         };
-        Ok(Self { inner: Arc::new(Inner { store, len, hash, _claim: None }) })
+        let inner = Inner { store, len, hash, blocks: Vec::new(), _claim: None };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Length in bytes.
@@ -341,6 +397,20 @@ impl Object {
     /// BLAKE3 of the bytes.
     pub fn hash(&self) -> blake3::Hash {
         self.inner.hash
+    }
+
+    /// Hashes of the blocks (see [`crate::blocks`]); one block has the object's own.
+    pub fn blocks(&self) -> Vec<BlockHash> {
+        if self.inner.blocks.is_empty() {
+            vec![*self.inner.hash.as_bytes()]
+        } else {
+            self.inner.blocks.clone()
+        }
+    }
+
+    /// Hash of the first block: what objects with the same beginning have in common.
+    pub fn prefix(&self) -> BlockHash {
+        self.inner.blocks.first().copied().unwrap_or(*self.inner.hash.as_bytes())
     }
 
     /// The bytes, where they are on the heap (up to 64 KiB).
@@ -389,15 +459,7 @@ impl Object {
     /// # Errors
     /// The leg's reset; `UnexpectedEof` when the file has lost bytes.
     pub async fn copy_to(&self, to: &mut TcpStream, offset: u64) -> io::Result<()> {
-        match &self.inner.store {
-            Store::Heap(heap) => {
-                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(heap.len());
-                to.write_all(&heap[start..]).await
-            }
-            Store::Memfd(file) | Store::Disk(file) => {
-                send_file(file, offset, self.inner.len, to).await
-            }
-        }
+        send_store(&self.inner.store, offset, self.inner.len, to).await
     }
 
     fn file(&self) -> Option<&File> {
@@ -420,6 +482,16 @@ impl io::Read for Reader {
         let count = self.object.read_at(buffer, self.offset)?;
         self.offset += count as u64;
         Ok(count)
+    }
+}
+
+async fn send_store(store: &Store, from: u64, end: u64, to: &mut TcpStream) -> io::Result<()> {
+    match store {
+        Store::Heap(heap) => {
+            let index = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(heap.len());
+            to.write_all(heap.get(index(from)..index(end)).unwrap_or_default()).await
+        }
+        Store::Memfd(file) | Store::Disk(file) => send_file(file, from, end, to).await,
     }
 }
 

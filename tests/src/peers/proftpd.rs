@@ -18,6 +18,11 @@ pub struct ProFtpd {
 impl ProFtpd {
     /// Starts it on this port and waits until it listens.
     pub fn start(host: &Host, port: u16) -> Result<Self> {
+        Self::start_with(host, port, "")
+    }
+
+    /// As [`ProFtpd::start`] with further lines of configuration.
+    pub fn start_with(host: &Host, port: u16, more: &str) -> Result<Self> {
         let dir = host.dir().join(format!("proftpd-{port}"));
         let files = dir.join("files");
         fs::create_dir_all(&files)?;
@@ -41,7 +46,7 @@ impl ProFtpd {
                  PidFile {dir_text}/pid\nScoreboardFile {dir_text}/scoreboard\nDelayTable none\n\
                  MaxInstances 200\nAllowOverwrite on\nAllowStoreRestart on\n\
                  AllowRetrieveRestart on\nSystemLog {dir_text}/system.log\n\
-                 LogFormat all \"%a %r -> %s\"\nExtendedLog {dir_text}/commands.log ALL all\n",
+                 LogFormat all \"%a %r -> %s\"\nExtendedLog {dir_text}/commands.log ALL all\n{more}",
                 users = users.display(),
             ),
         )?;

@@ -304,12 +304,13 @@ fn a_server_behind_pyftpdlib(steering: Steering) -> Result<()> {
     Ok(())
 }
 
-/// A piece cannot be judged: no transfer begins anywhere but at its first byte.
+/// Where pieces are refused no transfer begins anywhere but at its first byte.
 fn resume_is_refused(steering: Steering) -> Result<()> {
     let lab = Lab::new(Topology::Plain)?;
     let server = Server::start(lab.server(), 21, Behaviour::default())?;
     server.put("bad", fixtures::eicar());
-    let _vscan = Vscan::start(&lab, &Settings::new(steering))?;
+    let settings = Settings::new(steering).with("ftp", "resume = \"refuse\"");
+    let _vscan = Vscan::start(&lab, &settings)?;
     let mut client = Client::connect(lab.client(), lab.dial(Family::V4, 21), Mode::Epsv)?;
     let features = client.control().ask("FEAT", "211")?;
     ensure!(!features.contains("REST") && features.contains("EPSV"), "{features}");

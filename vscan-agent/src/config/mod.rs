@@ -22,13 +22,13 @@ pub use error::{ConfigErrors, Problem};
 pub use glob::Glob;
 pub use outbound::Outbound;
 pub use terms::{
-    Attach, BareNewline, CommandGroup, Delivery, Direction, FtpTls, LogFormat, OnAgentDown,
-    OutboundAction, Permission, Protocol, REASONS, Resume, StartTls, Steering, Treatment,
-    verdict_str,
+    Attach, BareNewline, CommandGroup, Delivery, Direction, FtpDelivery, FtpTls, LogFormat,
+    OnAgentDown, OutboundAction, Permission, Protocol, REASONS, Resume, StartTls, Steering,
+    Treatment, verdict_str,
 };
 pub use types::{
-    Config, Ftp, Gateway, Interface, Log, Marks, Metrics, Paths, Published, Quarantine, RateLimit,
-    Scan, Smtp, Spool, TableNumber, Treat, extension,
+    Config, Ftp, Gateway, HOLD_BACK_MIN, Interface, Log, Marks, Metrics, Paths, Published,
+    Quarantine, RateLimit, Scan, Smtp, Spool, TableNumber, Treat, extension,
 };
 
 use read::{Reader, Table, Wrong};

@@ -6,8 +6,8 @@ use super::outbound;
 use super::read::{Reader, Scalar, Table, Wrong};
 use super::terms::Treatment;
 use super::types::{
-    Config, Ftp, Gateway, Log, Marks, Metrics, Paths, Quarantine, RateLimit, Scan, Smtp, Spool,
-    Treat,
+    Config, Ftp, Gateway, HOLD_BACK_MIN, Log, Marks, Metrics, Paths, Quarantine, RateLimit, Scan,
+    Smtp, Spool, Treat,
 };
 use super::value::{EhloKeyword, Extension, OrNone, Size};
 use std::num::NonZeroU16;
@@ -222,13 +222,21 @@ pub(super) fn paths(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Paths {
 fn ftp(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Ftp {
     let mut t = root.table(r, "ftp");
     let d = Ftp::default();
+    let patience = t.opt::<OrNone<Duration>>(r, "server_patience");
     let ftp = Ftp {
         ports: t.list(r, "ports", d.ports),
         delivery: t.get(r, "delivery", d.delivery),
+        hold_back: size(r, &mut t, "hold_back", d.hold_back),
         tls: t.get(r, "tls", d.tls),
         resume: t.get(r, "resume", d.resume),
         noop_interval: positive(r, &mut t, "noop_interval", d.noop_interval),
+        server_patience: patience.and_then(OrNone::into_option),
     };
+    if ftp.hold_back < HOLD_BACK_MIN {
+        let wrong =
+            Wrong::new(format!("`ftp.hold_back` must be at least {} KiB", HOLD_BACK_MIN >> 10));
+        r.report(t.span_of("hold_back"), wrong);
+    }
     t.finish(r);
     ftp
 }

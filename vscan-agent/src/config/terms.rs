@@ -172,6 +172,16 @@ words! {
 }
 
 words! {
+    /// How a file is delivered over FTP.
+    FtpDelivery {
+        /// Nothing of it before its verdict.
+        Hold = "hold",
+        /// While it arrives, but for its last bytes: partial protection.
+        Stream = "stream",
+    }
+}
+
+words! {
     /// What happens when an FTP client asks for TLS (`AUTH`).
     FtpTls {
         /// The session goes on uninspected, counted and shown as such.
@@ -185,10 +195,11 @@ words! {
 words! {
     /// What happens when an FTP client resumes a transfer (`REST`, `APPE`).
     Resume {
+        /// The whole file is fetched and scanned, and the client gets the piece that it asked for.
+        Whole = "whole",
         /// Refused with 502; the client starts again from the first byte.
         Refuse = "refuse",
     }
-    unavailable { "whole" => "a resumed transfer cannot be completed from the server" }
 }
 
 words! {

@@ -201,7 +201,8 @@ max_sesions = 5
 [ftp]
 ports = [0]
 tls = "terminate"
-resume = "whole"
+resume = "part"
+hold_back = "64 KiB"
 
 [spool]
 memory = "lots"
@@ -242,20 +243,23 @@ vscan.toml:9:7: `ftp.tls`: this version does not have "terminate": TLS is passed
   9 | tls = "terminate"
     |       ^^^^^^^^^^^
   help: choose one of "pass", "refuse"
-vscan.toml:10:10: `ftp.resume`: this version does not have "whole": a resumed transfer cannot be completed from the server
-  10 | resume = "whole"
-     |          ^^^^^^^
-  help: choose one of "refuse"
-vscan.toml:13:10: `spool.memory`: "lots" is not a size
-  13 | memory = "lots"
+vscan.toml:10:10: `ftp.resume`: "part" is not known here
+  10 | resume = "part"
+     |          ^^^^^^
+  help: choose one of "whole", "refuse"
+vscan.toml:11:13: `ftp.hold_back` must be at least 128 KiB
+  11 | hold_back = "64 KiB"
+     |             ^^^^^^^^
+vscan.toml:14:10: `spool.memory`: "lots" is not a size
+  14 | memory = "lots"
      |          ^^^^^^
   help: write a number and one of B, KiB, MiB, GiB, TiB, kB, MB, GB, TB
-vscan.toml:17:10: `treat[0].action`: this version does not have "strip": infected parts cannot be taken out of a message
-  17 | action = "strip"
+vscan.toml:18:10: `treat[0].action`: this version does not have "strip": infected parts cannot be taken out of a message
+  18 | action = "strip"
      |          ^^^^^^^
   help: choose one of "pass", "block", "quarantine"
-vscan.toml:19:2: unknown table `mailbox`
-  19 | [mailbox.support]
+vscan.toml:20:2: unknown table `mailbox`
+  20 | [mailbox.support]
      |  ^^^^^^^
   help: known here: gateway, paths, access, ftp, smtp, scan, treat, outbound, quarantine, spool, metrics, log"#
     );

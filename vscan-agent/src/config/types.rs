@@ -4,8 +4,8 @@ use super::access::Access;
 use super::glob::Glob;
 use super::outbound::Outbound;
 use super::terms::{
-    Attach, BareNewline, Delivery, Direction, FtpTls, LogFormat, OnAgentDown, Protocol, Resume,
-    StartTls, Steering, Treatment,
+    Attach, BareNewline, Delivery, Direction, FtpDelivery, FtpTls, LogFormat, OnAgentDown,
+    Protocol, Resume, StartTls, Steering, Treatment,
 };
 use ipnet::IpNet;
 use serde::Serialize;
@@ -215,14 +215,22 @@ pub struct Ftp {
     /// Server ports; empty: FTP is not intercepted.
     pub ports: Vec<NonZeroU16>,
     /// How files are delivered.
-    pub delivery: Delivery,
+    pub delivery: FtpDelivery,
+    /// With `FtpDelivery::Stream`: bytes that wait for the verdict. At least [`HOLD_BACK_MIN`].
+    pub hold_back: u64,
     /// What happens on `AUTH`.
     pub tls: FtpTls,
     /// What happens on `REST` and `APPE`.
     pub resume: Resume,
     /// How often the server is kept awake while an upload is held.
     pub noop_interval: Duration,
+    /// How long a server waits for an upload that is held, while it is kept awake; none: it is learnt.
+    pub server_patience: Option<Duration>,
 }
+
+/// Least `ftp.hold_back`: the first block of a file tells whether it was caught before, and is to be
+/// here before anything goes on.
+pub const HOLD_BACK_MIN: u64 = 128 << 10;
 
 /// `[smtp]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -400,10 +408,12 @@ impl Default for Ftp {
     fn default() -> Self {
         Self {
             ports: vec![port(21)],
-            delivery: Delivery::Hold,
+            delivery: FtpDelivery::Hold,
+            hold_back: MIB,
             tls: FtpTls::Pass,
-            resume: Resume::Refuse,
+            resume: Resume::Whole,
             noop_interval: Duration::from_secs(30),
+            server_patience: None,
         }
     }
 }

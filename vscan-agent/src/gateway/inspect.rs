@@ -115,7 +115,19 @@ impl Gateway {
         self.judge(config, flow, report, None, received, about, Instant::now())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the two callers above are all there are")]
+    /// Decides on an object that is one part of what would have to be read; `report` says what is not here.
+    pub fn inspect_unread(
+        &self,
+        config: &Config,
+        flow: &FlowHandle,
+        report: Report,
+        object: &Object,
+        about: About<'_>,
+    ) -> Inspection {
+        self.judge(config, flow, report, Some(object), object.len(), about, Instant::now())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the callers above are all there are")]
     fn judge(
         &self,
         config: &Config,

@@ -48,6 +48,8 @@ pub struct Gateway {
     pub scanner: Scanner,
     /// How our own connections are translated on their way.
     pub translation: Translation,
+    /// What FTP sessions remember of files.
+    memory: Arc<ftp::Memory>,
     /// Where blocked objects are kept.
     pub quarantine: quarantine::Store,
     sessions: Arc<Semaphore>,
@@ -86,6 +88,7 @@ impl Gateway {
             spool,
             scanner: Scanner::new(),
             translation: Translation::default(),
+            memory: Arc::default(),
             quarantine,
             draining: watch::Sender::new(false),
             ledger: Mutex::default(),

@@ -10,7 +10,7 @@ use vscan_proto::ftp::address::{parse_227, parse_229, parse_eprt, parse_port};
 use vscan_proto::ftp::command::{COMMAND_LIMIT, Command};
 use vscan_proto::ftp::reply::{REPLY_LINE_LIMIT, Replies};
 use vscan_proto::ftp::{
-    Addresses, Broken, Event, Judgement, Leg, Output, Session, Settings, Timing, Tls,
+    Addresses, Broken, Delivery, Event, Judgement, Leg, Output, Recalled, Session, Settings,
 };
 use vscan_proto::line::LineSplitter;
 
@@ -88,10 +88,9 @@ pub(crate) fn address(data: &[u8]) {
 pub(crate) fn session(data: &[u8]) {
     let mut now = Instant::now();
     let settings = Settings {
-        tls: Tls::Pass,
         skip_extensions: vec!["iso".into()],
-        permit: None,
-        timing: Timing::default(),
+        delivery: if data.len().is_multiple_of(2) { Delivery::Hold } else { Delivery::Stream },
+        ..Settings::default()
     };
     let addresses =
         Addresses { client: ([10, 0, 0, 1], 4000).into(), dialled: ([192, 0, 2, 1], 21).into() };
@@ -106,10 +105,14 @@ pub(crate) fn session(data: &[u8]) {
         step(&mut session, &mut now, *kind, *length, bytes);
         while let Some(output) = session.poll_output() {
             assert!(!matches!(output, Output::Send(_)), "only refusals were given");
+            assert!(!matches!(output, Output::Check), "no version is known");
             over |= matches!(output, Output::Close | Output::Reset | Output::Blind);
         }
     }
 }
+
+/// What may be known of a file: no version, for a piece of one may be passed on.
+const RECALLED: [Recalled; 3] = [Recalled::Nothing, Recalled::Suspect, Recalled::Busy];
 
 fn step(session: &mut Session, now: &mut Instant, kind: u8, length: u8, bytes: &[u8]) {
     let leg = if kind & 0x80 == 0 { Leg::Client } else { Leg::Upstream };
@@ -127,7 +130,11 @@ fn step(session: &mut Session, now: &mut Instant, kind: u8, length: u8, bytes: &
         }
         12 => session.handle_event(*now, Event::Sent(result)),
         13 => session.handle_event(*now, Event::Spliced(result)),
-        14 => session.handle_client_closed(*now),
+        14 if length.is_multiple_of(2) => session.handle_client_closed(*now),
+        14 => session.handle_event(
+            *now,
+            Event::Recalled(RECALLED[usize::from(*bytes.first().unwrap_or(&0)) % 3]),
+        ),
         _ => {
             *now += Duration::from_secs(u64::from(length));
             session.handle_timeout(*now);

@@ -29,10 +29,14 @@ pub enum Verb {
     Appe,
     /// AUTH: begin a security exchange (RFC 2228, 4217).
     Auth,
+    /// CDUP, XCUP: to the parent directory.
+    Cdup,
     /// COMB: makes one file out of several (Globalscape).
     Comb,
     /// CPSV: passive with the TLS roles swapped, for server-to-server transfers.
     Cpsv,
+    /// CWD, XCWD: to another directory.
+    Cwd,
     /// EPRT: active data connection, any family (RFC 2428).
     Eprt,
     /// EPSV: passive data connection, any family (RFC 2428).
@@ -96,17 +100,17 @@ pub enum Verb {
 impl Verb {
     fn parse(verb: &[u8]) -> Self {
         let mut upper = [0u8; 4];
-        if verb.len() != upper.len() {
-            return Self::Other;
-        }
+        let Some(upper) = upper.get_mut(..verb.len()) else { return Self::Other };
         upper.copy_from_slice(verb);
         upper.make_ascii_uppercase();
-        match &upper {
+        match &*upper {
             b"ABOR" => Self::Abor,
             b"APPE" => Self::Appe,
             b"AUTH" => Self::Auth,
+            b"CDUP" | b"XCUP" => Self::Cdup,
             b"COMB" => Self::Comb,
             b"CPSV" => Self::Cpsv,
+            b"CWD" | b"XCWD" => Self::Cwd,
             b"EPRT" => Self::Eprt,
             b"EPSV" => Self::Epsv,
             b"ERET" => Self::Eret,
@@ -145,8 +149,10 @@ impl Verb {
             Self::Abor => "ABOR",
             Self::Appe => "APPE",
             Self::Auth => "AUTH",
+            Self::Cdup => "CDUP",
             Self::Comb => "COMB",
             Self::Cpsv => "CPSV",
+            Self::Cwd => "CWD",
             Self::Eprt => "EPRT",
             Self::Epsv => "EPSV",
             Self::Eret => "ERET",
@@ -266,6 +272,15 @@ impl Command {
             name.length += 1;
         }
         name
+    }
+
+    /// The same line with another verb, for asking the server about the same file.
+    pub fn with_verb(&self, verb: &str) -> Bytes {
+        let end = self.wire.iter().position(|&byte| byte == b' ' || byte == b'\r');
+        let mut line = BytesMut::with_capacity(verb.len() + self.wire.len());
+        line.put_slice(verb.as_bytes());
+        line.put_slice(&self.wire[end.unwrap_or(self.wire.len())..]);
+        line.freeze()
     }
 
     /// What follows the first space, Telnet escaping undone. May hold any byte but LF and NUL.

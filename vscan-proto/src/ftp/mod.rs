@@ -13,6 +13,6 @@ pub mod session;
 pub use command::{Command, Verb, VerbName};
 pub use permit::Permit;
 pub use session::{
-    Addresses, Begin, Broken, Event, Judgement, Leg, Note, Outcome, Output, Session, Settings,
-    Timing, Tls, is_tls_record,
+    Addresses, BLOCK, Base, Begin, Broken, Delivery, Event, Judgement, Leg, Note, Outcome, Output,
+    Recalled, Resume, Session, Settings, Timing, Tls, is_tls_record,
 };

@@ -154,9 +154,9 @@ fn code(content: &[u8]) -> Option<(u16, bool)> {
     }
 }
 
-/// Whether a line of the FEAT answer names something that vscan does not let through: restart
-/// positions, parts of files, compression, and (where TLS is refused) the security extensions.
-pub fn is_hidden_feature(line: &[u8], hide_tls: bool) -> bool {
+/// Whether a line of the FEAT answer names something that vscan does not let through: parts of
+/// files, compression, and (where they are refused) restart positions or the security extensions.
+pub fn is_hidden_feature(line: &[u8], hide_tls: bool, hide_restart: bool) -> bool {
     // RFC 2389: feature lines begin with one space.
     if !line.starts_with(b" ") {
         return false;
@@ -164,14 +164,14 @@ pub fn is_hidden_feature(line: &[u8], hide_tls: bool) -> bool {
     let text = line.trim_ascii().to_ascii_uppercase();
     let mut words = text.split(|byte| byte.is_ascii_whitespace());
     match words.next() {
-        Some(b"REST") => true,
+        Some(b"REST" | b"APPE") => hide_restart,
         Some(b"MODE") => words.next().is_some_and(|mode| mode.starts_with(b"Z")),
         Some(b"AUTH" | b"PBSZ" | b"PROT" | b"CCC" | b"SSCN" | b"ADAT" | b"ENC" | b"MIC") => {
             hide_tls
         }
         Some(
-            b"LPRT" | b"LPSV" | b"CPSV" | b"SPSV" | b"SPAS" | b"SPOR" | b"APPE" | b"COMB" | b"RANG"
-            | b"ERET" | b"ESTO" | b"THMB",
+            b"LPRT" | b"LPSV" | b"CPSV" | b"SPSV" | b"SPAS" | b"SPOR" | b"COMB" | b"RANG" | b"ERET"
+            | b"ESTO" | b"THMB",
         ) => true,
         Some(_) | None => false,
     }
@@ -277,15 +277,13 @@ mod tests {
 
     #[test]
     fn hidden_features() {
-        let hidden = |line: &str, tls| is_hidden_feature(line.as_bytes(), tls);
-        for line in [
-            " REST STREAM\r\n",
-            " rest stream\r\n",
-            " RANG STREAM\r\n",
-            " MODE Z\r\n",
-            " MODE Z;level\r\n",
-        ] {
+        let hidden = |line: &str, tls| is_hidden_feature(line.as_bytes(), tls, false);
+        for line in [" RANG STREAM\r\n", " MODE Z\r\n", " MODE Z;level\r\n"] {
             assert!(hidden(line, false), "{line}");
+        }
+        for line in [" REST STREAM\r\n", " rest stream\r\n", " APPE\r\n"] {
+            assert!(is_hidden_feature(line.as_bytes(), false, true), "{line}");
+            assert!(!hidden(line, true), "{line}");
         }
         for line in [" AUTH TLS\r\n", " AUTH TLS;SSL;\r\n", " PBSZ\r\n", " PROT\r\n"] {
             assert!(hidden(line, true), "{line}");

@@ -228,6 +228,10 @@ impl<'a> Control<'a> {
                 Output::ToClient(bytes) => self.client.pending.extend_from_slice(&bytes),
                 Output::ToUpstream(bytes) => self.upstream.pending.extend_from_slice(&bytes),
                 Output::Note(note) => match *note {
+                    Note::Impatient(after) => {
+                        self.place.gateway.memory.gave_up(self.place.server, after);
+                        self.place.flow.anomaly("ftp_server_impatient", after.as_secs());
+                    }
                     Note::User(user) => self.place.flow.set_user(&user),
                     Note::Denied { command, what, tell } => {
                         let denied = Denied::ftp(command.as_deref(), &what);
@@ -241,6 +245,10 @@ impl<'a> Control<'a> {
                 Output::Close => self.ended = Some(Ended::Closed),
                 Output::Reset => self.ended = Some(Ended::Reset),
                 output @ (Output::Listen(_)
+                | Output::Recall
+                | Output::Join(_)
+                | Output::Stream(_)
+                | Output::Check
                 | Output::ConnectClient(_)
                 | Output::DialUpstream(_)
                 | Output::Receive(_)

@@ -6,12 +6,14 @@
 
 use super::{
     Place,
+    judging::{Case, Judged},
+    partial::{self, Found, Partial},
+    passing::{self, Checked, Streamed},
     transfer::{self, Held, Record, Watch},
 };
 use crate::{
     kernel::marks::Marks,
     net::{self, DataListener},
-    spool::Object,
 };
 use std::{
     io,
@@ -20,8 +22,7 @@ use std::{
     task::{Context, Poll},
 };
 use tokio::{net::TcpStream, runtime::Handle};
-use vscan_proto::ftp::{Broken, Event, Judgement, Leg, Output};
-use vscan_scan::report::Verdict;
+use vscan_proto::ftp::{Broken, Event, Leg, Output, Recalled};
 
 /// The port that servers call from in active mode (RFC 959 section 3.2).
 const FTP_DATA: u16 = 20;
@@ -86,7 +87,11 @@ impl Channel<'_> {
 pub(super) enum Done {
     Received(Result<Held, Broken>),
     /// With what is sent in the place of the object, if it was treated.
-    Judged(Judgement, Verdict, Option<Object>),
+    Recalled(Found),
+    /// From this leg.
+    Streamed(Leg, Result<Streamed, Broken>),
+    Checked(Checked),
+    Judged(Judged),
     /// With the leg, which still has to be closed.
     Sent(Result<TcpStream, Broken>),
     Spliced(Result<TcpStream, Broken>),
@@ -105,6 +110,7 @@ pub(super) struct Data<'a> {
     work: Option<Work<'a>>,
     held: Option<Held>,
     record: Option<Record>,
+    partial: Partial,
     /// Legs that have said all and wait for their peer's end.
     closing: Vec<Pending<'static, ()>>,
 }
@@ -130,6 +136,7 @@ impl<'a> Data<'a> {
             work: None,
             held: None,
             record: None,
+            partial: Partial::default(),
             closing: Vec::new(),
         }
     }
@@ -151,6 +158,13 @@ impl<'a> Data<'a> {
             Output::ConnectClient(to) => self.client = self.connect_client(to),
             Output::DialUpstream(port) => self.upstream = self.dial(port),
             Output::Receive(leg) => return self.receive(leg),
+            Output::Recall => return self.recall(),
+            Output::Join(base) => {
+                let held = self.held.take();
+                self.partial.join(base, held);
+            }
+            Output::Stream(from) => return self.stream(from),
+            Output::Check => return self.check(),
             Output::Inspect => self.inspect(),
             Output::Send(leg) => return self.send(leg),
             Output::Splice(from) => return self.splice(from),
@@ -160,11 +174,13 @@ impl<'a> Data<'a> {
                 self.place.flow.set_object(&begin.name);
                 let record = Record::new(*begin);
                 self.place.flow.begin_transfer(record.watch().counter());
+                self.partial = Partial::begin(self.place, &record.begin);
                 self.record = Some(record);
             }
             Output::End(outcome) => {
                 self.work = None;
                 self.held = None;
+                self.partial = Partial::default();
                 self.place.flow.end_transfer();
                 if let Some(record) = self.record.take() {
                     record.report(self.place.flow, outcome);
@@ -215,14 +231,31 @@ impl<'a> Data<'a> {
                 Event::Received(Ok(()))
             }
             Done::Received(Err(broken)) => Event::Received(Err(broken)),
-            Done::Judged(judgement, verdict, treated) => {
-                if let Some(treated) = treated {
+            Done::Recalled(found) => Event::Recalled(self.partial.found(found)),
+            Done::Streamed(from, Ok(streamed)) => {
+                self.held = Some(streamed.held);
+                self.partial.sent = streamed.sent;
+                *self.channel(from.other()) = Channel::Open(streamed.to);
+                Event::Received(Ok(()))
+            }
+            Done::Streamed(_, Err(broken)) => Event::Received(Err(broken)),
+            Done::Checked(Checked::Belongs(leg)) => {
+                self.close(leg);
+                Event::Sent(Ok(()))
+            }
+            Done::Checked(Checked::Differs { client, released }) => {
+                self.client = Channel::Open(client);
+                Event::Mismatched { released }
+            }
+            Done::Checked(Checked::Broken(broken)) => Event::Sent(Err(broken)),
+            Done::Judged(judged) => {
+                if let Some(treated) = judged.treated {
                     self.held = Some(Held::Object(treated));
                 }
                 if let Some(record) = &mut self.record {
-                    record.verdict = Some(verdict);
+                    record.verdict = Some(judged.verdict);
                 }
-                Event::Judged(judgement)
+                Event::Judged(judged.judgement)
             }
             Done::Sent(result) => Event::Sent(result.map(|leg| self.close(leg))),
             Done::Spliced(result) => Event::Spliced(result.map(|leg| self.close(leg))),
@@ -287,8 +320,9 @@ impl<'a> Data<'a> {
             return Some(Event::Received(Err(Broken { leg })));
         };
         let (place, watch) = (self.place, self.watch());
+        let intake = self.partial.intake(leg, self.record.as_ref().map(|record| &record.begin));
         self.begin([leg == Leg::Client, leg == Leg::Upstream], async move {
-            let received = transfer::receive(place, stream, leg, watch).await;
+            let received = transfer::receive(place, stream, leg, watch, intake).await;
             Done::Received(received.map_err(|_| Broken { leg }))
         });
         None
@@ -297,23 +331,83 @@ impl<'a> Data<'a> {
     fn inspect(&mut self) {
         let (Some(held), Some(record)) = (&self.held, &self.record) else { return };
         let (place, held, begin) = (self.place, held.clone(), record.begin.clone());
-        self.begin([false, false], async move {
-            let (judgement, verdict, treated) = transfer::inspect(place, &held, &begin).await;
-            Done::Judged(judgement, verdict, treated)
+        let case = Case {
+            place,
+            memory: &place.gateway.memory,
+            key: partial::key(place, &begin),
+            remembers: partial::remembers(place, &begin),
+            begin,
+            begun: record.started,
+            streamed: self.partial.sent > 0,
+        };
+        self.begin([false, false], async move { Done::Judged(case.judge(&held).await) });
+    }
+
+    fn recall(&mut self) -> Option<Event> {
+        let Some(record) = &self.record else { return Some(Event::Recalled(Recalled::Nothing)) };
+        let (place, begin) = (self.place, record.begin.clone());
+        if let Some(recalled) = self.partial.recall_now(place, &begin) {
+            return Some(Event::Recalled(recalled));
+        }
+        self.begin(
+            [false, false],
+            async move { Done::Recalled(partial::look_up(place, begin).await) },
+        );
+        None
+    }
+
+    fn stream(&mut self, leg: Leg) -> Option<Event> {
+        let (from, to) = (self.channel(leg).take(), self.channel(leg.other()).take());
+        let (Some(from), Some(to)) = (from, to) else {
+            return Some(Event::Received(Err(Broken { leg })));
+        };
+        let (place, watch) = (self.place, self.watch());
+        self.begin([true, true], async move {
+            Done::Streamed(leg, passing::stream(place, from, to, leg, watch).await)
         });
+        None
+    }
+
+    fn check(&mut self) -> Option<Event> {
+        let (from, to) = (self.upstream.take(), self.client.take());
+        let (Some(from), Some(to), Some(version), Some(record)) =
+            (from, to, self.partial.version(), &self.record)
+        else {
+            return Some(Event::Sent(Err(Broken { leg: Leg::Upstream })));
+        };
+        let (place, watch, restart) = (self.place, self.watch(), record.begin.restart);
+        let key = partial::key(place, &record.begin);
+        self.begin([true, true], async move {
+            let legs = (from, to);
+            let memory = &place.gateway.memory;
+            let checked = passing::check(place, memory, &key, &version, restart, legs, watch);
+            Done::Checked(checked.await)
+        });
+        None
     }
 
     fn send(&mut self, leg: Leg) -> Option<Event> {
         let stream = self.channel(leg).take();
-        let (Some(stream), Some(Held::Object(object))) = (stream, self.held.clone()) else {
+        let (object, from) = match &self.held {
+            Some(held @ Held::Object(object)) => (Some(object.clone()), self.send_from(held)),
+            Some(held @ Held::Joined(joined)) => {
+                (Some(joined.object.clone()), self.send_from(held))
+            }
+            Some(Held::Refused { .. } | Held::Unheld(..)) | None => (None, 0),
+        };
+        let (Some(stream), Some(object)) = (stream, object) else {
             return Some(Event::Sent(Err(Broken { leg })));
         };
         let place = self.place;
         self.begin([leg == Leg::Client, leg == Leg::Upstream], async move {
-            let sent = transfer::send(place, &object, stream).await;
+            let sent = transfer::send(place, &object, from, stream).await;
             Done::Sent(sent.map_err(|_| Broken { leg }))
         });
         None
+    }
+
+    fn send_from(&self, held: &Held) -> u64 {
+        self.partial.send_from(held, self.record.as_ref().map(|record| &record.begin))
     }
 
     fn splice(&mut self, leg: Leg) -> Option<Event> {

@@ -1,10 +1,16 @@
 //! Drives the FTP session machine of `vscan-proto` on real sockets.
 //!
 //! `control` moves the dialogue and carries out what the machine asks for, `data` owns the data
-//! channels and what runs on them, `tls` relays what is encrypted. No FTP is understood here.
+//! channels and what runs on them, `transfer` and `passing` move a file, `judging` says whether it may
+//! go on, `memory` is what sessions know from one another, `tls` relays what is encrypted. No FTP is understood here.
 
+mod ascii;
 mod control;
 mod data;
+mod judging;
+mod memory;
+mod partial;
+mod passing;
 mod tls;
 mod transfer;
 
@@ -19,6 +25,7 @@ use crate::{
     observe::FlowHandle,
 };
 use control::{Control, Ended};
+pub use memory::Memory;
 use socket2::SockRef;
 use std::{net::SocketAddr, sync::Arc};
 use vscan_proto::ftp::{Permit, Settings, Timing, Tls};
@@ -94,8 +101,14 @@ fn settings(place: Place<'_>) -> Settings {
             FtpTls::Pass | FtpTls::Refuse => Tls::Refuse,
         },
         permit: rules.map(|rules| rules as Arc<dyn Permit>),
+        delivery: partial::delivery(config.ftp.delivery),
+        resume: partial::resume(config.ftp.resume),
         skip_extensions: config.scan.skip_extensions.clone(),
         timing: Timing {
+            patience: config
+                .ftp
+                .server_patience
+                .or_else(|| place.gateway.memory.patience(place.server)),
             keep_awake: config.ftp.noop_interval,
             idle: config.gateway.idle_timeout,
             ..Timing::default()

@@ -1,13 +1,13 @@
-//! What runs on data channels: receiving into the spool, inspecting, sending, splicing. And the
-//! record of a transfer that becomes its event.
+//! What runs on data channels: receiving into the spool, sending, splicing. And the record of a
+//! transfer that becomes its event.
 
-use super::Place;
+use super::{Place, memory::Caught};
 use crate::{
+    blocking,
     config::verdict_str,
-    gateway::inspect::{About, Inspection, Outcome as Ruling},
     net::relay,
     observe::{EventKind, FlowHandle, wire},
-    spool::{Object, SpoolError},
+    spool::{Object, SpoolError, Writer},
 };
 use serde::Serialize;
 use socket2::SockRef;
@@ -21,23 +21,46 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::sleep};
-use vscan_proto::ftp::{Begin, Judgement, Leg, Outcome};
-use vscan_scan::{report::Verdict, wire::ObjectKind};
+use vscan_proto::ftp::{Begin, Leg, Outcome};
+use vscan_scan::report::Verdict;
 
 /// Bytes read at a time: large enough that hashing and system calls cost little for each.
-const BUFFER_SIZE: usize = 256 << 10;
+pub(super) const BUFFER_SIZE: usize = 256 << 10;
 
 thread_local! {
     /// One for each worker thread, not for each session: nothing stays in it between two reads.
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_SIZE]);
 }
 
+/// Why a restart position is refused.
+pub(super) const BEHIND_THE_END: &str = "the restart position lies behind the end of the file";
+
 /// What was received.
 #[derive(Clone)]
 pub(super) enum Held {
     Object(Object),
+    /// The piece of an upload, joined with what the server has.
+    Joined(Box<Joined>),
+    /// It is refused without a look at the whole.
+    Refused {
+        reason: String,
+        verdict: Verdict,
+    },
     /// It could not be held, so it cannot be scanned or sent.
     Unheld(Arc<SpoolError>, u64),
+}
+
+/// An upload that adds to a file.
+#[derive(Clone)]
+pub(super) struct Joined {
+    /// The file from its first byte to the last one of the piece.
+    pub(super) object: Object,
+    /// The same with what the server has behind it.
+    pub(super) with_rest: Option<Object>,
+    /// First byte of the piece.
+    pub(super) start: u64,
+    /// Whether what the server has could be read.
+    pub(super) readable: bool,
 }
 
 /// Bytes that a transfer has moved; also says whether it still lives.
@@ -54,7 +77,7 @@ impl Watch {
         Arc::clone(&self.0)
     }
 
-    fn total(&self) -> u64 {
+    pub(super) fn total(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
@@ -86,7 +109,7 @@ impl Watch {
 pub(super) struct Record {
     pub(super) begin: Begin,
     pub(super) verdict: Option<Verdict>,
-    started: Instant,
+    pub(super) started: Instant,
     watch: Watch,
 }
 
@@ -132,16 +155,35 @@ impl Record {
     }
 }
 
-enum Step {
+/// What a read has brought.
+pub(super) enum Step {
     Bytes,
     Wait,
     End,
 }
 
+/// What an upload adds to.
+#[derive(Clone)]
+pub(super) enum Base {
+    Object(Object),
+    Absent,
+    Unreadable,
+}
+
+/// How what a leg sends is taken in.
+#[derive(Default)]
+pub(super) struct Intake {
+    /// It belongs behind this, from this byte on (`None`: its end).
+    pub(super) base: Option<(Base, Option<u64>)>,
+    /// What was caught under this name.
+    pub(super) suspect: Option<Arc<Caught>>,
+}
+
 /// Reads a leg to its end.
 ///
-/// An object that cannot be held is refused later. A server is left at once then (its leg is
-/// reset), a client is heard to its end: some clients try again for ever when they are cut.
+/// An object that cannot be held is refused later, as is one that begins like what was caught under its
+/// name. A server is left at once then (its leg is reset), a client is heard to its end: some clients try
+/// again for ever when they are cut.
 ///
 /// # Errors
 /// The leg was reset, or was silent for too long.
@@ -150,30 +192,26 @@ pub(super) async fn receive(
     stream: TcpStream,
     leg: Leg,
     watch: Watch,
+    intake: Intake,
 ) -> io::Result<Held> {
-    let mut writer = Ok(place.gateway.spool.writer());
+    let mut spooling = Spooling::begin(place, intake);
     let reading = async {
         loop {
             stream.readable().await?;
-            let step = BUFFER.with_borrow_mut(|buffer| match stream.try_read(buffer) {
+            let step = with_buffer(|buffer| match stream.try_read(buffer) {
                 Ok(0) => Ok(Step::End),
                 Ok(count) => {
                     let bytes = count as u64;
                     watch.moved(bytes);
                     count_bytes(place, leg, bytes);
-                    if let Ok(open) = &mut writer
-                        && let Err(error) = open.write(&buffer[..count])
-                    {
-                        // What it held is given back at once.
-                        writer = Err(error);
-                    }
+                    spooling.write(&buffer[..count]);
                     Ok(Step::Bytes)
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Step::Wait),
                 Err(error) => Err(error),
             })?;
             match step {
-                Step::Bytes if writer.is_err() && leg == Leg::Upstream => return Ok(false),
+                Step::Bytes if spooling.failed() && leg == Leg::Upstream => return Ok(false),
                 Step::Bytes | Step::Wait => {}
                 Step::End => return Ok(true),
             }
@@ -185,75 +223,117 @@ pub(super) async fn receive(
         SockRef::from(&stream).set_linger(None)?;
     }
     drop(stream);
-    Ok(match writer.and_then(|writer| writer.finish()) {
-        Ok(object) => Held::Object(object),
-        Err(error) => Held::Unheld(Arc::new(error), watch.total()),
-    })
+    Ok(spooling.finish(&watch))
 }
 
-/// Inspects what was received; what is to be sent in its place if it was treated.
-pub(super) async fn inspect(
-    place: Place<'_>,
-    held: &Held,
-    begin: &Begin,
-) -> (Judgement, Verdict, Option<Object>) {
-    let about = About {
-        kind: ObjectKind::File,
-        from_client: begin.source == Leg::Client,
-        name: &begin.name,
-        recipients: &[],
-    };
-    let (gateway, config, flow) = (place.gateway, place.config, place.flow);
-    match held {
-        Held::Object(object) => {
-            let inspection = gateway.inspect(config, flow, object, about).await;
-            let treated = match &inspection.outcome {
-                Ruling::Deliver(treated) => Some(treated.clone()),
-                Ruling::Pass | Ruling::Block { .. } => None,
-            };
-            (judgement(&inspection), inspection.verdict, treated)
+/// An object that is being received.
+struct Spooling<'a> {
+    place: Place<'a>,
+    writer: Result<Writer, SpoolError>,
+    intake: Intake,
+    /// The first byte that was received itself.
+    start: u64,
+    refused: Option<(String, Verdict)>,
+}
+
+impl<'a> Spooling<'a> {
+    fn begin(place: Place<'a>, intake: Intake) -> Self {
+        let writer = Ok(place.gateway.spool.writer());
+        let mut spooling = Self { place, writer, intake, start: 0, refused: None };
+        let Some((base, from)) = &spooling.intake.base else { return spooling };
+        let there = match base {
+            Base::Object(object) => object.len(),
+            Base::Absent | Base::Unreadable => 0,
+        };
+        let from = from.unwrap_or(there);
+        match base {
+            Base::Object(_) | Base::Absent if from > there => {
+                spooling.refused = Some((BEHIND_THE_END.to_owned(), Verdict::Error));
+            }
+            Base::Object(object) => {
+                spooling.start = from;
+                spooling.writer = spooling.writer.and_then(|mut writer| {
+                    blocking::in_place(|| writer.copy_from(object, 0, from)).map(|()| writer)
+                });
+            }
+            Base::Absent | Base::Unreadable => {}
         }
-        Held::Unheld(error, received) => {
-            let inspection = gateway.inspect_unheld(config, flow, error, *received, about);
-            // Whatever the policy says: what is not here cannot be delivered.
-            let reason = reason(&inspection);
-            (Judgement::Refuse { reason }, inspection.verdict, None)
+        spooling
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if self.refused.is_some() {
+            return;
         }
+        let Ok(writer) = &mut self.writer else { return };
+        if let Err(error) = writer.write(bytes) {
+            // What it held is given back at once.
+            self.writer = Err(error);
+            return;
+        }
+        if let Some(suspect) = &self.intake.suspect
+            && let Some(prefix) = writer.prefix()
+        {
+            if suspect.begins(&prefix) {
+                self.refused = Some((suspect.reason.clone(), Verdict::Infected));
+                self.writer = Ok(self.place.gateway.spool.writer());
+            }
+            self.intake.suspect = None;
+        }
+    }
+
+    fn failed(&self) -> bool {
+        self.writer.is_err() || self.refused.is_some()
+    }
+
+    fn finish(self, watch: &Watch) -> Held {
+        if let Some((reason, verdict)) = self.refused {
+            return Held::Refused { reason, verdict };
+        }
+        let joined = self.writer.and_then(|writer| {
+            let object = writer.finish()?;
+            Ok(match self.intake.base {
+                None => Held::Object(object),
+                Some((base, _)) => Held::Joined(Box::new(Joined {
+                    with_rest: with_rest(self.place, &object, &base)?,
+                    readable: !matches!(base, Base::Unreadable),
+                    start: self.start,
+                    object,
+                })),
+            })
+        });
+        joined.unwrap_or_else(|error| Held::Unheld(Arc::new(error), watch.total()))
     }
 }
 
-fn judgement(inspection: &Inspection) -> Judgement {
-    match inspection.outcome {
-        Ruling::Pass | Ruling::Deliver(_) => Judgement::Release,
-        // FTP clients repeat an upload after a 4yz for ever: the reply is a 550 all the same.
-        Ruling::Block { temporary: _ } => Judgement::Refuse { reason: reason(inspection) },
+/// What the server has if it keeps what lies behind the piece, as most do.
+fn with_rest(place: Place<'_>, object: &Object, base: &Base) -> Result<Option<Object>, SpoolError> {
+    let Base::Object(base) = base else { return Ok(None) };
+    if base.len() <= object.len() {
+        return Ok(None);
     }
+    let mut writer = place.gateway.spool.writer();
+    blocking::in_place(|| {
+        writer.copy_from(object, 0, object.len())?;
+        writer.copy_from(base, object.len(), base.len())
+    })?;
+    writer.finish().map(Some)
 }
 
-fn reason(inspection: &Inspection) -> String {
-    match inspection.verdict {
-        Verdict::Infected => format!("blocked by vscan: {}", inspection.name),
-        Verdict::Unscannable => {
-            format!("blocked by vscan: cannot be scanned: {}", inspection.name)
-        }
-        Verdict::Error => "could not be scanned, try again later".to_owned(),
-        Verdict::Clean => "blocked by vscan: by policy".to_owned(),
-    }
-}
-
-/// Writes an object and the end of data; the leg still has to be closed.
+/// Writes an object from this byte on, and the end of data; the leg still has to be closed.
 ///
 /// # Errors
 /// The receiver reset the leg.
 pub(super) async fn send(
     place: Place<'_>,
     object: &Object,
+    from: u64,
     mut stream: TcpStream,
 ) -> io::Result<TcpStream> {
     // A receiver that takes nothing for as long as a session may be silent is given up, also while
     // its window is closed (tcp(7)).
     SockRef::from(&stream).set_tcp_user_timeout(Some(place.config.gateway.idle_timeout))?;
-    object.copy_to(&mut stream, 0).await?;
+    object.copy_to(&mut stream, from).await?;
     stream.shutdown().await?;
     Ok(stream)
 }
@@ -280,7 +360,12 @@ pub(super) async fn splice(
     Ok(to)
 }
 
-fn count_bytes(place: Place<'_>, source: Leg, bytes: u64) {
+/// Lends the thread's buffer.
+pub(super) fn with_buffer<T>(work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    BUFFER.with_borrow_mut(work)
+}
+
+pub(super) fn count_bytes(place: Place<'_>, source: Leg, bytes: u64) {
     match source {
         Leg::Client => place.flow.add_bytes(bytes, 0),
         Leg::Upstream => place.flow.add_bytes(0, bytes),

@@ -18,6 +18,28 @@ pub enum Tls {
     Refuse,
 }
 
+/// Bytes of a block of a file: a piece is checked against what is known of the whole file block by
+/// block, so it is fetched from a multiple of this on.
+pub const BLOCK: u64 = 64 * 1024;
+
+/// How files are delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// Nothing of a file before its verdict.
+    Hold,
+    /// Bytes go on while they arrive, the last ones wait for the verdict: partial protection.
+    Stream,
+}
+
+/// What is done about REST and APPE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resume {
+    /// The file is scanned whole, whatever piece of it is transferred.
+    Whole,
+    /// Refused with 502.
+    Refuse,
+}
+
 /// How long things may take. Defaults are measured against real clients and servers.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
@@ -38,6 +60,9 @@ pub struct Timing {
     pub fresh: Duration,
     /// Without a command, or without a reply to one.
     pub idle: Duration,
+    /// How long the server waits for a STOR while NOOPs keep it awake; then a held upload's STOR is
+    /// opened before the verdict. `None`: for as long as it takes.
+    pub patience: Option<Duration>,
 }
 
 impl Default for Timing {
@@ -51,6 +76,7 @@ impl Default for Timing {
             close: Duration::from_secs(30),
             fresh: Duration::from_secs(10),
             idle: Duration::from_secs(3600),
+            patience: None,
         }
     }
 }
@@ -60,12 +86,29 @@ impl Default for Timing {
 pub struct Settings {
     /// What is done about AUTH TLS.
     pub tls: Tls,
+    /// How files are delivered.
+    pub delivery: Delivery,
+    /// What is done about REST and APPE.
+    pub resume: Resume,
     /// Extensions, lower case and without the dot, of files that pass unscanned.
     pub skip_extensions: Vec<String>,
     /// Who may give which command; none: the server alone decides.
     pub permit: Option<Arc<dyn Permit>>,
     /// Time limits.
     pub timing: Timing,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            tls: Tls::Pass,
+            delivery: Delivery::Hold,
+            resume: Resume::Whole,
+            skip_extensions: Vec::new(),
+            permit: None,
+            timing: Timing::default(),
+        }
+    }
 }
 
 /// The two ends of the control connection.
@@ -116,6 +159,31 @@ pub enum Judgement {
     },
 }
 
+/// What the driver remembers of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recalled {
+    /// Nothing that helps.
+    Nothing,
+    /// A version of it was scanned whole and found clean: [`Output::Check`] can tell whether a piece
+    /// belongs to it.
+    Scanned,
+    /// A file of this name was caught: nothing of it is released before the verdict.
+    Suspect,
+    /// Another upload to the same file is under way, and one of the two needs what the server has.
+    Busy,
+}
+
+/// What the server has under the name that an upload adds to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    /// What was received last.
+    Received,
+    /// There is no such file.
+    Absent,
+    /// It cannot be read, so the whole cannot be scanned.
+    Unreadable,
+}
+
 /// What the driver tells the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -126,12 +194,20 @@ pub enum Event {
     Connected(Leg),
     /// A data connection could not be made.
     ConnectFailed(Leg),
-    /// Outcome of [`Output::Receive`]: the sender's end of data arrived, or the connection broke.
+    /// Outcome of [`Output::Recall`].
+    Recalled(Recalled),
+    /// Outcome of [`Output::Receive`] and of [`Output::Stream`]: the sender's end of data arrived, or the connection broke.
     Received(Result<(), Broken>),
     /// Outcome of [`Output::Inspect`]; may also come in the middle of [`Output::Receive`] from the
     /// server, for an object that is refused before its end (its size).
     Judged(Judgement),
-    /// Outcome of [`Output::Send`]: all bytes and the end of data are with the receiver's kernel.
+    /// Outcome of [`Output::Check`]: the piece is of another version, or ends elsewhere. The leg to the
+    /// server is gone, the client's is not.
+    Mismatched {
+        /// Bytes of the version that was recalled have gone to the client.
+        released: bool,
+    },
+    /// Outcome of [`Output::Send`], and of [`Output::Check`] of a piece that belongs: all bytes and the end of data are with the receiver's kernel.
     Sent(Result<(), Broken>),
     /// Outcome of [`Output::Splice`], likewise.
     Spliced(Result<(), Broken>),
@@ -150,6 +226,13 @@ pub struct Begin {
     pub asked: Verb,
     /// Whether the data are scanned: not for listings and excluded types.
     pub inspected: bool,
+    /// Restart position: the transfer begins at this byte of the file (RFC 3659 section 5).
+    pub restart: u64,
+    /// The name below the session's directory, as far as the dialogue tells: the same for the same
+    /// file as long as clients spell it alike. Never to be trusted.
+    pub path: Bytes,
+    /// Line ends are recoded on the way (TYPE A): the receiver stores other bytes than it receives.
+    pub ascii: bool,
 }
 
 /// How a transfer ended.
@@ -198,6 +281,8 @@ pub enum Note {
         /// Whether it is one of the session's first: a peer that goes on and on does not flood the log.
         tell: bool,
     },
+    /// The server gave up waiting for a STOR, although NOOPs kept the session awake, after this time.
+    Impatient(Duration),
     /// A peer did something odd. `name` is snake_case.
     Anomaly {
         /// Name of the anomaly.
@@ -221,11 +306,23 @@ pub enum Output {
     ConnectClient(SocketAddr),
     /// Dial this port at the server, from the client's address.
     DialUpstream(u16),
+    /// Look up what is known of the file of the transfer that begins.
+    Recall,
     /// Read the leg to its end into the spool, then close it in good order.
     Receive(Leg),
+    /// The file grows: what is received from the client next is inspected behind this, up to the
+    /// restart position where there is one, and sent without it.
+    Join(Base),
+    /// Relay from this leg to the other while it arrives in the spool, but for the last bytes, up to
+    /// the end of data. The receiving leg stays open for [`Output::Send`].
+    Stream(Leg),
+    /// Relay the piece from the server to the client, each block when it proves to be of the version
+    /// that was recalled. The server sends from the block's border below the restart position on.
+    Check,
     /// Inspect what was received.
     Inspect,
-    /// Write what was received, then the end of data.
+    /// Write what was received, from the restart position on and but for what was relayed already, then
+    /// the end of data.
     Send(Leg),
     /// Relay unscanned, from this leg to the other, up to the end of data.
     Splice(Leg),

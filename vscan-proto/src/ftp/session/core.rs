@@ -9,6 +9,8 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 
 use super::api::{Addresses, Leg, Note, Output, Settings};
+use super::job::Way;
+use super::paths;
 use crate::ftp::address;
 use crate::ftp::command::Verb;
 use crate::ftp::permit::{Identity, Login};
@@ -40,6 +42,12 @@ pub(super) enum Expect {
     Arrange,
     /// A transfer command: kept back.
     Transfer,
+    /// REST of our own.
+    Position,
+    /// SIZE or MLST of our own.
+    Probe,
+    /// DELE of our own.
+    Delete,
     /// ABOR of a transfer: kept back.
     Abort,
     /// Nobody waits for it: NOOP of our own, or a transfer of a session that ends.
@@ -52,7 +60,21 @@ pub(super) enum Expect {
 impl Expect {
     /// Whether the client may get the reply.
     pub(super) fn is_heard(self) -> bool {
-        !matches!(self, Self::Arrange | Self::Swallow | Self::Sync)
+        match self {
+            Self::Greeting
+            | Self::Relay
+            | Self::Feat
+            | Self::Auth
+            | Self::Login(_)
+            | Self::Transfer
+            | Self::Abort => true,
+            Self::Arrange
+            | Self::Position
+            | Self::Probe
+            | Self::Delete
+            | Self::Swallow
+            | Self::Sync => false,
+        }
     }
 }
 
@@ -101,6 +123,30 @@ pub(super) enum UpstreamChannel {
     Failed(Option<Reply>),
 }
 
+/// Where the server begins the next transfer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Position {
+    At(u64),
+    /// A transfer that began elsewhere than at the first byte failed: some servers forget the
+    /// position then, some do not.
+    Unknown,
+    /// A REST of ours is with the server.
+    Asking(u64),
+    /// The server refused it.
+    Refused(u64, Bytes),
+}
+
+/// What a relayed command changes if the server accepts it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Effect {
+    Restart(u64),
+    Ascii(bool),
+    Directory(Bytes),
+    Parent,
+    /// Back to the beginning (REIN).
+    Reset,
+}
+
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) settings: Arc<Settings>,
@@ -121,6 +167,15 @@ pub(super) struct Core {
     pub(super) epsv_only: bool,
     /// The client will send no more commands.
     pub(super) client_ended: bool,
+    /// The position that the client's next transfer begins at.
+    pub(super) restart: u64,
+    pub(super) position: Position,
+    /// TYPE A, also before any TYPE (RFC 959 section 3.1.1.1).
+    pub(super) ascii: bool,
+    /// The server's directory, as the client's commands tell it.
+    directory: Vec<u8>,
+    /// Of the command that is being relayed.
+    pub(super) effect: Option<Effect>,
     anomalies: u8,
     /// Whom the server takes the client for; kept where access rules ask for it.
     pub(super) identity: Identity,
@@ -143,6 +198,11 @@ impl Core {
             spoke: now,
             epsv_only: false,
             client_ended: false,
+            restart: 0,
+            position: Position::At(0),
+            ascii: true,
+            directory: Vec::new(),
+            effect: None,
             anomalies: 0,
             identity: Identity::default(),
             denials: 0,
@@ -223,6 +283,58 @@ impl Core {
     pub(super) fn synchronise(&mut self) {
         if self.forget_transfer() {
             self.tell_upstream(self.now, &b"NOOP\r\n"[..], Expect::Sync);
+        }
+    }
+
+    /// A relayed command was answered: what it asked for is so now, or is not.
+    pub(super) fn took_effect(&mut self, accepted: bool) {
+        match self.effect.take().filter(|_| accepted) {
+            Some(Effect::Restart(at)) => {
+                self.restart = at;
+                self.position = Position::At(at);
+            }
+            Some(Effect::Ascii(ascii)) => self.ascii = ascii,
+            Some(Effect::Directory(to)) => self.directory = paths::below(&self.directory, &to),
+            Some(Effect::Parent) => self.directory = paths::below(&self.directory, b".."),
+            Some(Effect::Reset) => {
+                self.ascii = true;
+                self.directory = Vec::new();
+            }
+            None => {}
+        }
+    }
+
+    /// The name of a file below the session's directory.
+    pub(super) fn path(&self, name: &[u8]) -> Bytes {
+        paths::below(&self.directory, name).into()
+    }
+
+    /// Makes the server begin its next transfer at this byte.
+    pub(super) fn begin_at(&mut self, now: Instant, at: u64) -> Way {
+        match &self.position {
+            Position::At(position) if *position == at => Way::Ready,
+            Position::Asking(_) => Way::Pending,
+            Position::Refused(position, reply) if *position == at => {
+                let reply = reply.clone();
+                self.position = Position::Unknown;
+                Way::None(reply)
+            }
+            Position::At(_) | Position::Unknown | Position::Refused(..) => {
+                self.position = Position::Asking(at);
+                self.tell_upstream(now, format!("REST {at}\r\n"), Expect::Position);
+                Way::Pending
+            }
+        }
+    }
+
+    /// The answer to a REST of ours.
+    pub(super) fn positioned(&mut self, reply: Reply) {
+        if let Position::Asking(at) = self.position {
+            self.position = if reply.is_refusal() {
+                Position::Refused(at, reply.raw)
+            } else {
+                Position::At(at)
+            };
         }
     }
 

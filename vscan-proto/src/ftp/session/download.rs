@@ -1,26 +1,44 @@
-//! RETR in hold: the whole file is here and judged before the client gets its 150.
+//! RETR: nothing goes to the client before the whole file is here and judged (`hold`), all but the
+//! last bytes do (`stream`), or the piece that it asked for does, as far as it is of a file that was
+//! judged before.
 
 use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::State;
-use super::api::{Broken, Judgement, Leg, Outcome, Output};
-use super::core::Core;
+use super::api::{BLOCK, Broken, Delivery, Judgement, Leg, Outcome, Output, Recalled};
+use super::core::{ClientChannel, Core, UpstreamChannel};
 use super::job::{Job, Way, client_failed};
 use super::text;
 use crate::ftp::command::Command;
 
+/// What is fetched from the server, and when it goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    /// The whole file; after its verdict the client gets what it asked for.
+    Whole,
+    /// The whole file, which goes on while it arrives.
+    Stream,
+    /// What the client asked for, checked against the version that is known.
+    Piece,
+}
+
 #[derive(Debug)]
 enum Body {
-    /// The server has not opened the transfer, or its data connection does not stand.
+    /// The driver looks up what is known of the file.
+    Recalling,
+    /// The server has not opened the transfer, or its data connection does not stand; for plans that
+    /// pass bytes on, the client's neither.
     Waiting,
     Receiving,
+    /// Bytes arrive and go on.
+    Passing,
     Scanning,
     /// Broken off; the server's last word is awaited.
     Lost,
     Clean,
-    Refused(String),
+    Refused(Bytes),
     Sending,
     Sent,
     /// The client's data connection broke.
@@ -30,6 +48,7 @@ enum Body {
 #[derive(Debug)]
 pub(super) struct Download {
     pub(super) job: Job,
+    plan: Plan,
     body: Body,
     /// The client got its 150.
     opened: bool,
@@ -40,20 +59,49 @@ impl Download {
     pub(super) fn begin(core: &mut Core, now: Instant, command: Command) -> Box<Self> {
         let job = Job::begin(core, now, command, Leg::Upstream, true);
         let open_by = now + core.settings.timing.opening;
-        Box::new(Self { job, body: Body::Waiting, opened: false, open_by })
+        let recalls = job.restart > 0 || core.settings.delivery == Delivery::Stream;
+        if recalls {
+            core.output(Output::Recall);
+        }
+        let body = if recalls { Body::Recalling } else { Body::Waiting };
+        Box::new(Self { job, plan: Plan::Whole, body, opened: false, open_by })
     }
 
-    pub(super) fn received(&mut self, core: &mut Core, now: Instant, result: Result<(), Broken>) {
-        if !matches!(self.body, Body::Receiving) {
+    pub(super) fn recalled(&mut self, core: &Core, now: Instant, recalled: Recalled) {
+        if !matches!(self.body, Body::Recalling) {
             return;
         }
         self.job.since = now;
-        core.upstream = super::core::UpstreamChannel::None;
-        self.body = if result.is_ok() {
-            core.output(Output::Inspect);
-            Body::Scanning
-        } else {
-            Body::Lost
+        self.body = Body::Waiting;
+        self.plan = match (recalled, core.settings.delivery) {
+            (Recalled::Scanned, _) if self.job.restart > 0 => Plan::Piece,
+            // A piece of something unknown, or of something that was caught, is never streamed.
+            (Recalled::Nothing | Recalled::Scanned, Delivery::Stream) if self.job.restart == 0 => {
+                Plan::Stream
+            }
+            (
+                Recalled::Nothing | Recalled::Scanned | Recalled::Suspect | Recalled::Busy,
+                Delivery::Hold | Delivery::Stream,
+            ) => Plan::Whole,
+        };
+    }
+
+    pub(super) fn received(&mut self, core: &mut Core, now: Instant, result: Result<(), Broken>) {
+        if !matches!(self.body, Body::Receiving | Body::Passing) {
+            return;
+        }
+        self.job.since = now;
+        core.upstream = UpstreamChannel::None;
+        self.body = match result {
+            Ok(()) => {
+                core.output(Output::Inspect);
+                Body::Scanning
+            }
+            Err(Broken { leg: Leg::Upstream }) => Body::Lost,
+            Err(Broken { leg: Leg::Client }) => {
+                core.client = ClientChannel::None;
+                Body::Unsent
+            }
         };
     }
 
@@ -63,27 +111,91 @@ impl Download {
                 self.job.since = now;
                 self.body = Body::Clean;
             }
-            (Body::Scanning | Body::Receiving, Judgement::Refuse { reason }) => {
-                self.body = Body::Refused(reason);
+            (Body::Scanning | Body::Receiving | Body::Passing, Judgement::Refuse { reason }) => {
+                self.body = Body::Refused(text::refused(&self.job.command, &reason));
             }
-            _ => {}
+            (
+                Body::Recalling
+                | Body::Waiting
+                | Body::Receiving
+                | Body::Passing
+                | Body::Lost
+                | Body::Clean
+                | Body::Refused(_)
+                | Body::Sending
+                | Body::Sent
+                | Body::Unsent,
+                Judgement::Release | Judgement::Refuse { .. },
+            ) => {}
         }
     }
 
-    pub(super) fn sent(&mut self, core: &mut Core, result: Result<(), Broken>) {
-        if matches!(self.body, Body::Sending) {
-            core.client = super::core::ClientChannel::None;
-            self.body = if result.is_ok() { Body::Sent } else { Body::Unsent };
+    /// The piece is of another version than the one that is known.
+    pub(super) fn mismatched(&mut self, core: &mut Core, now: Instant, released: bool) {
+        if !matches!(self.body, Body::Passing) || self.plan != Plan::Piece {
+            return;
+        }
+        core.upstream = UpstreamChannel::None;
+        if released {
+            self.body = Body::Refused(text::changed(&self.job.command));
+            return;
+        }
+        self.job.again(core);
+        self.job.since = now;
+        self.plan = Plan::Whole;
+        self.body = Body::Waiting;
+    }
+
+    pub(super) fn sent(&mut self, core: &mut Core, now: Instant, result: Result<(), Broken>) {
+        match (&self.body, self.plan, result) {
+            (Body::Sending, _, result) => {
+                core.client = ClientChannel::None;
+                self.body = if result.is_ok() { Body::Sent } else { Body::Unsent };
+            }
+            (Body::Passing, Plan::Piece, result) => {
+                core.upstream = UpstreamChannel::None;
+                self.job.since = now;
+                self.body = match result {
+                    Ok(()) => Body::Sent,
+                    Err(Broken { leg: Leg::Upstream }) => Body::Lost,
+                    Err(Broken { leg: Leg::Client }) => Body::Unsent,
+                };
+                if !matches!(self.body, Body::Lost) {
+                    core.client = ClientChannel::None;
+                }
+            }
+            (
+                Body::Recalling
+                | Body::Waiting
+                | Body::Receiving
+                | Body::Passing
+                | Body::Scanning
+                | Body::Lost
+                | Body::Clean
+                | Body::Refused(_)
+                | Body::Sent
+                | Body::Unsent,
+                Plan::Whole | Plan::Stream | Plan::Piece,
+                Ok(()) | Err(_),
+            ) => {}
         }
     }
 
     pub(super) fn advance(mut self: Box<Self>, core: &mut Core, now: Instant) -> State {
+        if matches!(self.body, Body::Recalling) {
+            return State::Download(self);
+        }
         if !self.job.offered {
-            match self.job.way(core, now) {
+            match self.job.way_to(core, now, self.from()) {
                 Way::Ready => self.job.offer(core, now),
                 Way::Pending => return State::Download(self),
+                Way::None(_) if self.plan == Plan::Piece && core.upstream_is_ready(now) => {
+                    // It begins at no block's border; it may still give the whole.
+                    self.plan = Plan::Whole;
+                    return self.advance(core, now);
+                }
                 Way::None(reply) => {
-                    return Job::finish(core, Outcome::ServerRefused, reply, false);
+                    return Job::finish(core, Outcome::ServerRefused, reply, self.opened);
                 }
             }
         }
@@ -92,20 +204,18 @@ impl Download {
             return Job::finish(core, Outcome::ServerRefused, reply, self.opened);
         }
         if matches!(self.body, Body::Waiting) && self.job.is_accepted() {
-            core.client_connects();
-            if core.upstream_is_connected() {
-                core.output(Output::Receive(Leg::Upstream));
-                self.body = Body::Receiving;
-            }
+            self.take_in(core);
         }
-        if let Body::Refused(reason) = &self.body {
-            let reply = text::refused(&self.job.command, reason);
+        if let Body::Refused(reply) = &self.body {
+            let reply = reply.clone();
             return self.fail(core, Outcome::Blocked, reply);
         }
         match self.body {
             Body::Sent | Body::Unsent => {}
-            Body::Waiting
+            Body::Recalling
+            | Body::Waiting
             | Body::Receiving
+            | Body::Passing
             | Body::Scanning
             | Body::Lost
             | Body::Clean
@@ -119,6 +229,11 @@ impl Download {
         }
         if now >= self.open_by && self.job.opening.is_some() {
             self.open(core);
+        }
+        if matches!(self.body, Body::Unsent) {
+            // Whether the server has still more to say does not matter: some have nothing.
+            let reply = Bytes::from_static(text::TRANSFER_ABORTED);
+            return self.fail(core, Outcome::Broken, reply);
         }
         let Some(done) = &self.job.done else { return State::Download(self) };
         let done = done.raw.clone();
@@ -135,9 +250,39 @@ impl Download {
                 let reply = Bytes::from_static(text::TRANSFER_ABORTED);
                 self.fail(core, Outcome::Broken, reply)
             }
-            Body::Waiting | Body::Receiving | Body::Scanning | Body::Refused(_) | Body::Sending => {
-                State::Download(self)
-            }
+            Body::Recalling
+            | Body::Waiting
+            | Body::Receiving
+            | Body::Passing
+            | Body::Scanning
+            | Body::Refused(_)
+            | Body::Sending => State::Download(self),
+        }
+    }
+
+    /// The byte that the server begins at.
+    fn from(&self) -> u64 {
+        match self.plan {
+            Plan::Whole | Plan::Stream => 0,
+            Plan::Piece => self.job.restart / BLOCK * BLOCK,
+        }
+    }
+
+    /// The server has opened the transfer: takes the data as soon as the legs stand.
+    fn take_in(&mut self, core: &mut Core) {
+        let connected = core.client_connects();
+        let output = match self.plan {
+            Plan::Whole => Output::Receive(Leg::Upstream),
+            Plan::Stream => Output::Stream(Leg::Upstream),
+            Plan::Piece => Output::Check,
+        };
+        let passes = self.plan != Plan::Whole;
+        if passes {
+            self.open(core);
+        }
+        if core.upstream_is_connected() && (connected || !passes) {
+            core.output(output);
+            self.body = if passes { Body::Passing } else { Body::Receiving };
         }
     }
 
@@ -156,34 +301,48 @@ impl Download {
         Job::finish(core, outcome, reply, self.opened)
     }
 
+    /// Whether bytes go on while they arrive, for which both legs are needed.
+    fn waits_for_client(&self, core: &Core) -> bool {
+        self.plan != Plan::Whole
+            && self.job.is_accepted()
+            && core.client != ClientChannel::Connected
+    }
+
     pub(super) fn deadline(&self, core: &Core) -> Option<Instant> {
         let timing = &core.settings.timing;
         let opening =
             (!self.opened && self.job.opening.is_some() && core.client_may_hear_opening())
                 .then_some(self.open_by);
         let wait = match self.body {
-            Body::Waiting => Some(self.job.since + timing.reply),
-            Body::Lost => Some(self.job.since + timing.close),
-            Body::Clean if self.job.done.is_none() => Some(self.job.since + timing.reply),
+            Body::Waiting if self.waits_for_client(core) => Some(self.job.since + timing.connect),
+            Body::Recalling | Body::Waiting => Some(self.job.since + timing.reply),
+            Body::Lost | Body::Unsent => Some(self.job.since + timing.close),
+            Body::Clean | Body::Sent if self.job.done.is_none() => {
+                Some(self.job.since + timing.reply)
+            }
             Body::Clean => Some(self.job.since + timing.connect),
             Body::Receiving
+            | Body::Passing
             | Body::Scanning
             | Body::Refused(_)
             | Body::Sending
-            | Body::Sent
-            | Body::Unsent => None,
+            | Body::Sent => None,
         };
         opening.into_iter().chain(wait).min()
     }
 
     pub(super) fn expired(self: Box<Self>, core: &mut Core, now: Instant) -> State {
         let timing = core.settings.timing;
+        let waited = |time| now >= self.job.since + time;
         let reply = match self.body {
-            Body::Clean if self.job.done.is_some() && now >= self.job.since + timing.connect => {
+            Body::Clean if self.job.done.is_some() && waited(timing.connect) => {
                 text::NO_DATA_CONNECTION
             }
-            Body::Lost if now >= self.job.since + timing.close => text::TRANSFER_ABORTED,
-            Body::Waiting | Body::Clean if now >= self.job.since + timing.reply => {
+            Body::Waiting if self.waits_for_client(core) && waited(timing.connect) => {
+                text::NO_DATA_CONNECTION
+            }
+            Body::Lost | Body::Unsent if waited(timing.close) => text::TRANSFER_ABORTED,
+            Body::Recalling | Body::Waiting | Body::Clean | Body::Sent if waited(timing.reply) => {
                 return super::end_with(core, now, text::SERVER_SILENT, Some(Outcome::TimedOut));
             }
             _ => return self.advance(core, now),
@@ -202,8 +361,9 @@ impl Download {
 
     pub(super) fn phase(&self) -> &'static str {
         match self.body {
-            Body::Waiting => "waiting for the server",
+            Body::Recalling | Body::Waiting => "waiting for the server",
             Body::Receiving | Body::Lost => "being fetched from the server",
+            Body::Passing => "in progress",
             Body::Scanning | Body::Refused(_) => "being scanned",
             Body::Clean | Body::Sending | Body::Sent | Body::Unsent => "being sent",
         }

@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use super::State;
 use super::api::{Begin, Leg, Outcome, Output};
-use super::core::{ClientChannel, Core, Expect, UpstreamChannel};
+use super::core::{ClientChannel, Core, Expect, Position, UpstreamChannel};
 use super::text;
-use crate::ftp::command::Command;
+use crate::ftp::command::{Command, Verb};
 use crate::ftp::reply::Reply;
 
 /// A transfer command and what the server said about it.
@@ -25,6 +25,8 @@ pub(super) struct Job {
     pub(super) since: Instant,
     /// A failed data connection to the server was tried again.
     retried: bool,
+    /// The restart position that the client asked for.
+    pub(super) restart: u64,
 }
 
 /// State of the way to the server.
@@ -43,14 +45,34 @@ impl Job {
         source: Leg,
         inspected: bool,
     ) -> Self {
+        let restart = std::mem::take(&mut core.restart);
         core.output(Output::Begin(Box::new(Begin {
             verb: command.verb,
             name: command.argument().clone(),
             source,
             asked: core.asked,
             inspected,
+            restart,
+            path: core.path(command.argument()),
+            ascii: core.ascii,
         })));
-        Self { command, offered: false, opening: None, done: None, since: now, retried: false }
+        Self {
+            command,
+            offered: false,
+            opening: None,
+            done: None,
+            since: now,
+            retried: false,
+            restart,
+        }
+    }
+
+    /// Looks after a data connection with the server, and the position `at` there.
+    pub(super) fn way_to(&mut self, core: &mut Core, now: Instant, at: u64) -> Way {
+        match self.way(core, now) {
+            Way::Ready => core.begin_at(now, at),
+            way @ (Way::Pending | Way::None(_)) => way,
+        }
     }
 
     /// Looks after a data connection with the server.
@@ -80,17 +102,42 @@ impl Job {
 
     /// Gives the command to the server.
     pub(super) fn offer(&mut self, core: &mut Core, now: Instant) {
+        self.offer_as(core, now, self.command.wire().clone());
+    }
+
+    /// Gives another command about the same file to the server.
+    pub(super) fn offer_as(&mut self, core: &mut Core, now: Instant, wire: Bytes) {
         self.offered = true;
         self.since = now;
-        core.tell_upstream(now, self.command.wire().clone(), Expect::Transfer);
+        if core.position != Position::At(0) && self.moves_files() {
+            core.position = Position::Unknown;
+        }
+        core.tell_upstream(now, wire, Expect::Transfer);
+    }
+
+    /// Whether a restart position concerns the command: it does no listing.
+    pub(super) fn moves_files(&self) -> bool {
+        matches!(self.command.verb, Verb::Retr | Verb::Stor | Verb::Appe | Verb::Stou)
+    }
+
+    /// Forgets what the server said: it is asked once more.
+    pub(super) fn again(&mut self, core: &mut Core) {
+        core.synchronise();
+        self.offered = false;
+        self.opening = None;
+        self.done = None;
+        self.retried = false;
     }
 
     /// Takes a reply to the command.
-    pub(super) fn replied(&mut self, now: Instant, reply: Reply) {
+    pub(super) fn replied(&mut self, core: &mut Core, now: Instant, reply: Reply) {
         self.since = now;
         if reply.code < 200 {
             self.opening.get_or_insert(reply.raw);
         } else {
+            if !reply.is_refusal() && core.position == Position::Unknown && self.moves_files() {
+                core.position = Position::At(0);
+            }
             self.done = Some(reply);
         }
     }

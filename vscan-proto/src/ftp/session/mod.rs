@@ -12,6 +12,8 @@ mod api;
 mod core;
 mod download;
 mod job;
+mod paths;
+mod remains;
 mod server;
 mod start;
 mod text;
@@ -28,8 +30,8 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 
 pub use api::{
-    Addresses, Begin, Broken, Event, Judgement, Leg, Note, Outcome, Output, Settings, Timing, Tls,
-    is_tls_record,
+    Addresses, BLOCK, Base, Begin, Broken, Delivery, Event, Judgement, Leg, Note, Outcome, Output,
+    Recalled, Resume, Settings, Timing, Tls, is_tls_record,
 };
 
 use self::abort::Abort;
@@ -324,6 +326,16 @@ impl Session {
                     core.dial_failed();
                 }
             }
+            Event::Recalled(recalled) => match self.state.transfer() {
+                Some(Transfer::Download(download)) => download.recalled(core, now, recalled),
+                Some(Transfer::Upload(upload)) => upload.recalled(now, recalled),
+                Some(Transfer::Unscanned(_)) | None => {}
+            },
+            Event::Mismatched { released } => {
+                if let State::Download(download) = &mut self.state {
+                    download.mismatched(core, now, released);
+                }
+            }
             Event::Received(result) => match self.state.transfer() {
                 Some(Transfer::Download(download)) => download.received(core, now, result),
                 Some(Transfer::Upload(upload)) => upload.received(core, now, result),
@@ -335,7 +347,7 @@ impl Session {
                 Some(Transfer::Unscanned(_)) | None => {}
             },
             Event::Sent(result) => match self.state.transfer() {
-                Some(Transfer::Download(download)) => download.sent(core, result),
+                Some(Transfer::Download(download)) => download.sent(core, now, result),
                 Some(Transfer::Upload(upload)) => upload.sent(core, now, result),
                 Some(Transfer::Unscanned(_)) | None => {}
             },
@@ -569,6 +581,11 @@ impl Session {
     /// Breaks off a transfer: its data legs are reset.
     fn abandon(&mut self, outcome: Outcome) {
         let transfer = self.in_transfer();
+        if let (State::Upload(upload), Outcome::ServerRefused) = (&self.state, outcome)
+            && let Some(waited) = upload.waited(self.core.spoke)
+        {
+            self.core.note(Note::Impatient(waited));
+        }
         self.core.drop_client(transfer);
         self.core.drop_upstream(transfer);
         if transfer {

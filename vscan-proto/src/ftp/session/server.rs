@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::api::{Outcome, Output, Tls};
+use super::api::{Outcome, Output, Resume, Tls};
 use super::core::{Expect, KEPT_REPLY_LIMIT};
 use super::{Session, State, Transfer, text};
 use crate::ftp::reply::{Reply, ReplyLine, is_hidden_feature};
@@ -37,11 +37,13 @@ impl Session {
                 | Expect::Auth),
             ) => {
                 let hide_tls = self.core.settings.tls == Tls::Refuse;
+                let hide_restart = self.core.settings.resume == Resume::Refuse;
                 // Only transfers have a 1yz before their final reply (RFC 959 section 5.4). A
                 // client that takes it for the final one would be one reply behind from here on;
                 // so would one that takes what is no reply for one.
                 let shown = code >= 200
-                    && (expect != Expect::Feat || !is_hidden_feature(&line.raw, hide_tls));
+                    && (expect != Expect::Feat
+                        || !is_hidden_feature(&line.raw, hide_tls, hide_restart));
                 if shown {
                     self.core.tell_client(line.raw);
                 }
@@ -52,6 +54,9 @@ impl Session {
             }
             Some(
                 expect @ (Expect::Arrange
+                | Expect::Position
+                | Expect::Probe
+                | Expect::Delete
                 | Expect::Transfer
                 | Expect::Abort
                 | Expect::Swallow
@@ -74,6 +79,9 @@ impl Session {
                         // It knows by itself when it has all.
                         Expect::Abort => true,
                         Expect::Arrange
+                        | Expect::Position
+                        | Expect::Probe
+                        | Expect::Delete
                         | Expect::Transfer
                         | Expect::Swallow
                         | Expect::Greeting
@@ -93,6 +101,7 @@ impl Session {
 
     /// A relayed command has its final reply.
     fn relayed(&mut self, now: Instant, expect: Expect, code: u16) {
+        self.core.took_effect((200..400).contains(&code));
         let quit = matches!(self.state, State::Relay { quit: true });
         if let Expect::Login(command) = expect {
             self.core.identity.replied(command, code);
@@ -146,10 +155,22 @@ impl Session {
         let core = &mut self.core;
         match expect {
             Expect::Arrange if reply.code >= 200 => core.arranged(now, reply),
+            Expect::Position if reply.code >= 200 => core.positioned(reply),
+            Expect::Probe | Expect::Delete if reply.code >= 200 => {
+                if let State::Upload(upload) = &mut self.state {
+                    if expect == Expect::Probe {
+                        upload.probed(core, now, &reply);
+                    } else {
+                        upload.deleted(!reply.is_refusal());
+                    }
+                }
+            }
             Expect::Transfer => match self.state.transfer() {
-                Some(Transfer::Download(download)) => download.job.replied(now, reply),
-                Some(Transfer::Upload(upload)) => upload.job.replied(now, reply),
-                Some(Transfer::Unscanned(unscanned)) => unscanned.job.replied(now, reply),
+                Some(Transfer::Download(download)) => download.job.replied(core, now, reply),
+                Some(Transfer::Upload(upload)) => upload.job.replied(core, now, reply),
+                Some(Transfer::Unscanned(unscanned)) => {
+                    unscanned.job.replied(core, now, reply);
+                }
                 None => {}
             },
             Expect::Abort if reply.code >= 200 => {
@@ -160,6 +181,9 @@ impl Session {
             }
             // Relayed replies are not kept.
             Expect::Arrange
+            | Expect::Position
+            | Expect::Probe
+            | Expect::Delete
             | Expect::Abort
             | Expect::Swallow
             | Expect::Sync

@@ -6,8 +6,8 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::State;
-use super::api::{Leg, Note, Output, Tls};
-use super::core::{ClientChannel, Core, Expect, UpstreamChannel};
+use super::api::{Leg, Note, Output, Resume, Tls};
+use super::core::{ClientChannel, Core, Effect, Expect, UpstreamChannel};
 use super::download::Download;
 use super::text;
 use super::unscanned::Unscanned;
@@ -27,10 +27,14 @@ pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
     match command.verb {
         Verb::Pasv | Verb::Epsv => passive(core, now, &command),
         Verb::Port | Verb::Eprt => active(core, now, &command),
-        Verb::Retr | Verb::List | Verb::Nlst | Verb::Mlsd | Verb::Stor | Verb::Stou => {
-            transfer(core, now, command)
-        }
-        Verb::Appe => answer(core, text::NO_APPEND),
+        Verb::Appe if core.settings.resume == Resume::Refuse => answer(core, text::NO_APPEND),
+        Verb::Retr
+        | Verb::List
+        | Verb::Nlst
+        | Verb::Mlsd
+        | Verb::Stor
+        | Verb::Stou
+        | Verb::Appe => transfer(core, now, command),
         // Data connections past us, or files in pieces that are clean one by one.
         Verb::Lprt
         | Verb::Lpsv
@@ -44,7 +48,7 @@ pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
         | Verb::Esto
         | Verb::Thmb => answer(core, text::NOT_AVAILABLE),
         Verb::Type if !is_read_as_sent(command.argument()) => answer(core, text::ONLY_BYTES),
-        Verb::Rest if !is_zero(command.argument()) => answer(core, text::NO_RESTART),
+        Verb::Rest => restart(core, now, &command),
         Verb::Mode if !is_word(command.argument(), b"S") => answer(core, text::ONLY_STREAM),
         Verb::Stru if !is_word(command.argument(), b"F") => answer(core, text::ONLY_FILE),
         Verb::Auth => auth(core, now, &command),
@@ -54,9 +58,23 @@ pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
             core.identity.asks(command.argument().clone());
             relay(core, now, &command, Expect::Login(Login::User))
         }
+        Verb::Cwd => {
+            core.effect = Some(Effect::Directory(command.argument().clone()));
+            relay(core, now, &command, Expect::Relay)
+        }
+        Verb::Cdup => {
+            core.effect = Some(Effect::Parent);
+            relay(core, now, &command, Expect::Relay)
+        }
+        Verb::Type => {
+            let first = command.argument().trim_ascii().first().map(u8::to_ascii_uppercase);
+            core.effect = Some(Effect::Ascii(!matches!(first, Some(b'I' | b'L'))));
+            relay(core, now, &command, Expect::Relay)
+        }
         Verb::Rein => {
             core.drop_client(false);
             core.drop_upstream(false);
+            core.effect = Some(Effect::Reset);
             relay(core, now, &command, Expect::Login(Login::Rein))
         }
         Verb::Quit => {
@@ -66,13 +84,9 @@ pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
         Verb::Other if is_password(&command) => {
             relay(core, now, &command, Expect::Login(Login::Pass))
         }
-        Verb::Rest
-        | Verb::Mode
-        | Verb::Stru
-        | Verb::Type
-        | Verb::Abor
-        | Verb::Stat
-        | Verb::Other => relay(core, now, &command, Expect::Relay),
+        Verb::Mode | Verb::Stru | Verb::Abor | Verb::Stat | Verb::Other => {
+            relay(core, now, &command, Expect::Relay)
+        }
     }
 }
 
@@ -219,6 +233,18 @@ fn ensure_upstream(core: &mut Core, now: Instant) {
     }
 }
 
+/// REST is the server's to accept; where the transfer really begins is decided when its command comes.
+fn restart(core: &mut Core, now: Instant, command: &Command) -> State {
+    let Some(at) = number(command.argument()) else { return answer(core, text::BAD_RESTART) };
+    if at > 0 && core.settings.resume == Resume::Refuse {
+        return answer(core, text::NO_RESTART);
+    }
+    core.effect = Some(Effect::Restart(at));
+    // In our own spelling: nobody shall read another number in it.
+    core.tell_upstream(now, format!("REST {at}\r\n"), Expect::Relay);
+    State::Relay { quit: false }
+}
+
 fn transfer(core: &mut Core, now: Instant, command: Command) -> State {
     match core.client {
         ClientChannel::Listening(_) | ClientChannel::Connected | ClientChannel::Active(_) => {}
@@ -233,9 +259,14 @@ fn transfer(core: &mut Core, now: Instant, command: Command) -> State {
     let skipped = command.extension().is_some_and(|extension| {
         core.settings.skip_extensions.iter().any(|skip| skip.eq_ignore_ascii_case(extension))
     });
-    if command.verb == Verb::Stou || command.verb == Verb::Stor && !skipped {
+    if core.ascii && core.restart > 0 && matches!(command.verb, Verb::Retr | Verb::Stor) {
+        // Servers do not agree on what a position means where line ends are recoded.
+        core.restart = 0;
+        return answer(core, text::RESTART_NEEDS_IMAGE);
+    }
+    if command.verb == Verb::Stou || !skipped && matches!(command.verb, Verb::Stor | Verb::Appe) {
         State::Upload(Upload::begin(core, now, command))
-    } else if command.verb == Verb::Stor {
+    } else if matches!(command.verb, Verb::Stor | Verb::Appe) {
         State::Unscanned(Unscanned::begin(core, now, command, Leg::Client))
     } else if command.verb == Verb::Retr && !skipped {
         State::Download(Download::begin(core, now, command))
@@ -258,9 +289,14 @@ fn auth(core: &mut Core, now: Instant, command: &Command) -> State {
     relay(core, now, command, Expect::Auth)
 }
 
-fn is_zero(argument: &[u8]) -> bool {
+/// A restart position: digits, and no more than file offsets have (`off_t`).
+fn number(argument: &[u8]) -> Option<u64> {
     let digits = argument.trim_ascii();
-    !digits.is_empty() && digits.iter().all(|&digit| digit == b'0')
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    i64::try_from(number).is_ok().then_some(number)
 }
 
 /// Whether a TYPE leaves the bytes of a file as they are scanned, but for line ends: EBCDIC and other

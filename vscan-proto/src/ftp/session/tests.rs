@@ -1,6 +1,7 @@
 //! Transcripts (each also cut at every offset), and a scripted pair with a fake clock in `pair`.
 
 mod pair;
+mod partial;
 mod permit;
 mod transfers;
 
@@ -20,15 +21,24 @@ struct Rig {
 }
 
 fn settings(tls: Tls) -> Settings {
-    Settings { tls, skip_extensions: vec!["iso".into()], permit: None, timing: Timing::default() }
+    Settings {
+        tls,
+        resume: Resume::Refuse,
+        skip_extensions: vec!["iso".into()],
+        ..Settings::default()
+    }
 }
 
 impl Rig {
     fn new(client: &str, dialled: &str, tls: Tls) -> Self {
+        Self::with(client, dialled, settings(tls))
+    }
+
+    fn with(client: &str, dialled: &str, settings: Settings) -> Self {
         let now = Instant::now();
         let addresses =
             Addresses { client: client.parse().unwrap(), dialled: dialled.parse().unwrap() };
-        Self { session: Session::new(now, Arc::new(settings(tls)), addresses), now }
+        Self { session: Session::new(now, Arc::new(settings), addresses), now }
     }
 
     /// Carries out one step; the control bytes of `c` and `s` steps are cut after `cut` bytes.
@@ -135,6 +145,14 @@ fn event(text: &str, addresses: &Addresses) -> Event {
         ["received", word] => Event::Received(result(word)),
         ["sent", word] => Event::Sent(result(word)),
         ["spliced", word] => Event::Spliced(result(word)),
+        ["recalled", word] => Event::Recalled(match word {
+            "nothing" => Recalled::Nothing,
+            "scanned" => Recalled::Scanned,
+            "suspect" => Recalled::Suspect,
+            "busy" => Recalled::Busy,
+            other => panic!("recalled {other}?"),
+        }),
+        ["mismatched", word] => Event::Mismatched { released: word == "released" },
         ["judged", "release"] => Event::Judged(Judgement::Release),
         ["judged", reason] => Event::Judged(Judgement::Refuse { reason: reason.into() }),
         _ => panic!("no such event: {text}"),
@@ -157,19 +175,25 @@ fn describe(output: &Output, said: &mut Vec<String>) {
         Output::Receive(leg) => said.push(format!("receive {leg:?}")),
         Output::Inspect => said.push("inspect".into()),
         Output::Send(leg) => said.push(format!("send {leg:?}")),
+        Output::Recall => said.push("recall".into()),
+        Output::Join(base) => said.push(format!("join {base:?}")),
+        Output::Stream(leg) => said.push(format!("stream {leg:?}")),
+        Output::Check => said.push("check".into()),
         Output::Splice(leg) => said.push(format!("splice {leg:?}")),
         Output::CloseData(leg) => said.push(format!("close {leg:?}")),
         Output::ResetData(leg) => said.push(format!("reset {leg:?}")),
         Output::Begin(begin) => said.push(format!(
-            "begin {} {} {:?}{}",
+            "begin {} {} {:?}{}{}",
             begin.verb.as_str(),
             begin.name.escape_ascii(),
             begin.source,
+            if begin.restart > 0 { format!(" from {}", begin.restart) } else { String::new() },
             if begin.inspected { "" } else { " unscanned" }
         )),
         Output::End(outcome) => said.push(format!("end {}", outcome.as_str())),
         Output::Note(note) => match &**note {
             Note::User(user) => said.push(format!("user {}", user.escape_ascii())),
+            Note::Impatient(after) => said.push(format!("impatient {}", after.as_secs())),
             Note::Anomaly { name, .. } => said.push(format!("anomaly {name}")),
             Note::Denied { command, what, .. } => said.push(format!(
                 "denied {} {}",
@@ -193,10 +217,14 @@ fn run(mut rig: Rig, script: Script<'_>, cut: Cut) {
 }
 
 fn check_with(client: &str, dialled: &str, tls: Tls, script: Script<'_>) {
+    check_in(client, dialled, &settings(tls), script);
+}
+
+fn check_in(client: &str, dialled: &str, settings: &Settings, script: Script<'_>) {
     let longest = script.iter().map(|(step, _)| step.len()).max().unwrap_or(0);
     let cuts = (0..longest).map(Cut::After);
     for cut in [Cut::Whole, Cut::Bytes].into_iter().chain(cuts) {
-        run(Rig::new(client, dialled, tls), script, cut);
+        run(Rig::with(client, dialled, settings.clone()), script, cut);
     }
 }
 
@@ -375,7 +403,7 @@ fn what_is_refused_here() {
         ("c REST 10", &["c 502 Restart positions are not available."]),
         ("c REST 0", &["s REST 0"]),
         ("s 350 ok", &["c 350 ok"]),
-        ("c REST +0", &["c 502 Restart positions are not available."]),
+        ("c REST +0", &["c 501 Not a restart position."]),
         ("c APPE x", &["c 502 Appending is not available."]),
         ("c MODE z", &["c 504 Only MODE S is available."]),
         ("c MODE s", &["s MODE s"]),

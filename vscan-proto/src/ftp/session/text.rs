@@ -28,6 +28,8 @@ pub(super) const IDLE: &[u8] = b"421 Timeout.\r\n";
 pub(super) const SHUTTING_DOWN: &[u8] = b"421 Service is shutting down.\r\n";
 pub(super) const NOT_AVAILABLE: &[u8] = b"502 Not available through this gateway.\r\n";
 pub(super) const NO_RESTART: &[u8] = b"502 Restart positions are not available.\r\n";
+pub(super) const BAD_RESTART: &[u8] = b"501 Not a restart position.\r\n";
+pub(super) const RESTART_NEEDS_IMAGE: &[u8] = b"501 Restart positions need TYPE I.\r\n";
 pub(super) const NO_APPEND: &[u8] = b"502 Appending is not available.\r\n";
 pub(super) const ONLY_STREAM: &[u8] = b"504 Only MODE S is available.\r\n";
 pub(super) const ONLY_BYTES: &[u8] = b"504 Only TYPE A, TYPE I and TYPE L 8 are available.\r\n";
@@ -43,7 +45,11 @@ pub(super) const PORT_OK: &[u8] = b"200 PORT command successful.\r\n";
 pub(super) const EPRT_OK: &[u8] = b"200 EPRT command successful.\r\n";
 pub(super) const USER_DENIED: &[u8] = b"530 This user is not permitted here by vscan.\r\n";
 pub(super) const NOT_LOGGED_IN: &[u8] = b"530 Please log in with USER and PASS.\r\n";
-const TAKES_TOO_LONG: &str = "not yet scanned, not stored; try again later";
+/// Why an upload whose scan outlasts the client's patience is refused.
+pub(super) const TAKES_TOO_LONG: &str = "not yet scanned, not stored; try again later";
+const CHANGED: &str = "the file changed on the server; transfer it from its beginning";
+const BUSY: &str = "another upload of this file is under way; try again later";
+const LEFT_BEHIND: &str = "a part of it is left on the server";
 const SERVER_BROKE_OFF: &str = "the server broke off the transfer";
 
 /// 522 with the family that works here.
@@ -82,9 +88,21 @@ pub(super) fn command_denied(verb: &[u8]) -> Bytes {
     format!("550 {verb} is not permitted here by vscan.\r\n").into()
 }
 
-/// 550 for an upload whose scan outlasts the client's patience.
-pub(super) fn takes_too_long(command: &Command) -> Bytes {
-    refused(command, TAKES_TOO_LONG)
+/// 550 for a file of which nothing, a part, or an unknown part is left on the server.
+pub(super) fn refused_late(command: &Command, reason: &str) -> Bytes {
+    refused(command, &format!("{reason}; {LEFT_BEHIND}"))
+}
+
+/// 550 for a piece that is not of the file that the pieces before it were of.
+pub(super) fn changed(command: &Command) -> Bytes {
+    refused(command, CHANGED)
+}
+
+/// 450 for an upload that would meet another.
+pub(super) fn busy(command: &Command) -> Bytes {
+    let mut text = BytesMut::from(&refused(command, BUSY)[..]);
+    text[..3].copy_from_slice(b"450");
+    text.freeze()
 }
 
 /// 550 for an upload that the server cut without a reply of its own that says so.

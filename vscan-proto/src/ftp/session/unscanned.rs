@@ -9,7 +9,7 @@ use super::api::{Broken, Leg, Outcome, Output};
 use super::core::{ClientChannel, Core, UpstreamChannel};
 use super::job::{Job, Way, client_failed};
 use super::text;
-use crate::ftp::command::Command;
+use crate::ftp::command::{Command, Verb};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Body {
@@ -46,7 +46,11 @@ impl Unscanned {
 
     pub(super) fn advance(mut self: Box<Self>, core: &mut Core, now: Instant) -> State {
         if !self.job.offered {
-            match self.job.way(core, now) {
+            let way = match self.job.command.verb {
+                Verb::Retr | Verb::Stor => self.job.way_to(core, now, self.job.restart),
+                _ => self.job.way(core, now),
+            };
+            match way {
                 Way::Ready => self.job.offer(core, now),
                 Way::Pending => return State::Unscanned(self),
                 Way::None(reply) => {

@@ -12,12 +12,27 @@ struct Server {
     dialable: bool,
     refuses_transfers: bool,
     breaks_off: bool,
+    has_files: bool,
+    refuses_restart: bool,
+}
+
+/// What the driver is set to and remembers.
+#[derive(Debug, Clone, Copy)]
+struct Driver {
+    delivery: Delivery,
+    resume: Resume,
+    recalled: Recalled,
+    /// A piece is of the version that is known; if not, whether that shows late.
+    belongs: bool,
+    released: bool,
+    patience: bool,
 }
 
 /// The world around the machine.
 struct World {
     rig: Rig,
     server: Server,
+    driver: Driver,
     infected: bool,
     client_breaks: bool,
     /// Bytes on their way to the machine.
@@ -35,10 +50,21 @@ struct World {
 }
 
 impl World {
-    fn new(server: Server, infected: bool, client_breaks: bool, commands: &[u8]) -> Self {
+    fn new(
+        server: Server,
+        driver: Driver,
+        infected: bool,
+        client_breaks: bool,
+        commands: &[u8],
+    ) -> Self {
+        let mut settings = settings(Tls::Pass);
+        settings.delivery = driver.delivery;
+        settings.resume = driver.resume;
+        settings.timing.patience = driver.patience.then_some(Duration::from_secs(1));
         Self {
-            rig: Rig::new(CLIENT4, SERVER4, Tls::Pass),
+            rig: Rig::with(CLIENT4, SERVER4, settings),
             server,
+            driver,
             infected,
             client_breaks,
             from_client: commands.iter().copied().collect(),
@@ -65,8 +91,12 @@ impl World {
             "EPSV" if server.passive => self.server_says("229 ok (|||2048|)\r\n"),
             "PORT" if server.active => self.server_says("200 ok\r\n"),
             "PASV" | "EPSV" | "PORT" => self.server_says("502 no\r\n"),
-            "RETR" | "LIST" | "STOR" => {
-                self.stored_upstream |= line.starts_with("STOR");
+            "REST" if server.refuses_restart => self.server_says("502 no\r\n"),
+            "REST" => self.server_says("350 ok\r\n"),
+            "SIZE" if server.has_files => self.server_says("213 5\r\n"),
+            "SIZE" | "MLST" => self.server_says("550 no such file\r\n"),
+            "RETR" | "LIST" | "STOR" | "APPE" => {
+                self.stored_upstream |= !matches!(&line[..4], "RETR" | "LIST");
                 if server.refuses_transfers {
                     self.server_says("550 no\r\n");
                     return;
@@ -117,6 +147,27 @@ impl World {
             } else {
                 Event::ConnectFailed(Leg::Upstream)
             }),
+            Output::Recall => self.events.push_back(Event::Recalled(self.driver.recalled)),
+            Output::Join(_) => {}
+            Output::Check => {
+                let belongs = self.driver.belongs && !self.infected;
+                self.events.push_back(if belongs {
+                    Event::Sent(if self.client_breaks { broken } else { Ok(()) })
+                } else {
+                    Event::Mismatched { released: self.driver.released }
+                });
+                self.server_has_the_data();
+            }
+            Output::Stream(leg) => {
+                self.events.push_back(Event::Received(if self.client_breaks {
+                    broken
+                } else {
+                    Ok(())
+                }));
+                if leg == Leg::Upstream || self.client_breaks {
+                    self.server_has_the_data();
+                }
+            }
             Output::Receive(Leg::Upstream) => {
                 self.events.push_back(Event::Received(Ok(())));
                 self.server_has_the_data();
@@ -150,6 +201,10 @@ impl World {
                 self.server_has_the_data();
             }
             Output::CloseData(leg) | Output::ResetData(leg) => {
+                if leg == Leg::Upstream {
+                    // The server notices, and has a last word.
+                    self.server_has_the_data();
+                }
                 self.events.retain(|event| match event {
                     Event::Listening(side, _)
                     | Event::Connected(side)
@@ -161,7 +216,12 @@ impl World {
             Output::End(_) => self.events.retain(|event| {
                 !matches!(
                     event,
-                    Event::Received(_) | Event::Judged(_) | Event::Sent(_) | Event::Spliced(_)
+                    Event::Received(_)
+                        | Event::Recalled(_)
+                        | Event::Mismatched { .. }
+                        | Event::Judged(_)
+                        | Event::Sent(_)
+                        | Event::Spliced(_)
                 )
             }),
             Output::Begin(_) | Output::Note(_) => {}
@@ -240,12 +300,36 @@ impl World {
 }
 
 fn server() -> impl Strategy<Value = Server> {
-    any::<[bool; 5]>().prop_map(|[passive, active, dialable, refuses_transfers, breaks_off]| {
-        Server { passive, active, dialable, refuses_transfers, breaks_off }
-    })
+    any::<[bool; 7]>().prop_map(
+        |[passive, active, dialable, refuses_transfers, breaks_off, has_files, refuses_restart]| {
+            Server {
+                passive,
+                active,
+                dialable,
+                refuses_transfers,
+                breaks_off,
+                has_files,
+                refuses_restart,
+            }
+        },
+    )
 }
 
-const COMMANDS: [&str; 14] = [
+fn driver() -> impl Strategy<Value = Driver> {
+    (any::<[bool; 5]>(), 0usize..4).prop_map(
+        |([streams, whole, belongs, released, patience], recalled)| Driver {
+            delivery: if streams { Delivery::Stream } else { Delivery::Hold },
+            resume: if whole { Resume::Whole } else { Resume::Refuse },
+            recalled: [Recalled::Nothing, Recalled::Scanned, Recalled::Suspect, Recalled::Busy]
+                [recalled],
+            belongs,
+            released,
+            patience,
+        },
+    )
+}
+
+const COMMANDS: [&str; 16] = [
     "NOOP",
     "PASV",
     "PORT 10,0,0,1,8,1",
@@ -260,6 +344,8 @@ const COMMANDS: [&str; 14] = [
     "\u{1}",
     "REST 5",
     "USER x",
+    "TYPE I",
+    "APPE a",
 ];
 
 fn dialogue() -> impl Strategy<Value = Vec<usize>> {
@@ -271,30 +357,32 @@ proptest! {
 
     #[test]
     fn every_command_is_answered_once(
-        server in server(), infected: bool, client_breaks: bool,
+        server in server(), driver in driver(), infected: bool, client_breaks: bool,
         dialogue in dialogue(), choices in proptest::collection::vec(any::<u8>(), 1..64),
     ) {
         let text: String = dialogue.iter().map(|&at| format!("{}\r\n", COMMANDS[at])).collect();
-        let mut world = World::new(server, infected, client_breaks, text.as_bytes());
+        let mut world = World::new(server, driver, infected, client_breaks, text.as_bytes());
         world.run(&choices);
         prop_assert!(!world.delivered_infected);
         prop_assert!(!world.over, "{:?}", String::from_utf8_lossy(&world.heard));
         // The greeting and one for each command.
         prop_assert_eq!(world.finals().len(), 1 + dialogue.len());
         let scanned_only = !dialogue.iter().any(|&at| COMMANDS[at] == "STOR a.iso");
-        prop_assert!(!(infected && scanned_only && world.stored_upstream));
+        // A server that is out of patience, or the stream, has the command and no byte, or not the last.
+        let held = driver.delivery == Delivery::Hold && !driver.patience;
+        prop_assert!(!(infected && scanned_only && held && world.stored_upstream));
     }
 
     #[test]
     fn abort_and_quit_at_any_moment_leave_nothing_waiting(
-        server in server(), infected: bool, dialogue in dialogue(),
+        server in server(), driver in driver(), infected: bool, dialogue in dialogue(),
         choices in proptest::collection::vec(any::<u8>(), 1..64), abort_at in 0usize..14, leave: bool,
     ) {
         let mut text: Vec<String> =
             dialogue.iter().map(|&at| format!("{}\r\n", COMMANDS[at])).collect();
         text.insert(abort_at.min(text.len()), "ABOR\r\n".into());
         text.push("QUIT\r\n".into());
-        let mut world = World::new(server, infected, false, text.concat().as_bytes());
+        let mut world = World::new(server, driver, infected, false, text.concat().as_bytes());
         if leave {
             for &choice in &choices {
                 world.step(choice);
@@ -313,8 +401,13 @@ proptest! {
     }
 
     #[test]
-    fn no_input_panics(steps in proptest::collection::vec((0u8..9, any::<u8>(), "[A-Z0-9 ,|()\r\n\u{ff}-]{0,30}"), 0..40)) {
-        let mut rig = Rig::new(CLIENT4, SERVER4, Tls::Pass);
+    fn no_input_panics(steps in proptest::collection::vec((0u8..11, any::<u8>(), "[A-Z0-9 ,|()\r\n\u{ff}-]{0,30}"), 0..40)) {
+        let mut settings = settings(Tls::Pass);
+        settings.resume = Resume::Whole;
+        if steps.len().is_multiple_of(2) {
+            settings.delivery = Delivery::Stream;
+        }
+        let mut rig = Rig::with(CLIENT4, SERVER4, settings);
         for (kind, choice, text) in steps {
             arbitrary_step(&mut rig, kind, choice, text.as_bytes());
             while rig.session.poll_output().is_some() {}
@@ -339,6 +432,16 @@ fn arbitrary_step(rig: &mut Rig, kind: u8, choice: u8, text: &[u8]) {
         5 => session.handle_event(now, Event::Judged(Judgement::Release)),
         6 => session.handle_event(now, Event::Sent(result)),
         7 => session.handle_event(now, Event::Spliced(result)),
+        8 => session.handle_event(
+            now,
+            Event::Recalled(match choice % 4 {
+                0 => Recalled::Nothing,
+                1 => Recalled::Scanned,
+                2 => Recalled::Suspect,
+                _ => Recalled::Busy,
+            }),
+        ),
+        9 => session.handle_event(now, Event::Mismatched { released: choice > 9 }),
         _ => {
             rig.now += Duration::from_secs(u64::from(choice));
             session.handle_timeout(rig.now);

@@ -260,7 +260,7 @@ fn an_upload_whose_scan_takes_too_long() {
         (
             "+ 25",
             &[
-                "reset Upstream",
+                "close Upstream",
                 "c 550 a: not yet scanned, not stored; try again later",
                 "end timed_out",
             ]
