@@ -6,6 +6,7 @@
 
 mod access;
 mod error;
+mod forbid;
 mod glob;
 mod outbound;
 mod read;
@@ -19,6 +20,7 @@ mod tests;
 
 pub use access::{Access, Commands};
 pub use error::{ConfigErrors, Problem};
+pub use forbid::{Forbidden, Types};
 pub use glob::Glob;
 pub use outbound::Outbound;
 pub use terms::{
@@ -64,6 +66,7 @@ impl Config {
             smtp: Smtp::default(),
             scan: Scan::default(),
             treat: Vec::new(),
+            types: Types::default(),
             outbound: Outbound::default(),
             quarantine: Quarantine::default(),
             spool: Spool::default(),

@@ -1,6 +1,7 @@
 //! What the keys of each section mean, and what must hold between them.
 
 use super::access;
+use super::forbid::{self, SkippedType};
 use super::glob::Glob;
 use super::outbound;
 use super::read::{Reader, Scalar, Table, Wrong};
@@ -26,6 +27,7 @@ pub(super) fn document(r: &mut Reader<'_>, mut root: Table<'_, '_>) -> Config {
         smtp: smtp(r, &mut root),
         scan: scan(r, &mut root),
         treat: root.tables(r, "treat").into_iter().filter_map(|t| treat(r, t)).collect(),
+        types: forbid::read(r, &mut root),
         outbound: outbound::read(r, &mut root),
         quarantine: quarantine(r, &mut root),
         spool: spool(r, &mut root),
@@ -275,6 +277,12 @@ fn scan(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Scan {
             .into_iter()
             .map(|Extension(e)| e)
             .collect(),
+        skip_types: t
+            .list::<SkippedType>(r, "skip_types", Vec::new())
+            .into_iter()
+            .map(|SkippedType(name)| name)
+            .collect(),
+        verify_type: t.get(r, "verify_type", d.verify_type),
         limits: Limits {
             object_size: size(r, &mut limits, "object_size", d.limits.object_size),
             unpacked_size: size(r, &mut limits, "unpacked_size", d.limits.unpacked_size),

@@ -80,6 +80,8 @@ fn the_example_is_right_and_says_the_defaults() {
     uncommented.gateway.deny.clear();
     uncommented.gateway.publish.clear();
     uncommented.scan.skip_extensions.clear();
+    uncommented.scan.skip_types.clear();
+    uncommented.types.forbid.clear();
     assert_eq!(uncommented, defaults);
 }
 
@@ -261,7 +263,7 @@ vscan.toml:18:10: `treat[0].action`: this version does not have "strip": infecte
 vscan.toml:20:2: unknown table `mailbox`
   20 | [mailbox.support]
      |  ^^^^^^^
-  help: known here: gateway, paths, access, ftp, smtp, scan, treat, outbound, quarantine, spool, metrics, log"#
+  help: known here: gateway, paths, access, ftp, smtp, scan, treat, types, outbound, quarantine, spool, metrics, log"#
     );
     assert_eq!(parse(text).unwrap_err().exit_code(), 78);
 }

@@ -1,6 +1,7 @@
 //! The sections of the configuration and their defaults.
 
 use super::access::Access;
+use super::forbid::Types;
 use super::glob::Glob;
 use super::outbound::Outbound;
 use super::terms::{
@@ -34,6 +35,8 @@ pub struct Config {
     pub scan: Scan,
     /// `[[treat]]`, first match wins
     pub treat: Vec<Treat>,
+    /// `[types]`
+    pub types: Types,
     /// `[outbound]`
     pub outbound: Outbound,
     /// `[quarantine]`
@@ -271,6 +274,10 @@ pub struct Scan {
     pub rules: Vec<PathBuf>,
     /// Extensions (lower case, without the dot) of files that are not scanned.
     pub skip_extensions: Vec<String>,
+    /// Types of files that are not scanned, by their first bytes: names of formats and classes of `vscan_scan::formats`.
+    pub skip_types: Vec<String>,
+    /// Whether a file whose name and first bytes do not agree is scanned all the same.
+    pub verify_type: bool,
     /// `[scan.limits]`: past them an object is `unscannable`, with the limit's name as its reason. `seconds` is not
     /// configured by itself: it is `deadline`, rounded up.
     pub limits: Limits,
@@ -278,6 +285,14 @@ pub struct Scan {
     pub deadline: Duration,
     /// Scanner processes.
     pub workers: NonZeroUsize,
+}
+
+impl Scan {
+    /// Whether the name's extension is one of those that are not scanned.
+    #[must_use]
+    pub fn skips_extension(&self, name: &[u8]) -> bool {
+        extension(name).is_some_and(|e| self.skip_extensions.iter().any(|s| s.as_bytes() == e))
+    }
 }
 
 /// The extension of a name from the wire, in lower case (ASCII), without the dot.
@@ -438,6 +453,8 @@ impl Default for Scan {
         Self {
             rules: vec![PathBuf::from("/etc/vscan/rules.d")],
             skip_extensions: Vec::new(),
+            skip_types: Vec::new(),
+            verify_type: true,
             limits: Limits { seconds: 20, ..Limits::default() },
             // two attempts fit into the 45 s that FTP clients wait for the 150 of a download
             deadline: Duration::from_secs(20),

@@ -4,6 +4,8 @@ use crate::config::{Config, Direction, Protocol, Treat, Treatment, extension};
 use std::net::IpAddr;
 use vscan_scan::report::{Reason, Report, Verdict};
 
+pub mod types;
+
 #[cfg(test)]
 mod tests;
 
