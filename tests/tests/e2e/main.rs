@@ -22,3 +22,4 @@ mod processes;
 mod smtp;
 mod smtp_matrix;
 mod smtp_smuggling;
+mod types;

@@ -82,7 +82,7 @@ impl Gateway {
                 .then(|| String::from_utf8_lossy(about.name).into_owned()),
             ..Job::new(about.kind, object.clone())
         };
-        let report = self.scanner.scan(job, config.scan.deadline).await;
+        let report = self.scan(config, job).await;
         self.observer.metrics.scanned(started.elapsed().as_secs_f64(), report.micros);
         self.judge(config, flow, report, Some(object), object.len(), about, started)
     }
@@ -153,7 +153,9 @@ impl Gateway {
             name: if about.kind == ObjectKind::File { about.name } else { b"" },
             report: &report,
         };
-        if about.kind == ObjectKind::Message && report.verdict == Verdict::Infected {
+        let infected =
+            report.verdict == Verdict::Infected && !policy::types::only_forbidden(&report);
+        if about.kind == ObjectKind::Message && infected {
             self.mail_infected(config, &opened);
         }
         let decision = policy::decide(config, &facts);

@@ -7,6 +7,7 @@ pub mod ftp;
 pub mod inspect;
 mod outbound;
 pub mod process;
+mod scan;
 mod services;
 pub mod smtp;
 mod translation;
