@@ -33,6 +33,9 @@ pub struct Limits {
 /// Decoded bytes below which [`Limits::ratio`] is not looked at: 8 MiB of zeros harm nobody.
 pub const RATIO_FLOOR: u64 = 8 << 20;
 
+/// The same for all parts of an object together, over the bytes of the object: many small bombs are a large one.
+pub const RATIO_FLOOR_ALL: u64 = 64 << 20;
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

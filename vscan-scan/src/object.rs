@@ -4,7 +4,7 @@
 //! left out without being noted. Decoders live in `mail`, `archive` and `document`, engines in
 //! [`crate::engine`].
 
-use crate::limits::{Limits, RATIO_FLOOR};
+use crate::limits::{Limits, RATIO_FLOOR, RATIO_FLOOR_ALL};
 use crate::report::{self, Detail, Hashes, Reason, Report, TREE_DETAIL_MAX, TREE_MAX, Verdict};
 use crate::sniff::{self, Kind};
 use crate::wire::ObjectKind;
@@ -117,6 +117,7 @@ fn walk(
         } else {
             name.into()
         }],
+        size: object.data.len() as u64,
         unpacked: 0,
         depth: 0,
         stopped: false,
@@ -225,6 +226,8 @@ pub(crate) struct Walk<'e> {
     deadline: Instant,
     report: Report,
     path: Vec<String>,
+    /// Bytes of the object itself.
+    size: u64,
     unpacked: u64,
     depth: u32,
     stopped: bool,
@@ -456,6 +459,14 @@ impl Walk<'_> {
                 Reason::Unpacked,
                 &format!("more than {} bytes in all", self.limits.unpacked_size),
             );
+            self.stopped = true;
+            return;
+        }
+        if self.unpacked > RATIO_FLOOR_ALL
+            && self.unpacked / self.size.max(1) >= u64::from(self.limits.ratio)
+        {
+            let what = format!("more than {} bytes in all from {}", self.unpacked, self.size);
+            self.note(Reason::Ratio, &what);
             self.stopped = true;
             return;
         }

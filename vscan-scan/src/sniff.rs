@@ -299,16 +299,8 @@ pub fn sniff(data: &[u8]) -> Kind {
     if arj::begins(data) {
         return Kind::Arj;
     }
-    // LZMA alone: the usual properties, a dictionary that is a power of two from 64 KiB to 128 MiB, and an
-    // uncompressed size that is unknown or below 1 TiB.
-    if data.len() > 13 && data[0] == 0x5d && data[1..3] == [0, 0] {
-        let dictionary = u32::from_le_bytes([data[1], data[2], data[3], data[4]]);
-        if dictionary.is_power_of_two()
-            && (1 << 16..=1 << 27).contains(&dictionary)
-            && (data[5..13] == [0xff; 8] || data[10..13] == [0; 3])
-        {
-            return Kind::Lzma;
-        }
+    if is_lzma(data) {
+        return Kind::Lzma;
     }
     if sis::begins(data) {
         return Kind::Sis;
@@ -397,6 +389,19 @@ pub fn is_tar(data: &[u8]) -> bool {
     }
     // The old format has no magic; its checksum must agree and its name must be printable.
     header[0].is_ascii_graphic() && crate::archive::tar::checksum_agrees(header)
+}
+
+/// LZMA alone has no magic: the usual properties, a dictionary as encoders choose them (2^n or 2^n + 2^(n-1), or
+/// the largest), an uncompressed size that is unknown or below 1 TiB, and the zero with which its range coder begins.
+fn is_lzma(data: &[u8]) -> bool {
+    let Some((&[0x5d, a, b, c, d], rest)) = data.split_first_chunk() else { return false };
+    let dictionary = u32::from_le_bytes([a, b, c, d]);
+    let top = 1u64 << dictionary.checked_ilog2().unwrap_or(0);
+    let usual = u64::from(dictionary) == top || u64::from(dictionary) == top + top / 2;
+    dictionary >= 1 << 12
+        && (usual || dictionary == u32::MAX)
+        && rest.get(8) == Some(&0)
+        && (rest[..8] == [0xff; 8] || rest[5..8] == [0; 3])
 }
 
 fn is_text(data: &[u8]) -> bool {

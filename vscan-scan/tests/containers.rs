@@ -176,10 +176,21 @@ fn every_view_of_an_image_is_read() {
 
 #[test]
 fn what_is_encrypted_is_said() {
+    let passwords = ["wrong".to_owned(), "secret".to_owned()];
     for name in ["encrypted.7z", "encrypted-names.7z", "encrypted.arj", "encrypted.pdf"] {
-        let report = report(&mut Mark, &fixture(name));
+        let data = fixture(name);
+        let report = report(&mut Mark, &data);
         assert_eq!(report.verdict, Verdict::Unscannable, "{name} {report:?}");
         assert_eq!(report.unread[0].reason, Reason::Encrypted, "{name} {report:?}");
+        if name == "encrypted.arj" {
+            continue;
+        }
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let object = Object::new(ObjectKind::File, &data, deadline);
+        let object = Object { passwords: &passwords, ..object };
+        let report = scan(&mut Mark, &Limits::default(), &object);
+        assert_eq!(report.verdict, Verdict::Infected, "{name} {report:?}");
+        assert!(report.unread.is_empty(), "{name} {report:?}");
     }
 }
 

@@ -57,21 +57,25 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     if cabinet.cut {
         walk.note(Reason::Malformed, "the header of the cabinet is cut off");
     }
-    let mut read = vec![false; cabinet.files.len()];
-    for (number, folder) in cabinet.folders.iter().enumerate() {
+    let mut files = vec![Vec::new(); cabinet.folders.len()];
+    for (i, file) in cabinet.files.iter().enumerate() {
+        let folder = match file.folder {
+            CONTINUED => 0,
+            0xfffe.. => cabinet.folders.len() - 1,
+            folder => usize::from(folder),
+        };
+        match files.get_mut(folder) {
+            Some(files) => files.push(i),
+            None => walk.within(&file.name, |walk| {
+                walk.note(Reason::Malformed, "a file of no folder");
+            }),
+        }
+    }
+    for (folder, mut files) in cabinet.folders.iter().zip(files) {
         if walk.stopped() {
             return;
         }
-        let last = cabinet.folders.len() - 1;
-        let mut files: Vec<usize> = (0..cabinet.files.len())
-            .filter(|&i| match cabinet.files[i].folder {
-                CONTINUED => number == 0,
-                0xfffe.. => number == last,
-                folder => usize::from(folder) == number,
-            })
-            .collect();
         files.sort_by_key(|&i| cabinet.files[i].offset);
-        files.iter().for_each(|&i| read[i] = true);
         match Blocks::new(data, folder, cabinet.reserved) {
             Ok(blocks) => folder_files(walk, &cabinet, &files, blocks),
             Err(what) => {
@@ -81,9 +85,6 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
                 }
             }
         }
-    }
-    for (file, _) in cabinet.files.iter().zip(read).filter(|(_, read)| !read) {
-        walk.within(&file.name, |walk| walk.note(Reason::Malformed, "a file of no folder"));
     }
     if let Some(rest) = data.get(cabinet.len..).filter(|r| r.iter().any(|&b| b != 0)) {
         walk.part("behind the end", rest, Place::File);

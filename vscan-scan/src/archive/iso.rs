@@ -14,6 +14,8 @@ const DESCRIPTORS: usize = 16;
 const DESCRIPTORS_MAX: usize = 64;
 const DIRECTORY: u8 = 2;
 const MULTI_EXTENT: u8 = 0x80;
+/// Bytes of one directory: room for 50,000 files.
+const DIRECTORY_MAX: usize = 8 << 20;
 
 pub(crate) fn begins(data: &[u8]) -> bool {
     data.get(DESCRIPTORS * SECTOR + 1..).is_some_and(|d| d.starts_with(b"CD001"))
@@ -103,8 +105,11 @@ fn volume(walk: &mut Walk<'_>, data: &[u8], root: Record, joliet: bool, seen: &m
         if !seen.directories.insert((directory.extent, joliet)) {
             continue;
         }
+        if seen.directories.len() > walk.limits.members as usize {
+            return walk.note(Reason::Members, "too many directories");
+        }
         let start = directory.extent as usize * SECTOR;
-        let content = clipped(data, start, directory.size as usize);
+        let content = clipped(data, start, (directory.size as usize).min(DIRECTORY_MAX));
         if content.len() < directory.size as usize {
             walk.within(&path, |walk| walk.note(Reason::Malformed, "a directory is cut off"));
         }

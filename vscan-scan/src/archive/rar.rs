@@ -24,14 +24,14 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     let survey = Survey::new(data);
     // libarchive gives an encrypted member as it lies there, and does not say in every version that it is encrypted.
     let mut encrypted = survey.encrypted.iter();
-    let mut any = false;
+    let mut seen = 0;
     loop {
         if walk.stopped() {
             return;
         }
         match rar.next() {
             // libarchive takes what is cut off behind its first header for an empty archive.
-            Ok(None) if !any => {
+            Ok(None) if seen == 0 => {
                 walk.note(Reason::Malformed, "rar archive without a member");
                 break;
             }
@@ -54,7 +54,10 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
                 break;
             }
         }
-        any = true;
+        seen += 1;
+    }
+    if seen < survey.encrypted.len() && !walk.stopped() {
+        walk.note(Reason::Malformed, "rar members behind one that cannot be read");
     }
     // A second archive, or anything else, may follow the end block.
     if let Some(at) = survey.end.filter(|&at| data[at..].iter().any(|&b| b != 0)) {

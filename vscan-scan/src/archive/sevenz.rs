@@ -3,8 +3,8 @@
 use super::guard::{Guarded, caught};
 use crate::object::Walk;
 use crate::report::Reason;
-use sevenz_rust2::{Archive, BlockDecoder, EncoderMethod, Error, Password};
-use std::io::{self, Cursor};
+use sevenz_rust2::{Archive, ArchiveEntry, BlockDecoder, EncoderMethod, Error, Password};
+use std::io::{self, Cursor, Read};
 
 pub(crate) const MAGIC: &[u8] = b"7z\xbc\xaf\x27\x1c";
 
@@ -24,25 +24,32 @@ pub(crate) fn begins(data: &[u8]) -> bool {
 }
 
 pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
-    let (archive, password) = match header(walk, data) {
+    let (archive, known) = match header(walk, data) {
         Ok(opened) => opened,
         Err(e) => return fail(walk, &e),
     };
-    // What precedes the headers packed is not known by member: the ratio is taken over the whole archive.
+    // How much of the archive is of one member cannot be told: the ratio is taken over the whole of it.
     let encoded = data.len() as u64;
-    for block in 0..archive.blocks.len() {
+    for (number, block) in archive.blocks.iter().enumerate() {
         if walk.stopped() {
             return;
         }
-        let need = dictionaries(&archive.blocks[block]);
+        let need = dictionaries(block);
         if need > DICTIONARIES_MAX {
             walk.note(Reason::Memory, &format!("7z block with {need} bytes of dictionaries"));
             continue;
         }
+        let password = match &known {
+            Some(password) => Some(password.clone()),
+            None if encrypted(block) => password(walk, data, &archive, number),
+            None => Some(Password::empty()),
+        };
         let mut source = Cursor::new(data);
+        let empty = Password::empty();
         // One thread: workers may not start others.
-        let decoder = BlockDecoder::new(1, block, &archive, &password, &mut source);
-        if encrypted(&archive.blocks[block]) && password.is_empty() {
+        let opened = password.as_ref().unwrap_or(&empty);
+        let decoder = BlockDecoder::new(1, number, &archive, opened, &mut source);
+        if password.is_none() {
             for entry in decoder.entries() {
                 walk.within(&entry.name, |walk| {
                     walk.note(Reason::Encrypted, "encrypted 7z member");
@@ -50,7 +57,7 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
             }
             continue;
         }
-        let mut each = |entry: &sevenz_rust2::ArchiveEntry, reader: &mut dyn io::Read| {
+        let mut each = |entry: &ArchiveEntry, reader: &mut dyn Read| {
             if entry.size > 0 {
                 walk.decoded(&entry.name, encoded, &mut Guarded(reader));
             }
@@ -65,16 +72,50 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     }
 }
 
-/// Reads the headers, which may be encrypted themselves: with the first password that opens them. The
-/// password that comes back is empty when none was needed yet.
-fn header(walk: &mut Walk<'_>, data: &[u8]) -> Result<(Archive, Password), Error> {
+/// Passwords that are tried on one archive: making the key of each takes a tenth of a second.
+const PASSWORDS_MAX: usize = 32;
+
+/// Reads the headers. Where they are encrypted themselves, with the first password that opens them.
+fn header(walk: &mut Walk<'_>, data: &[u8]) -> Result<(Archive, Option<Password>), Error> {
     let read = |password: &Password| {
         caught(|| Ok(Archive::read(&mut Cursor::new(data), password)))
             .unwrap_or_else(|e| Err(e.into()))
     };
-    let archive = read(&Password::empty())?;
-    let _ = walk;
-    Ok((archive, Password::empty()))
+    match read(&Password::empty()) {
+        Err(Error::PasswordRequired) => {}
+        other => return other.map(|archive| (archive, None)),
+    }
+    for password in walk.passwords().iter().take(PASSWORDS_MAX) {
+        if walk.stopped() {
+            break;
+        }
+        let password = Password::from(&password[..]);
+        if let Ok(archive) = read(&password) {
+            return Ok((archive, Some(password)));
+        }
+    }
+    Err(Error::PasswordRequired)
+}
+
+/// The password that opens a block: its first member comes out whole, with the right checksum.
+fn password(walk: &mut Walk<'_>, data: &[u8], archive: &Archive, block: usize) -> Option<Password> {
+    let most = walk.limits.object_size;
+    for password in walk.passwords().iter().take(PASSWORDS_MAX) {
+        if walk.stopped() {
+            return None;
+        }
+        let password = Password::from(&password[..]);
+        let mut source = Cursor::new(data);
+        let decoder = BlockDecoder::new(1, block, archive, &password, &mut source);
+        let mut first = |entry: &ArchiveEntry, reader: &mut dyn Read| {
+            io::copy(&mut reader.take(most), &mut io::sink())?;
+            Ok(entry.size == 0)
+        };
+        if matches!(caught(|| Ok(decoder.for_each_entries(&mut first))), Ok(Ok(_))) {
+            return Some(password);
+        }
+    }
+    None
 }
 
 fn encrypted(block: &sevenz_rust2::Block) -> bool {

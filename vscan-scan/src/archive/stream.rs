@@ -41,7 +41,13 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], kind: Kind) {
             &[]
         }
         Kind::Lzip => {
-            walk.decoded("lzip", size, &mut LzipReader::new(data));
+            match lzip_dictionary(data) {
+                Some(dictionary) if dictionary > u64::from(WINDOW_KIB) * 1024 => {
+                    let what = format!("lzip dictionary of {dictionary} bytes");
+                    walk.within("lzip", |walk| walk.note(Reason::Memory, &what));
+                }
+                _ => walk.decoded("lzip", size, &mut LzipReader::new(data)),
+            }
             &[]
         }
         Kind::Lzma => {
@@ -57,6 +63,13 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], kind: Kind) {
     if rest.len() < data.len() && rest.iter().any(|&b| b != 0) {
         walk.part("behind the end", rest, Place::File);
     }
+}
+
+/// The dictionary of a lzip file: a power of two less some sixteenths of it.
+fn lzip_dictionary(data: &[u8]) -> Option<u64> {
+    let coded = *data.get(5)?;
+    let base = 1u64 << (coded & 31);
+    Some(base - (base / 16) * u64::from(coded >> 5))
 }
 
 /// Reads streams one behind the other.
@@ -90,6 +103,8 @@ impl<D: Read> Read for Chain<'_, D> {
             }
             if let Some(decoder) = self.current.take() {
                 self.rest = (self.into_inner)(decoder);
+                // A million streams of nothing: the caller looks at the clock and comes again.
+                return Err(io::ErrorKind::Interrupted.into());
             }
             // Frames that are to be skipped (RFC 8878 section 3.1.2).
             while let Some((&[0x50..0x60, 0x2a, 0x4d, 0x18, a, b, c, d], behind)) =

@@ -49,12 +49,16 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         if !seen.insert(at) {
             continue;
         }
+        if seen.len() > walk.limits.members as usize {
+            return walk.note(Reason::Members, "too many files");
+        }
         let Some((directory, content)) = volume.file(at, walk.limits.object_size) else {
             walk.within(&path, |walk| walk.note(Reason::Malformed, "UDF file without an entry"));
             continue;
         };
         if directory {
-            entries.extend(names(&content, &path));
+            let room = (walk.limits.members as usize + 1).saturating_sub(entries.len());
+            entries.extend(names(&content, &path).into_iter().take(room));
         } else if !content.is_empty() {
             walk.part(&path, &content, Place::File);
         }

@@ -28,20 +28,17 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         {
             continue;
         }
-        let body = &data[from + comma + 1..];
-        let end = body.iter().position(|b| b"\"'<>)".contains(b)).unwrap_or(body.len());
-        let body = percent(&body[..end]);
-        from += comma + 1;
-        let encoded = kind.to_ascii_lowercase();
-        let decoded = if memmem::find(&encoded, b"base64").is_some() {
-            base64(&body).data
-        } else if kind.is_empty() || memchr::memchr(b'/', kind).is_some() {
-            body
-        } else {
+        let encoded = memmem::find(&kind.to_ascii_lowercase(), b"base64").is_some();
+        if !encoded && !kind.is_empty() && memchr::memchr(b'/', kind).is_none() {
             continue;
-        };
+        }
+        from += comma + 1;
+        let body = &data[from..];
+        let end = body.iter().position(|b| b"\"'<>)".contains(b)).unwrap_or(body.len());
+        from += end;
+        let body = percent(&body[..end]);
+        let decoded = if encoded { base64(&body).data } else { body };
         if !decoded.is_empty() {
-            from += end;
             walk.part("data", &decoded, Place::File);
         }
     }

@@ -153,10 +153,13 @@ const MODULES_MAX: usize = 1000;
 
 /// VBA source: where the project says that it is, and wherever it can be recognised.
 fn sources(walk: &mut Walk<'_>, name: &str, content: &[u8], offsets: &BTreeSet<usize>) {
-    let mut seen = HashSet::new();
+    let mut seen: HashSet<Vec<u8>> = HashSet::new();
     // By any module's offset: names are in the project's code page, and a wrong one decodes to nothing.
     let told = offsets.iter().filter_map(|&at| vba::decompress(content.get(at..)?));
     for source in told.chain(vba::search(content)) {
+        if walk.stopped() {
+            return;
+        }
         let name = format!("{name}.bas");
         if seen.insert(source.clone()) {
             walk.part(&name, &source, Place::File);

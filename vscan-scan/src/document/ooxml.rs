@@ -1,6 +1,10 @@
 //! Relationships of OOXML documents (ECMA-376 part 2, 8.3): templates, frames and objects that are fetched from elsewhere.
 
+use crate::bytes::clipped;
 use crate::object::{Place, Walk};
+
+/// Bytes of one element; targets are URIs.
+const ELEMENT_MAX: usize = 64 * 1024;
 
 /// True for the XML of a relationships part.
 pub(crate) fn is_relationships(data: &[u8]) -> bool {
@@ -29,7 +33,7 @@ pub(crate) fn external(walk: &mut Walk<'_>, data: &[u8]) {
 /// The Relationship elements, between `<` and `>`.
 fn elements(data: &[u8]) -> impl Iterator<Item = &[u8]> {
     memchr::memmem::find_iter(data, b"Relationship ").map(|at| {
-        let rest = &data[at..];
+        let rest = clipped(data, at, ELEMENT_MAX);
         &rest[..memchr::memchr(b'>', rest).unwrap_or(rest.len())]
     })
 }

@@ -6,6 +6,7 @@
 
 use super::pdf_filter::{FILTERS_MAX, Filter, Filtered, undo};
 use crate::archive::caught;
+use crate::bytes::clipped;
 use crate::object::{Place, Walk};
 use crate::report::Reason;
 use lopdf::{Document, LoadOptions};
@@ -17,8 +18,12 @@ use std::io::Read;
 const DICTIONARY_MAX: usize = 64 * 1024;
 /// Pictures are looked at up to here: their pixels carry no file.
 const PICTURE_MAX: u64 = 64 * 1024;
-/// Scripts in strings, of one file.
-const SCRIPTS_MAX: usize = 10_000;
+/// Dictionaries of embedded files that are looked at.
+const MENTIONS_MAX: usize = 10_000;
+/// Passwords that are tried on one file, which is parsed anew for each.
+const PASSWORDS_MAX: usize = 16;
+/// Objects whose place is kept: a PDF of this many has a gigabyte.
+const OBJECTS_MAX: usize = 1 << 20;
 
 pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     let mut file = Pdf { data, objects: objects(data), embedded: HashSet::new() };
@@ -205,11 +210,13 @@ impl<'a> Pdf<'a> {
 
     /// Many files are encrypted with an empty password, so that viewers show but do not print them.
     fn encrypted_streams(&mut self, walk: &mut Walk<'_>) {
-        let opened = [String::new()].into_iter().find_map(|password| {
+        let known = walk.passwords();
+        let passwords = std::iter::once("").chain(known.iter().map(|p| &p[..]));
+        let opened = passwords.take(PASSWORDS_MAX).find_map(|password| {
             caught(|| {
                 let mut document = Document::load_mem_with_options(
                     self.data,
-                    LoadOptions::with_password(&password),
+                    LoadOptions::with_password(password),
                 )
                 .map_err(|e| std::io::Error::other(e.to_string()))?;
                 if document.is_encrypted() {
@@ -235,17 +242,24 @@ impl<'a> Pdf<'a> {
     /// Takes scripts and the numbers of embedded files out of what is no stream.
     fn mentions(&mut self, walk: &mut Walk<'_>, text: &[u8]) {
         let text = plain_names(text);
-        for at in memmem::find_iter(&text, b"/EF") {
-            let rest = text[at + 3..].trim_ascii_start();
-            let files = extent(self.resolved(rest));
-            self.embedded.extend(references(files));
-        }
-        let scripts = memmem::find_iter(&text, b"/JS")
-            .filter_map(|at| string(text[at + 3..].trim_ascii_start()));
-        for script in scripts.take(SCRIPTS_MAX) {
+        for at in memmem::find_iter(&text, b"/EF").take(MENTIONS_MAX) {
             if walk.stopped() {
                 return;
             }
+            let rest = clipped(&text, at + 3, DICTIONARY_MAX).trim_ascii_start();
+            let files = extent(self.resolved(rest));
+            self.embedded.extend(references(files));
+        }
+        let mut at = 0;
+        while let Some(found) = memmem::find(&text[at..], b"/JS") {
+            if walk.stopped() {
+                return;
+            }
+            at += found + 3;
+            let rest = text[at..].trim_ascii_start();
+            let Some((script, len)) = string(rest) else { continue };
+            // What lies inside the string is no further script.
+            at = text.len() - rest.len() + len;
             if !script.is_empty() {
                 walk.part("javascript", &script, Place::File);
             }
@@ -257,6 +271,7 @@ impl<'a> Pdf<'a> {
 fn objects(data: &[u8]) -> HashMap<u32, usize> {
     memmem::find_iter(data, b"obj")
         .filter(|&at| !data[..at].ends_with(b"end"))
+        .take(OBJECTS_MAX)
         .map(|at| (number_before(&data[..at + 3]), at + 3))
         .collect()
 }
@@ -407,28 +422,29 @@ fn references(data: &[u8]) -> Vec<u32> {
     found
 }
 
-/// A string at the beginning (7.3.4), as plain text when it is in UTF-16.
-fn string(data: &[u8]) -> Option<Vec<u8>> {
-    let bytes = match data {
+/// A string at the beginning (7.3.4), as plain text when it is in UTF-16, and its length in the file.
+fn string(data: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let (bytes, len) = match data {
         [b'(', rest @ ..] => literal(rest),
         [b'<', rest @ ..] if !rest.starts_with(b"<") => hexadecimal(rest),
         _ => return None,
     };
-    Some(match &bytes[..] {
+    let text = match &bytes[..] {
         [0xfe, 0xff, rest @ ..] => crate::bytes::utf16(rest, true).into_bytes(),
         [0xff, 0xfe, rest @ ..] => crate::bytes::utf16(rest, false).into_bytes(),
         _ => bytes,
-    })
+    };
+    Some((text, 1 + len))
 }
 
-fn hexadecimal(data: &[u8]) -> Vec<u8> {
-    let digits =
-        data.iter().take_while(|b| **b != b'>').filter_map(|&b| char::from(b).to_digit(16));
-    let digits: Vec<u32> = digits.collect();
-    digits.chunks(2).map(|d| (d[0] << 4 | d.get(1).copied().unwrap_or(0)) as u8).collect()
+fn hexadecimal(data: &[u8]) -> (Vec<u8>, usize) {
+    let len = memchr::memchr(b'>', data).unwrap_or(data.len());
+    let digits: Vec<u32> = data[..len].iter().filter_map(|&b| char::from(b).to_digit(16)).collect();
+    let byte = |d: &[u32]| (d[0] << 4 | d.get(1).copied().unwrap_or(0)) as u8;
+    (digits.chunks(2).map(byte).collect(), len)
 }
 
-fn literal(data: &[u8]) -> Vec<u8> {
+fn literal(data: &[u8]) -> (Vec<u8>, usize) {
     let mut out = Vec::new();
     let (mut depth, mut at) = (0, 0);
     while let Some(&byte) = data.get(at) {
@@ -469,5 +485,5 @@ fn literal(data: &[u8]) -> Vec<u8> {
         }
         out.push(byte);
     }
-    out
+    (out, at)
 }

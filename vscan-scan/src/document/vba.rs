@@ -4,12 +4,19 @@ use crate::bytes::{clipped, u16_le, u32_le};
 
 /// Bytes that one chunk decodes to, at most (MS-OVBA 2.4.1.1.3).
 const CHUNK: usize = 4096;
+/// Bytes of one module; the editor takes 65,534 lines.
+const SOURCE_MAX: usize = 16 << 20;
 
 /// Decompresses the container at the beginning of `data` as far as it goes. None: there is none.
 pub(crate) fn decompress(data: &[u8]) -> Option<Vec<u8>> {
+    container(data).map(|(source, _)| source)
+}
+
+/// What the container at the beginning decodes to, and its length.
+fn container(data: &[u8]) -> Option<(Vec<u8>, usize)> {
     let mut rest = data.strip_prefix(&[1])?;
     let mut out = Vec::new();
-    while let Some(header) = u16_le(rest, 0) {
+    while let Some(header) = u16_le(rest, 0).filter(|_| out.len() < SOURCE_MAX) {
         // Three bits of signature.
         if header >> 12 & 7 != 3 {
             break;
@@ -22,7 +29,7 @@ pub(crate) fn decompress(data: &[u8]) -> Option<Vec<u8>> {
         }
         rest = &rest[2 + body.len()..];
     }
-    (!out.is_empty()).then_some(out)
+    (!out.is_empty()).then_some((out, data.len() - rest.len()))
 }
 
 /// Decodes the tokens of one chunk (MS-OVBA 2.4.1.3.2). False: they are wrong.
@@ -78,10 +85,21 @@ pub(crate) fn modules(dir: &[u8]) -> Vec<usize> {
 /// The sources of a stream without regard to the project's directory: containers whose text begins as every
 /// module does, `Attribut`, then `e VB_Nam`.
 pub(crate) fn search(stream: &[u8]) -> Vec<Vec<u8>> {
-    // A signature byte, a chunk header of two, a flag byte of 0, eight letters.
-    memchr::memmem::find_iter(stream, b"\0Attribut\0e ")
-        .filter_map(|at| decompress(stream.get(at.checked_sub(3)?..)?))
-        .collect()
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Some(hit) = memchr::memmem::find(&stream[at..], b"\0Attribut\0e ") {
+        at += hit;
+        // A signature byte, a chunk header of two, a flag byte of 0, eight letters.
+        match at.checked_sub(3).and_then(|at| container(&stream[at..])) {
+            Some((source, len)) => {
+                found.push(source);
+                at += len.max(1);
+            }
+            None => at += 1,
+        }
+        at = at.min(stream.len());
+    }
+    found
 }
 
 #[cfg(test)]
