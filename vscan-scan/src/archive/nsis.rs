@@ -113,7 +113,9 @@ fn decoder(data: &[u8], method: Method) -> io::Result<Box<dyn Read + '_>> {
     let (&[props, a, b, c, d], packed) =
         data.split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
     let dictionary = u32::from_le_bytes([a, b, c, d]);
-    if lzma_get_memory_usage_by_props(dictionary, props)? > WINDOW_KIB {
+    if dictionary / 1024 > WINDOW_KIB
+        || lzma_get_memory_usage_by_props(dictionary, props)? > WINDOW_KIB
+    {
         return Err(io::ErrorKind::OutOfMemory.into());
     }
     let reader = LzmaReader::new_with_props(packed, u64::MAX, props, dictionary, None)?;

@@ -3,6 +3,7 @@
 //! Streams that follow one another are one file, as their own tools unpack them; what follows the last one
 //! and is no stream is a part by itself.
 
+use crate::bytes::u32_le;
 use crate::object::{Place, Walk};
 use crate::report::Reason;
 use crate::sniff::Kind;
@@ -51,6 +52,12 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], kind: Kind) {
             &[]
         }
         Kind::Lzma => {
+            let dictionary = u32_le(data, 1).unwrap_or(0);
+            if dictionary / 1024 > WINDOW_KIB {
+                let what = format!("LZMA dictionary of {dictionary} bytes");
+                walk.within("lzma", |walk| walk.note(Reason::Memory, &what));
+                return;
+            }
             match LzmaReader::new_mem_limit(data, WINDOW_KIB, None) {
                 Ok(mut reader) => walk.decoded("lzma", size, &mut reader),
                 Err(e) => walk.failed("lzma", &e),

@@ -54,7 +54,9 @@ fn lzma(data: &[u8], size: Option<u64>) -> io::Result<Box<dyn Read + '_>> {
         return Err(super::pump::malformed("LZMA properties of another size than 5"));
     };
     let dictionary = u32::from_le_bytes([a, b, c, d]);
-    if lzma_get_memory_usage_by_props(dictionary, props)? > WINDOW_KIB {
+    if dictionary / 1024 > WINDOW_KIB
+        || lzma_get_memory_usage_by_props(dictionary, props)? > WINDOW_KIB
+    {
         return Err(io::Error::new(
             io::ErrorKind::OutOfMemory,
             format!("LZMA dictionary of {dictionary} bytes"),
