@@ -39,7 +39,7 @@ fn ends(data: &[u8], reason: Reason) -> Report {
     let deadline = started + Duration::from_secs(60);
     let object = Object::new(ObjectKind::File, data, deadline);
     let report = scan(&mut Mark, &Limits::default(), &object);
-    assert_eq!(report.verdict, Verdict::Unscannable, "{report:?}");
+    assert!(report.verdict >= Verdict::Unscannable, "{report:?}");
     assert!(report.unread.iter().any(|u| u.reason == reason), "{reason:?} {:?}", report.unread);
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
     report
