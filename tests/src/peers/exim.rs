@@ -154,7 +154,7 @@ impl<'host> EximRelay<'host> {
         let output = self.host.run(["sh", "-c", &script])?;
         let log = logs(&self.dir);
         let mark = format!(" {to} ");
-        let tried = log.lines().filter(|line| line.contains(&mark)).next_back();
+        let tried = log.lines().rfind(|line| line.contains(&mark));
         Ok(tried.with_context(|| format!("exim: {}{}\n{log}", output.out, output.err))?.to_owned())
     }
 }

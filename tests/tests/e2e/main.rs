@@ -20,6 +20,7 @@ mod observe;
 mod outbound;
 mod processes;
 mod smtp;
+mod smtp_loss;
 mod smtp_matrix;
 mod smtp_smuggling;
 mod types;
