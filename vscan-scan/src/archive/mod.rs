@@ -27,6 +27,7 @@ pub(crate) mod szdd;
 pub(crate) mod tar;
 pub(crate) mod udf;
 pub(crate) mod zip;
+mod zip_crypto;
 pub(crate) mod zip_method;
 
 pub(crate) use guard::caught;

@@ -2,8 +2,10 @@
 //! the directory leaves out.
 //!
 //! Unpackers disagree on which of the two counts when they differ, so both are read. Every method in use is
-//! opened ([`super::zip_method`]); encrypted members and those of other methods are noted.
+//! opened ([`super::zip_method`]), encrypted members too where a candidate for the password fits
+//! ([`super::zip_crypto`]); the others are noted.
 
+use super::zip_crypto::{self, Keys, Sealed};
 use super::zip_method;
 use crate::bytes::{u16_le as u16_at, u32_le as u32_at, u64_le as u64_at};
 use crate::object::Walk;
@@ -23,6 +25,11 @@ struct Member {
     size: Option<u64>,
     /// Where the local header begins.
     local: usize,
+    /// Time of the last change, and checksum.
+    time: u16,
+    crc: u32,
+    /// The extra field, as offset and length.
+    extra: (usize, usize),
 }
 
 const ENCRYPTED: u16 = 1;
@@ -36,6 +43,7 @@ const CENTRAL: &[u8] = b"PK\x01\x02";
 pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
     // The places of packed data with the way they were opened, so that nothing is opened twice the same way.
     let mut opened: HashSet<(usize, bool, u16, Option<u64>)> = HashSet::new();
+    let mut keys = Keys::default();
     let mut covered = Vec::new();
     let most = walk.limits.members as usize;
     let directory = central(data, most);
@@ -55,13 +63,13 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
             Some((local, body)) => {
                 covered
                     .push(member.local..body.saturating_add(member.packed.unwrap_or(0) as usize));
-                open_member(walk, data, member, body, &mut opened);
+                open_member(walk, data, member, body, &mut opened, &mut keys);
                 // A local header that tells another story than the directory.
                 if local.method != member.method
                     || local.flags & ENCRYPTED != member.flags & ENCRYPTED
                     || local.packed.is_some_and(|p| Some(p) != member.packed && p != 0xffff_ffff)
                 {
-                    open_member(walk, data, &local, body, &mut opened);
+                    open_member(walk, data, &local, body, &mut opened, &mut keys);
                 }
             }
             None => missing.push(&member.name[..]),
@@ -92,7 +100,7 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
             continue;
         };
         any = true;
-        open_member(walk, data, &member, body, &mut opened);
+        open_member(walk, data, &member, body, &mut opened, &mut keys);
         if !missing.is_empty() {
             names.insert(member.name.clone());
         }
@@ -125,15 +133,28 @@ fn open_member(
     member: &Member,
     body: usize,
     opened: &mut HashSet<(usize, bool, u16, Option<u64>)>,
+    keys: &mut Keys,
 ) {
     if !opened.insert((body, member.flags & ENCRYPTED != 0, member.method, member.packed)) {
         return;
     }
-    if member.flags & ENCRYPTED != 0 || member.method == 99 {
-        walk.within(&member.name, |walk| walk.note(Reason::Encrypted, "encrypted zip member"));
-        return;
-    }
     let rest = &data[body..];
+    if member.flags & ENCRYPTED != 0 || member.method == 99 {
+        // Without its length it goes to the end at most, where no check of a cipher agrees.
+        let len = member.packed.map_or(rest.len(), |len| rest.len().min(len as usize));
+        let (extra, extra_len) = member.extra;
+        let sealed = Sealed {
+            name: &member.name,
+            flags: member.flags,
+            method: member.method,
+            crc: member.crc,
+            time: member.time,
+            size: member.size,
+            extra: data.get(extra..extra + extra_len).unwrap_or_default(),
+            packed: &rest[..len],
+        };
+        return zip_crypto::open(walk, &sealed, keys);
+    }
     let packed = match member.packed {
         Some(len) if len > rest.len() as u64 => {
             walk.within(&member.name, |walk| {
@@ -224,6 +245,7 @@ fn entries(data: &[u8], mut at: usize, shift: usize, most: usize) -> Vec<Member>
         let Some(name_bytes) = data.get(at + 46..at + 46 + name) else { break };
         let extra_bytes = data.get(at + 46 + name..at + 46 + name + extra).unwrap_or_default();
         let size = u32_at(data, at + 24).unwrap_or(0);
+        let (time, crc) = zip_crypto::fields(data, at + 12);
         let (mut size, mut packed, mut local) =
             (u64::from(size), u64::from(packed), u64::from(local));
         zip64(extra_bytes, [&mut size, &mut packed, &mut local]);
@@ -234,6 +256,9 @@ fn entries(data: &[u8], mut at: usize, shift: usize, most: usize) -> Vec<Member>
             packed: Some(packed),
             size: Some(size),
             local: usize::try_from(local).unwrap_or(usize::MAX).saturating_add(shift),
+            time,
+            crc,
+            extra: (at + 46 + name, extra),
         });
         at += 46 + name + extra + comment;
     }
@@ -277,5 +302,7 @@ fn local_at(data: &[u8], at: usize) -> Option<(Member, usize)> {
     let later = flags & DESCRIPTOR != 0;
     let size = (!later || size != 0).then_some(size);
     let packed = (!later || packed != 0).then_some(long);
-    Some((Member { name: super::name(name_bytes), flags, method, packed, size, local: at }, body))
+    let (time, crc) = zip_crypto::fields(data, at + 10);
+    let (name, extra) = (super::name(name_bytes), (at + 30 + name, extra));
+    Some((Member { name, flags, method, packed, size, local: at, time, crc, extra }, body))
 }

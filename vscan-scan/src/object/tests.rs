@@ -93,11 +93,18 @@ pub(crate) struct Zip {
     central: Vec<u8>,
     count: u16,
     crc: u32,
+    extra: Vec<u8>,
 }
 
 impl Zip {
     pub(crate) fn stored(self, name: &str, data: &[u8]) -> Self {
         self.summed(data).member(name, 0, 0, data, data.len())
+    }
+
+    /// The extra field of the next member.
+    pub(crate) fn extra(mut self, extra: &[u8]) -> Self {
+        self.extra = extra.to_vec();
+        self
     }
 
     /// The checksum of the next member.
@@ -129,8 +136,9 @@ impl Zip {
             self.local.extend(field.to_le_bytes());
         }
         self.local.extend((name.len() as u16).to_le_bytes());
-        self.local.extend([0, 0]);
+        self.local.extend((self.extra.len() as u16).to_le_bytes());
         self.local.extend(name.as_bytes());
+        self.local.extend(&self.extra);
         self.local.extend(packed);
         self.entry(name, flags, method, packed.len() as u32, size as u32, offset as u32);
         self
@@ -145,9 +153,11 @@ impl Zip {
             self.central.extend(field.to_le_bytes());
         }
         self.central.extend((name.len() as u16).to_le_bytes());
-        self.central.extend([0; 12]);
+        self.central.extend((self.extra.len() as u16).to_le_bytes());
+        self.central.extend([0; 10]);
         self.central.extend(offset.to_le_bytes());
         self.central.extend(name.as_bytes());
+        self.central.extend(std::mem::take(&mut self.extra));
         self.count += 1;
     }
 
