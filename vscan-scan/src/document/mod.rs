@@ -8,3 +8,6 @@ pub(crate) mod pdf;
 mod pdf_filter;
 pub(crate) mod rtf;
 pub(crate) mod vba;
+
+#[cfg(test)]
+mod tests;
