@@ -136,7 +136,8 @@ impl Settings {
         // The space of the machine's disk is not what is tested.
         text.push_str(&format!("[quarantine]\nmin_free = \"1 MiB\"\n{}", more("quarantine")));
         text.push_str(&format!("[metrics]\nlisten = \"{METRICS}\"\n"));
-        for section in ["ftp", "smtp", "types", "outbound", "scan.limits", "spool", "log"] {
+        for section in ["ftp", "smtp", "types", "outbound", "scan.limits", "spool", "log", "notify"]
+        {
             if !more(section).is_empty() {
                 text.push_str(&format!("[{section}]\n{}", more(section)));
             }

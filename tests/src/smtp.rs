@@ -309,6 +309,18 @@ impl Client {
         self.peer.reply()
     }
 
+    /// As [`Client::send_in_steps`] with this sender and these recipients, which may be empty (`<>`).
+    pub fn send_as(&mut self, from: &str, to: &[&str], wire: &[u8]) -> Result<String> {
+        ensure!(wire.ends_with(END) || wire == b".\r\n", "this message has no end");
+        self.peer.ask(&format!("MAIL FROM:<{from}>"), "250")?;
+        for to in to {
+            self.peer.ask(&format!("RCPT TO:<{to}>"), "250")?;
+        }
+        self.peer.ask("DATA", "354")?;
+        self.peer.send(wire)?;
+        self.peer.reply()
+    }
+
     /// As [`Client::send`], each command after the reply to the one before.
     pub fn send_in_steps(&mut self, wire: &[u8]) -> Result<String> {
         ensure!(wire.ends_with(END) || wire == b".\r\n", "this message has no end");

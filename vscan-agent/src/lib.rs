@@ -8,6 +8,7 @@ pub mod config;
 pub mod gateway;
 pub mod kernel;
 pub mod net;
+pub mod notify;
 pub mod observe;
 pub mod outbound;
 pub mod policy;

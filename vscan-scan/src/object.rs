@@ -140,6 +140,9 @@ fn walk(
         ObjectKind::File => sniff::sniff(data),
     };
     walk.report.kind = kind.label().to_owned();
+    if object.kind == ObjectKind::Message {
+        walk.report.mail = mail::facts::of(data);
+    }
     walk.visit(data, kind, Place::File, About::default(), &mut |_| {});
     (walk.report, walk.trace)
 }

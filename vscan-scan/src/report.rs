@@ -148,6 +148,15 @@ pub struct Hashes {
     pub sha256: String,
 }
 
+/// What the header of a message says about who may be told of it. Whoever wrote the message wrote this too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MailFacts {
+    /// A program or a mailing list sent it: nobody is to be answered (RFC 3834 section 2).
+    pub automatic: bool,
+    /// The value of its field `X-Vscan-Notice`, which notices of a gateway carry; empty without one.
+    pub notice: String,
+}
+
 /// The report on one object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -170,6 +179,9 @@ pub struct Report {
     /// Parts that `tree` had no room for.
     #[serde(default)]
     pub unlisted: u32,
+    /// What the header of a message says about who is to be told of it.
+    #[serde(default)]
+    pub mail: MailFacts,
     /// Bytes given to the engines, decoded parts included.
     pub bytes: u64,
     /// Microseconds of CPU time that the scan took.
@@ -215,6 +227,7 @@ impl Report {
             parts: 0,
             tree: Vec::new(),
             unlisted: 0,
+            mail: MailFacts::default(),
             bytes: 0,
             micros: 0,
             rules: String::new(),

@@ -105,6 +105,15 @@ pub enum Command {
         command: QuarantineCommand,
     },
 
+    /// Look at the notices that wait for the relay and at those that were given up.
+    ///
+    /// Works with the running gateway, or on the queue's file while none runs.
+    Notices {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: NoticesCommand,
+    },
+
     /// Make the running gateway read configuration and rules again; what is wrong changes nothing.
     Reload,
 
@@ -201,5 +210,32 @@ pub enum QuarantineCommand {
         /// The entries, as `list` shows them.
         #[arg(required = true, value_name = "ID")]
         ids: Vec<EntryId>,
+    },
+}
+
+/// `vscan notices`
+#[derive(Debug, Subcommand)]
+pub enum NoticesCommand {
+    /// List all notices, the oldest first.
+    List,
+
+    /// Show everything about a notice, with its text.
+    Show {
+        /// The notice, as `list` shows it.
+        id: u64,
+    },
+
+    /// Try notices again at once; those that were given up get their whole time anew.
+    Retry {
+        /// The notices, as `list` shows them; none: all.
+        #[arg(value_name = "ID")]
+        ids: Vec<u64>,
+    },
+
+    /// Delete notices: nobody is told.
+    Delete {
+        /// The notices, as `list` shows them.
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<u64>,
     },
 }

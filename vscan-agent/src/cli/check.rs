@@ -4,6 +4,7 @@ use super::args::Output;
 use super::failure::{EX_CONFIG, EX_DATAERR, EX_UNAVAILABLE, Failure};
 use crate::access;
 use crate::config::{Config, ConfigErrors};
+use crate::notify::Templates;
 use crate::observe::wire::printable;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -77,6 +78,10 @@ pub(super) fn run(path: &Path, output: Output, out: &mut dyn Write) -> Result<()
                     message: remark.text,
                 }
             }));
+            if let Err(error) = Templates::load(config.notify.templates.as_deref()) {
+                code = if code == 0 { EX_CONFIG } else { code };
+                complaints.push(system(error.to_string()));
+            }
             for interface in &config.gateway.interfaces {
                 if !Path::new("/sys/class/net").join(interface.as_str()).exists() {
                     code = if code == 0 { EX_CONFIG } else { code };

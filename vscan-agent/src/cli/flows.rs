@@ -49,7 +49,7 @@ pub(super) fn run(
             Answer::Done => {
                 return Ok(listing(&last(flows, args.last), output, Screen::of_stdout(), out)?);
             }
-            Answer::Listed | Answer::Status(_) | Answer::Sender(_) => {}
+            Answer::Listed | Answer::Status(_) | Answer::Sender(_) | Answer::Notice(_) => {}
             Answer::Error { error } => return Err(Failure::new(EX_UNAVAILABLE, error)),
         }
     }

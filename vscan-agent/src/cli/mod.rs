@@ -9,6 +9,7 @@ mod doctor;
 mod failure;
 pub mod filter;
 mod flows;
+mod notices;
 mod pages;
 mod quarantine;
 mod scan;
@@ -18,7 +19,7 @@ mod table;
 
 use crate::config::{Config, ConfigErrors};
 use crate::observe::{control::Request, logging};
-use crate::{gateway, supervisor};
+use crate::{gateway, notify, supervisor};
 use args::{Cli, Command};
 use clap::Parser;
 use failure::{EX_USAGE, Failure};
@@ -101,6 +102,10 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
                 None => config()?.paths.quarantine,
             };
             quarantine::run(&directory, command, cli.output, out)?;
+        }
+        Command::Notices { command } => {
+            let queue = || Ok(config()?.paths.state_dir.join(notify::QUEUE_FILE));
+            notices::run(&control()?, &queue, command, cli.output, out)?;
         }
         Command::Reload => {
             client::ask_once(&control()?, &Request::Reload)?;

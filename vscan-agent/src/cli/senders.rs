@@ -25,6 +25,7 @@ pub(super) fn run(
             Answer::Error { error } => return Err(Failure::new(EX_UNAVAILABLE, error)),
             Answer::Status(_)
             | Answer::Flow(_)
+            | Answer::Notice(_)
             | Answer::Listed
             | Answer::Change(_)
             | Answer::Missed { .. } => {}

@@ -44,6 +44,11 @@ fn print(status: &Status, output: Output, screen: Screen, out: &mut dyn Write) -
         0 => "none lost".to_owned(),
         n => Colour::Red.paint(&format!("{n} lost"), screen),
     };
+    let notices = format!("{} waiting", status.notices.waiting);
+    let notices = match status.notices.dead {
+        0 => notices,
+        n => Colour::Red.paint(&format!("{notices}, {n} given up: see `vscan notices`"), screen),
+    };
     let scanner = &status.scanner;
     let lines = [
         ("vscan", format!("{}, pid {}, up {}", status.version, status.pid, age(status.uptime))),
@@ -87,6 +92,7 @@ fn print(status: &Status, output: Output, screen: Screen, out: &mut dyn Write) -
             "quarantine",
             format!("{} objects, {}", status.quarantine.objects, bytes(status.quarantine.bytes)),
         ),
+        ("notices", notices),
         ("events", lost),
     ];
     for (name, value) in lines {

@@ -8,10 +8,12 @@ mod access;
 mod error;
 mod forbid;
 mod glob;
+mod notify;
 mod outbound;
 mod read;
 mod sections;
 mod terms;
+mod treat;
 mod types;
 mod value;
 
@@ -22,15 +24,17 @@ pub use access::{Access, Commands};
 pub use error::{ConfigErrors, Problem};
 pub use forbid::{Forbidden, Types};
 pub use glob::Glob;
+pub use notify::{Address, Notify, Relay};
 pub use outbound::Outbound;
 pub use terms::{
     Attach, BareNewline, CommandGroup, Delivery, Direction, FtpDelivery, FtpTls, LogFormat,
-    OnAgentDown, OutboundAction, Permission, Protocol, REASONS, Resume, StartTls, Steering,
-    Treatment, verdict_str,
+    OnAgentDown, OutboundAction, Party, Permission, Protocol, REASONS, RelayTls, Resume, StartTls,
+    Steering, Treatment, verdict_str,
 };
+pub use treat::{Mailboxes, Treat};
 pub use types::{
     Config, Ftp, Gateway, HOLD_BACK_MIN, Interface, Log, Marks, Metrics, Paths, Published,
-    Quarantine, RateLimit, Scan, Smtp, Spool, TableNumber, Treat, extension,
+    Quarantine, RateLimit, Scan, Smtp, Spool, TableNumber, extension,
 };
 
 use read::{Reader, Table, Wrong};
@@ -72,6 +76,7 @@ impl Config {
             spool: Spool::default(),
             metrics: Metrics::default(),
             log: Log::default(),
+            notify: Notify::default(),
         }
     }
 

@@ -1,21 +1,17 @@
 //! What the keys of each section mean, and what must hold between them.
 
-use super::access;
 use super::forbid::{self, SkippedType};
-use super::glob::Glob;
-use super::outbound;
 use super::read::{Reader, Scalar, Table, Wrong};
-use super::terms::Treatment;
 use super::types::{
     Config, Ftp, Gateway, HOLD_BACK_MIN, Log, Marks, Metrics, Paths, Quarantine, RateLimit, Scan,
-    Smtp, Spool, Treat,
+    Smtp, Spool,
 };
 use super::value::{EhloKeyword, Extension, OrNone, Size};
+use super::{access, notify, outbound, treat};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 use vscan_scan::limits::Limits;
-use vscan_scan::report::Verdict;
 
 /// Reads the whole document. What it returns is right only if `r` has no problems afterwards.
 pub(super) fn document(r: &mut Reader<'_>, mut root: Table<'_, '_>) -> Config {
@@ -26,15 +22,17 @@ pub(super) fn document(r: &mut Reader<'_>, mut root: Table<'_, '_>) -> Config {
         ftp: ftp(r, &mut root),
         smtp: smtp(r, &mut root),
         scan: scan(r, &mut root),
-        treat: root.tables(r, "treat").into_iter().filter_map(|t| treat(r, t)).collect(),
+        treat: treat::rules(r, &mut root),
         types: forbid::read(r, &mut root),
         outbound: outbound::read(r, &mut root),
         quarantine: quarantine(r, &mut root),
         spool: spool(r, &mut root),
         metrics: metrics(r, &mut root),
         log: log(r, &mut root),
+        notify: notify::section(r, &mut root),
     };
     between(r, &mut root, &config);
+    notify::between(r, &root, &config);
     root.finish(r);
     config
 }
@@ -107,7 +105,7 @@ fn distinct<T: Scalar + PartialEq + std::fmt::Display>(
     list
 }
 
-fn positive(
+pub(super) fn positive(
     r: &mut Reader<'_>,
     t: &mut Table<'_, '_>,
     key: &'static str,
@@ -304,46 +302,6 @@ fn scan(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Scan {
     limits.finish(r);
     t.finish(r);
     scan
-}
-
-fn treat(r: &mut Reader<'_>, mut t: Table<'_, '_>) -> Option<Treat> {
-    let action = t.opt::<Treatment>(r, "action");
-    if action.is_none() && !t.has("action") {
-        let wrong = Wrong::new(format!("`{}` is missing", t.name("action")))
-            .help("write action = \"pass\", \"block\" or \"quarantine\"");
-        r.report(t.span(), wrong);
-    }
-    let treat = Treat {
-        protocol: t.one_or_more(r, "protocol"),
-        direction: t.one_or_more(r, "direction"),
-        verdict: t.one_or_more(r, "verdict"),
-        reason: t.one_or_more(r, "reason"),
-        detection: t.one_or_more::<Glob>(r, "detection"),
-        extension: t
-            .one_or_more::<Extension>(r, "extension")
-            .into_iter()
-            .map(|Extension(e)| e)
-            .collect(),
-        from: t.one_or_more(r, "from"),
-        to: t.one_or_more(r, "to"),
-        action: action.unwrap_or(Treatment::Block),
-    };
-    for (key, verdict, used) in [
-        ("reason", Verdict::Unscannable, !treat.reason.is_empty()),
-        ("detection", Verdict::Infected, !treat.detection.is_empty()),
-    ] {
-        if used && !treat.verdict.is_empty() && !treat.verdict.contains(&verdict) {
-            let wrong = Wrong::new(format!(
-                "`{}` only matches verdict \"{}\", which this rule excludes",
-                t.name(key),
-                super::terms::verdict_str(verdict)
-            ))
-            .help("leave out `verdict`, or add that one to it");
-            r.report(t.span_of(key), wrong);
-        }
-    }
-    t.finish(r);
-    action.map(|_| treat)
 }
 
 fn quarantine(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Quarantine {

@@ -228,19 +228,97 @@ words! {
 }
 
 words! {
-    /// What is done with an object, from the mildest to the strictest.
+    /// What is done with an object or a portion of it, from the mildest to the strictest.
     Treatment {
         /// It is delivered as it came.
         Pass = "pass",
+        /// It is delivered as it came, with a header field that warns of it.
+        Warn = "warn",
+        /// The same, and the subject says so too.
+        Tag = "tag",
+        /// The infection is taken out of the portion: macros out of documents, members out of archives.
+        Clean = "clean",
+        /// The portion is made unreadable; its name and length stay.
+        Scramble = "scramble",
+        /// A text takes the portion's place.
+        Replace = "replace",
+        /// The portion is removed.
+        Strip = "strip",
+        /// A copy is kept, and a notice is delivered in the message's place.
+        Substitute = "substitute",
         /// It is refused.
         Block = "block",
         /// It is refused, and a copy is kept.
         Quarantine = "quarantine",
     }
-    unavailable {
-        "strip" => "infected parts cannot be taken out of a message",
-        "replace" => "infected parts cannot be replaced by a notice",
-        "clean" => "infected objects cannot be cleaned",
+}
+
+impl Treatment {
+    /// Whether it is possible with every object, so that nothing can come behind it.
+    #[must_use]
+    pub const fn is_certain(self) -> bool {
+        match self {
+            Self::Pass | Self::Block | Self::Quarantine => true,
+            Self::Warn
+            | Self::Tag
+            | Self::Clean
+            | Self::Scramble
+            | Self::Replace
+            | Self::Strip
+            | Self::Substitute => false,
+        }
+    }
+
+    /// Whether it is possible with messages only.
+    #[must_use]
+    pub const fn needs_mail(self) -> bool {
+        match self {
+            Self::Warn
+            | Self::Tag
+            | Self::Scramble
+            | Self::Replace
+            | Self::Strip
+            | Self::Substitute => true,
+            Self::Pass | Self::Clean | Self::Block | Self::Quarantine => false,
+        }
+    }
+
+    /// Whether what was found is still there when it is delivered.
+    #[must_use]
+    pub const fn leaves_it(self) -> bool {
+        matches!(self, Self::Pass | Self::Warn | Self::Tag)
+    }
+
+    /// Whether nothing is delivered.
+    #[must_use]
+    pub const fn refuses(self) -> bool {
+        matches!(self, Self::Block | Self::Quarantine)
+    }
+}
+
+words! {
+    /// Who is told of an object.
+    Party {
+        /// The recipients that are inside.
+        Recipient = "recipient",
+        /// All recipients, wherever they are.
+        Addressees = "addressees",
+        /// The sender, if it is inside.
+        Sender = "sender",
+        /// The administrators.
+        Admin = "admin",
+    }
+}
+
+words! {
+    /// Whether the connection to the relay of notices is encrypted.
+    RelayTls {
+        /// When the relay offers it; its certificate is not looked at.
+        Offered = "offered",
+        /// Always, with a certificate for its name; otherwise notices wait.
+        Always = "always",
+        /// Never.
+        Never = "never",
     }
 }
 

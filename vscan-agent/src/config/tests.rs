@@ -76,6 +76,13 @@ fn the_example_is_right_and_says_the_defaults() {
     uncommented.scan.workers = defaults.scan.workers;
     assert_eq!(uncommented.gateway.rate_limit.take().map(|r| r.per_second.get()), Some(50));
     assert_eq!(uncommented.paths.scanner.take().unwrap(), Path::new("/usr/bin/vscan-scanner"));
+    // what has no default
+    assert_eq!(uncommented.notify.relay.take().unwrap().to_string(), "mail.example.com:25");
+    let notify = &mut uncommented.notify;
+    assert!(notify.name.take().is_some() && notify.from.take().is_some());
+    assert!(notify.templates.take().is_some());
+    notify.admin.clear();
+    notify.domains.clear();
     uncommented.gateway.exempt.clear();
     uncommented.gateway.deny.clear();
     uncommented.gateway.publish.clear();
@@ -211,7 +218,7 @@ memory = "lots"
 
 [[treat]]
 verdict = "infected"
-action = "strip"
+action = "strp"
 
 [mailbox.support]
 host = "x"
@@ -256,14 +263,14 @@ vscan.toml:14:10: `spool.memory`: "lots" is not a size
   14 | memory = "lots"
      |          ^^^^^^
   help: write a number and one of B, KiB, MiB, GiB, TiB, kB, MB, GB, TB
-vscan.toml:18:10: `treat[0].action`: this version does not have "strip": infected parts cannot be taken out of a message
-  18 | action = "strip"
-     |          ^^^^^^^
-  help: choose one of "pass", "block", "quarantine"
+vscan.toml:18:10: `treat[0].action`: "strp" is not known here
+  18 | action = "strp"
+     |          ^^^^^^
+  help: did you mean "strip"?
 vscan.toml:20:2: unknown table `mailbox`
   20 | [mailbox.support]
      |  ^^^^^^^
-  help: known here: gateway, paths, access, ftp, smtp, scan, treat, types, outbound, quarantine, spool, metrics, log"#
+  help: known here: gateway, paths, access, ftp, smtp, scan, treat, types, outbound, quarantine, spool, metrics, log, notify"#
     );
     assert_eq!(parse(text).unwrap_err().exit_code(), 78);
 }
@@ -313,6 +320,31 @@ fn what_contradicts_is_said() {
             "only matches verdict \"unscannable\"",
         ),
         ("[treat]\naction = \"pass\"\n", "write [[treat]]"),
+        ("[[treat]]\naction = [\"block\", \"strip\"]\n", "is never tried"),
+        ("[[treat]]\naction = [\"strip\", \"strip\"]\n", "names \"strip\" twice"),
+        ("[[treat]]\naction = \"redirect\"\n", "\"redirect\" is not known here"),
+        ("[[treat]]\nprotocol = \"ftp\"\naction = \"replace\"\n", "is for mail only"),
+        (
+            "[[treat]]\nprotocol = \"ftp\"\nsender = \"a@b\"\naction = \"block\"\n",
+            "means nothing to ftp",
+        ),
+        (
+            "[[treat]]\nprotocol = \"smtp\"\nuser = \"a\"\naction = \"block\"\n",
+            "means nothing to smtp",
+        ),
+        ("[[treat]]\nsender = \"<a@b>\"\naction = \"block\"\n", "is no pattern for addresses"),
+        ("[[treat]]\nmin_size = 2\nmax_size = 1\naction = \"block\"\n", "is more than `max_size`"),
+        ("[[treat]]\naction = \"tag\"\nsubject = \"a\\nb\"\n", "without control characters"),
+        ("[[treat]]\naction = \"block\"\nredirect = \"nobody\"\n", "is not a mail address"),
+        ("[[treat]]\naction = \"block\"\nnotify = \"recipient\"\n", "`notify.relay` is missing"),
+        (
+            "[notify]\nrelay = \"mx\"\n[[treat]]\naction = \"block\"\nnotify = \"admin\"\n",
+            "`notify.admin` is missing",
+        ),
+        ("[notify]\nrelay = \"mx:0\"\n", "is not a mail server"),
+        ("[notify]\nrelay = \"smtp://mx\"\n", "is not a mail server"),
+        ("[notify]\nlogin = \"x\"\ntls = \"always\"\n", "go together"),
+        ("[notify]\nlogin = \"x\"\npassword_file = \"/x\"\n", "in the clear"),
         ("[metrics]\nlisten = \"everywhere\"\n", "\"none\" turns it off"),
         ("[log]\nlevel = \"a=b=c\"\n", "`log.level`"),
     ] {
@@ -419,4 +451,27 @@ proptest! {
             prop_assert!(!e.to_string().is_empty());
         }
     }
+}
+
+#[test]
+fn a_relay_is_a_name_or_an_address_with_a_port() {
+    for (written, read) in [
+        ("mx.example.com", "mx.example.com:25"),
+        ("192.0.2.1:2525", "192.0.2.1:2525"),
+        ("2001:db8::1", "[2001:db8::1]:25"),
+        ("[2001:db8::1]:587", "[2001:db8::1]:587"),
+    ] {
+        let c = with(&format!("[notify]\nrelay = \"{written}\"\n")).unwrap();
+        assert_eq!(c.notify.relay.unwrap().to_string(), read);
+    }
+    assert_eq!(with("[notify]\nrelay = \"none\"\n").unwrap().notify.relay, None);
+}
+
+#[test]
+fn addresses_match_whole_by_domain_or_as_nobody() {
+    let c = with("[[treat]]\nsender = [\"<>\", \"Example.com\", \"bob@*\"]\naction = \"pass\"\n")
+        .unwrap();
+    let matches = |address: &str| c.treat[0].sender.iter().any(|m| m.matches(address.as_bytes()));
+    assert!(matches("") && matches("a@EXAMPLE.com") && matches("bob@x"));
+    assert!(!matches("a@b.example.com") && !matches("a@notexample.com") && !matches("xbob@x"));
 }

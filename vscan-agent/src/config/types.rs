@@ -2,12 +2,13 @@
 
 use super::access::Access;
 use super::forbid::Types;
-use super::glob::Glob;
+use super::notify::Notify;
 use super::outbound::Outbound;
 use super::terms::{
-    Attach, BareNewline, Delivery, Direction, FtpDelivery, FtpTls, LogFormat, OnAgentDown,
-    Protocol, Resume, StartTls, Steering, Treatment,
+    Attach, BareNewline, Delivery, FtpDelivery, FtpTls, LogFormat, OnAgentDown, Resume, StartTls,
+    Steering,
 };
+use super::treat::Treat;
 use ipnet::IpNet;
 use serde::Serialize;
 use std::fmt;
@@ -16,7 +17,6 @@ use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vscan_scan::limits::Limits;
-use vscan_scan::report::{Reason, Verdict};
 
 /// The configuration: proven, immutable, shared by `Arc`.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +47,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// `[log]`
     pub log: Log,
+    /// `[notify]`
+    pub notify: Notify,
 }
 
 /// `[gateway]`: where the gateway stands and how it is reached.
@@ -302,29 +304,6 @@ pub fn extension(name: &[u8]) -> Option<Vec<u8>> {
     let dot = base.iter().rposition(|b| *b == b'.')?;
     let extension = &base[dot + 1..];
     (!extension.is_empty()).then(|| extension.to_ascii_lowercase())
-}
-
-/// `[[treat]]`: what is done with an object that is not clean. An empty list matches everything.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Treat {
-    /// Protocols.
-    pub protocol: Vec<Protocol>,
-    /// Directions of the transfer.
-    pub direction: Vec<Direction>,
-    /// Verdicts.
-    pub verdict: Vec<Verdict>,
-    /// Reasons for not having read something.
-    pub reason: Vec<Reason>,
-    /// Names of detections.
-    pub detection: Vec<Glob>,
-    /// Extensions of the object's name.
-    pub extension: Vec<String>,
-    /// Clients.
-    pub from: Vec<IpNet>,
-    /// Servers.
-    pub to: Vec<IpNet>,
-    /// What is done.
-    pub action: Treatment,
 }
 
 /// `[quarantine]`: how much is kept.

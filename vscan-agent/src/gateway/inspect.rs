@@ -1,11 +1,14 @@
-//! What happens to one object: scan, decide, keep, tell.
+//! What happens to one object: scan, decide, treat ([`super::treat`]), tell.
 
-use super::Gateway;
+use super::{
+    Gateway,
+    treat::{Case, Settled, kind_word},
+};
 use crate::{
-    blocking,
-    config::{Config, Direction, Treatment},
+    config::Config,
+    notify,
     observe::{FlowHandle, Judged},
-    policy::{self, Facts},
+    policy::{self, Decision},
     quarantine,
     scanner::Job,
     spool::{Object, SpoolError},
@@ -62,9 +65,11 @@ pub struct Inspection {
     pub outcome: Outcome,
     /// The verdict.
     pub verdict: Verdict,
-    /// The detection, the reason for not having read something, or the error; empty for clean ones.
-    /// Printable ASCII, for replies.
+    /// The detection, the reason for not having read something, or the error, and under which name a copy is kept; empty
+    /// for clean ones. Printable ASCII, for replies.
     pub name: String,
+    /// What the scanner says of an object that is delivered, in words for its receiver. Printable ASCII.
+    pub words: String,
 }
 
 impl Gateway {
@@ -84,7 +89,10 @@ impl Gateway {
         };
         let report = self.scan(config, job).await;
         self.observer.metrics.scanned(started.elapsed().as_secs_f64(), report.micros);
-        self.judge(config, flow, report, Some(object), object.len(), about, started)
+        let case = self.case(config, flow, &report, Some(object), object.len(), about);
+        let mut decision = policy::decide(config, &case.facts(&report));
+        let settled = case.settle(&mut decision).await;
+        self.conclude(&case, &decision, settled, started)
     }
 
     /// Decides on an object that could not be held, and so not be scanned: too large, or the spool is full.
@@ -112,7 +120,12 @@ impl Gateway {
                 Report::error(error.to_string())
             }
         };
-        self.judge(config, flow, report, None, received, about, Instant::now())
+        let case = self.case(config, flow, &report, None, received, about);
+        let mut decision = policy::decide(config, &case.facts(&report));
+        // What is not here cannot be delivered.
+        decision.refuse();
+        let settled = case.settle_unread(&mut decision);
+        self.conclude(&case, &decision, settled, Instant::now())
     }
 
     /// Decides on an object that is one part of what would have to be read; `report` says what is not here.
@@ -124,122 +137,95 @@ impl Gateway {
         object: &Object,
         about: About<'_>,
     ) -> Inspection {
-        self.judge(config, flow, report, Some(object), object.len(), about, Instant::now())
+        let case = self.case(config, flow, &report, Some(object), object.len(), about);
+        let mut decision = policy::decide(config, &case.facts(&report));
+        let settled = case.settle_unread(&mut decision);
+        self.conclude(&case, &decision, settled, Instant::now())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the callers above are all there are")]
-    fn judge(
-        &self,
-        config: &Config,
-        flow: &FlowHandle,
-        report: Report,
-        object: Option<&Object>,
+    fn case<'a>(
+        &'a self,
+        config: &'a Config,
+        flow: &'a FlowHandle,
+        report: &'a Report,
+        object: Option<&'a Object>,
         size: u64,
-        about: About<'_>,
-        started: Instant,
-    ) -> Inspection {
-        let opened = *flow.opened();
+        about: About<'a>,
+    ) -> Case<'a> {
+        let opened = flow.opened();
         let (client, server) = (opened.client.ip(), opened.real_server.ip());
         let direction = if about.from_client {
             config.direction(client, server)
         } else {
             config.direction(server, client)
         };
-        let facts = Facts {
-            protocol: opened.protocol,
-            direction,
-            client,
-            server: opened.server.ip(),
-            name: if about.kind == ObjectKind::File { about.name } else { b"" },
-            report: &report,
-        };
+        // A message's sender may have changed since the flow learned of one.
+        let user = (about.kind == ObjectKind::File).then(|| flow.user()).flatten();
+        Case { gateway: self, config, flow, about, direction, user, object, size, report }
+    }
+
+    /// Tells everybody what became of the object.
+    fn conclude(
+        &self,
+        case: &Case<'_>,
+        decision: &Decision<'_>,
+        settled: Settled,
+        started: Instant,
+    ) -> Inspection {
+        let (about, report) = (case.about, case.report);
         let infected =
-            report.verdict == Verdict::Infected && !policy::types::only_forbidden(&report);
+            report.verdict == Verdict::Infected && !policy::types::only_forbidden(report);
         if about.kind == ObjectKind::Message && infected {
-            self.mail_infected(config, &opened);
+            self.mail_infected(case.config, case.flow.opened());
         }
-        let decision = policy::decide(config, &facts);
-        let hash = object.map(Object::hash);
+        // First those whom the rules name: what follows tells the world that it is done.
+        case.tell(decision, &settled);
+        let hash = case.object.map(Object::hash);
         let temporary = match hash {
-            _ if !decision.temporary => false,
+            _ if !settled.temporary => false,
             Some(hash) => {
                 let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
                 ledger.error(hash) < ERRORS_MAX
             }
             None => true,
         };
-        let quarantine = match (decision.action, object) {
-            (Treatment::Quarantine, Some(object)) => {
-                self.keep(flow, object, &report, about, direction)
-            }
-            (Treatment::Quarantine | Treatment::Pass | Treatment::Block, _) => None,
-        };
-        let hash = hash.map(|hash| hash.to_hex());
         if about.kind == ObjectKind::Message {
-            flow.set_object(&addressees(about.recipients));
+            case.flow.set_object(&addressees(about.recipients));
         }
-        flow.judged(&Judged {
+        let hash = hash.map(|hash| hash.to_hex());
+        case.flow.judged(&Judged {
             name: about.name,
             kind: kind_word(about.kind),
-            direction,
-            size,
+            direction: case.direction,
+            size: case.size,
             blake3: hash.as_deref().unwrap_or_default(),
-            report: &report,
-            action: decision.action,
-            rule: &decision.rule,
-            quarantine: quarantine.as_deref(),
+            report,
+            action: settled.action,
+            rule: &decision.rule(),
+            treated: &settled.treated,
+            quarantine: settled.kept.as_ref().map(quarantine::EntryId::as_str),
             seconds: started.elapsed().as_secs_f64(),
         });
+        let mut name = for_reply(report.explanation().unwrap_or_default());
+        let words = for_reply(&match settled.action {
+            _ if report.verdict == Verdict::Clean => "scanned, clean".to_owned(),
+            action if action.leaves_it() => format!("NOT CLEAN, delivered by policy: {name}"),
+            action => format!("treated ({action}): {name}"),
+        });
+        if let Some(id) = settled.kept.as_ref().filter(|_| settled.action.refuses()) {
+            // Where the copy is and what it is called, for whoever has to ask for it.
+            name.push_str(&for_reply(&format!("; kept as {id} on {}", notify::name(case.config))));
+        }
         Inspection {
-            outcome: match decision.action {
-                Treatment::Pass => Outcome::Pass,
-                Treatment::Block | Treatment::Quarantine => Outcome::Block { temporary },
+            outcome: match settled.instead {
+                Some(object) => Outcome::Deliver(object),
+                None if settled.action.refuses() => Outcome::Block { temporary },
+                None => Outcome::Pass,
             },
             verdict: report.verdict,
-            name: for_reply(report.explanation().unwrap_or_default()),
+            name,
+            words,
         }
-    }
-
-    /// Puts a copy into the quarantine; its name there. A copy that cannot be kept changes nothing
-    /// about the refusal: it is counted and logged.
-    fn keep(
-        &self,
-        flow: &FlowHandle,
-        object: &Object,
-        report: &Report,
-        about: About<'_>,
-        direction: Direction,
-    ) -> Option<String> {
-        let opened = flow.opened();
-        let user = flow.user();
-        let entry = quarantine::About {
-            flow: flow.id(),
-            protocol: opened.protocol,
-            direction,
-            client: opened.client,
-            server: opened.server,
-            user: user.as_deref(),
-            recipients: about.recipients,
-            name: about.name,
-            kind: kind_word(about.kind),
-            size: object.len(),
-            report,
-        };
-        match blocking::in_place(|| self.quarantine.put(&entry, &mut object.reader())) {
-            Ok(kept) => Some(kept.id.as_str().to_owned()),
-            Err(error) => {
-                self.observer.metrics.quarantine_failed();
-                tracing::error!(flow = %flow.id(), "no copy is kept: {error}");
-                None
-            }
-        }
-    }
-}
-
-fn kind_word(kind: ObjectKind) -> &'static str {
-    match kind {
-        ObjectKind::File => "file",
-        ObjectKind::Message => "message",
     }
 }
 

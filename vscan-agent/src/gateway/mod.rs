@@ -11,12 +11,14 @@ mod scan;
 mod services;
 pub mod smtp;
 mod translation;
+mod treat;
 mod uninspected;
 mod workers;
 
 use crate::{
     config::{Config, OutboundAction, Protocol},
     net::{self, close},
+    notify::Notifier,
     observe::{FlowHandle, FlowOpen, Observer},
     quarantine,
     scanner::Scanner,
@@ -36,6 +38,7 @@ use tokio::{
 
 pub use inspect::{About, Inspection, Outcome};
 pub use translation::Translation;
+pub use treat::Treated;
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -53,6 +56,8 @@ pub struct Gateway {
     memory: Arc<ftp::Memory>,
     /// Where blocked objects are kept.
     pub quarantine: quarantine::Store,
+    /// Who is told by mail.
+    pub notifier: Notifier,
     sessions: Arc<Semaphore>,
     draining: watch::Sender<bool>,
     ledger: Mutex<ErrorLedger>,
@@ -83,6 +88,7 @@ impl Gateway {
         quarantine: quarantine::Store,
     ) -> Self {
         Self {
+            notifier: Notifier::in_memory(observer.clone()),
             sessions: Arc::new(Semaphore::new(config.gateway.max_sessions.get())),
             config: RwLock::new(Arc::new(config)),
             observer,
@@ -96,6 +102,13 @@ impl Gateway {
             steering: RwLock::default(),
             watched: outbound::Watched::new(),
         }
+    }
+
+    /// Notices go into this queue, which survives the process, instead of one in memory.
+    #[must_use]
+    pub fn with_notifier(mut self, notifier: Notifier) -> Self {
+        self.notifier = notifier;
+        self
     }
 
     /// The configuration, as of now. A session keeps the one that it began with.

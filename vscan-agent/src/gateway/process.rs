@@ -11,6 +11,7 @@ use super::{
 use crate::{
     config::Config,
     net::tproxy_listener,
+    notify::{self, Notifier},
     observe::{Observer, logging},
     quarantine,
     spool::Spool,
@@ -176,7 +177,12 @@ async fn serve(
     })?;
     let quarantine = quarantine::Store::open(&config.paths.quarantine, config.quarantine.clone())
         .map_err(|error| Failure::new(exit::CANTCREAT, "quarantine", error))?;
-    let gateway = Arc::new(Gateway::new(config, observer, spool, quarantine));
+    let templates = notify::Templates::load(config.notify.templates.as_deref())
+        .map_err(|error| Failure::new(exit::CONFIG, "notices", error))?;
+    let notifier = Notifier::open(&config.paths.state_dir, templates, observer.clone())
+        .map_err(|error| Failure::new(exit::CANTCREAT, "notices", error))?;
+    let gateway = Gateway::new(config, observer, spool, quarantine).with_notifier(notifier);
+    let gateway = Arc::new(gateway);
     let (reload, reloads) = mpsc::channel(RELOADS_WAITING);
     let (order, orders) = mpsc::channel(ORDERS_WAITING);
     gateway.watched.connect(order);
@@ -359,6 +365,10 @@ async fn converse(
                 match parsed {
                     Ok(config) => {
                         logging::set_level(&config.log.level);
+                        match notify::Templates::load(config.notify.templates.as_deref()) {
+                            Ok(templates) => gateway.notifier.set_templates(templates),
+                            Err(error) => tracing::error!("{error}; the former ones go on"),
+                        }
                         gateway.set_config(config);
                     }
                     Err(error) => tracing::error!("{error}"),

@@ -2,6 +2,7 @@
 
 use super::{Gateway, process::Failure};
 use crate::{
+    notify::{self, Notifier},
     observe::{
         Observer,
         control::{self, Backend, Boxed, Status},
@@ -70,6 +71,7 @@ pub(super) async fn start(
     }
     tasks.spawn(control::serve(socket, backend));
     tasks.spawn(retain(Arc::clone(gateway)));
+    tasks.spawn(notify::run(Arc::clone(gateway)));
     Ok(Services { _tasks: tasks, control: path })
 }
 
@@ -120,6 +122,10 @@ impl Backend for Operated {
         &self.gateway.observer
     }
 
+    fn notifier(&self) -> &Notifier {
+        &self.gateway.notifier
+    }
+
     fn refresh(&self) {
         let metrics = &self.gateway.observer.metrics;
         let (memory, disk) = self.gateway.spool.used();
@@ -145,6 +151,7 @@ impl Backend for Operated {
             spool_memory,
             spool_disk,
             quarantine: self.gateway.quarantine.usage().unwrap_or_default(),
+            notices: self.gateway.notifier.queue().counts(),
             ..Status::of(&self.gateway.observer)
         }
     }

@@ -6,6 +6,7 @@
 use super::id::FlowId;
 use super::record::{FlowChange, FlowRecord};
 use super::{Observer, Usage};
+use crate::notify::{self, Notice, Notifier};
 use crate::outbound::Sender;
 use crate::scanner;
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,18 @@ pub enum Request {
     },
     /// Read configuration and rules again; answered by [`Answer::Done`] when it is done.
     Reload,
+    /// The notices that wait and those that were given up; answered by [`Answer::Notice`] for each, then [`Answer::Done`].
+    Notices,
+    /// Try notices again at once; answered by [`Answer::Notice`] for each, then [`Answer::Done`].
+    RetryNotices {
+        /// Which; none: all.
+        ids: Vec<u64>,
+    },
+    /// Delete notices, all or none; answered by [`Answer::Done`].
+    DeleteNotices {
+        /// Which.
+        ids: Vec<u64>,
+    },
 }
 
 /// What the gateway says.
@@ -80,6 +93,8 @@ pub enum Answer {
     Flow(FlowRecord),
     /// One host that sends mail.
     Sender(Sender),
+    /// One notice.
+    Notice(Box<Notice>),
     /// The flows that there are have been listed; changes follow.
     Listed,
     /// One change of a flow.
@@ -133,6 +148,8 @@ pub struct Status {
     pub spool_disk: u64,
     /// What the quarantine holds.
     pub quarantine: Usage,
+    /// What the queue of notices holds.
+    pub notices: notify::Counts,
     /// Events lost since the start.
     pub events_lost: u64,
     /// Seconds since the last heartbeat; none before the first.
@@ -180,6 +197,9 @@ pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Backend: Send + Sync + 'static {
     /// Its observer.
     fn observer(&self) -> &Observer;
+
+    /// Its queue of notices.
+    fn notifier(&self) -> &Notifier;
 
     /// Brings the gauges up to date, before they are read.
     fn refresh(&self);
@@ -295,6 +315,22 @@ async fn client(stream: UnixStream, backend: &dyn Backend) -> io::Result<()> {
             };
             out.end(&answer).await
         }
+        Request::Notices => notices(backend.notifier().queue().list(), &mut out).await,
+        Request::RetryNotices { ids } => {
+            let queue = backend.notifier().queue();
+            let tried = crate::blocking::in_place(|| {
+                let ids = queue.retry(&ids, jiff::Timestamp::now())?;
+                ids.into_iter().filter_map(|id| queue.get(id).transpose()).collect()
+            });
+            backend.notifier().wake();
+            notices(tried, &mut out).await
+        }
+        Request::DeleteNotices { ids } => {
+            let queue = backend.notifier().queue();
+            let deleted = crate::blocking::in_place(|| queue.delete(&ids));
+            backend.notifier().wake();
+            notices(deleted.map(|()| Vec::new()), &mut out).await
+        }
         Request::Flows { closed, follow } => {
             let flows = &backend.observer().flows;
             // from before the listing: nothing falls between the two
@@ -323,6 +359,18 @@ async fn client(stream: UnixStream, backend: &dyn Backend) -> io::Result<()> {
                 }
             }
         }
+    }
+}
+
+async fn notices(found: Result<Vec<Notice>, notify::QueueError>, out: &mut Out) -> io::Result<()> {
+    match found {
+        Ok(notices) => {
+            for notice in notices {
+                out.put(&Answer::Notice(Box::new(notice))).await?;
+            }
+            out.end(&Answer::Done).await
+        }
+        Err(error) => out.end(&Answer::Error { error: error.to_string() }).await,
     }
 }
 

@@ -116,6 +116,8 @@ pub(super) struct ObjectFields<'a> {
     pub(super) error: Option<&'a str>,
     pub(super) parts: u32,
     pub(super) rules: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub(super) treated: &'a [crate::gateway::Treated],
     pub(super) quarantine: Option<&'a str>,
     pub(super) seconds: f64,
 }
@@ -138,6 +140,7 @@ impl<'a> ObjectFields<'a> {
             error: report.error.as_deref(),
             parts: report.parts,
             rules: &report.rules,
+            treated: judged.treated,
             quarantine: judged.quarantine,
             seconds: judged.seconds,
         }

@@ -31,6 +31,8 @@ pub enum EventKind {
     Alert,
     /// A peer behaved oddly.
     Anomaly,
+    /// A notice was made, sent, delayed, given up or held back.
+    Notice,
     /// The agent itself: start, reload, lost events, a failing quarantine.
     Agent,
 }
@@ -46,6 +48,7 @@ impl EventKind {
             Self::Object => "object",
             Self::Alert => "alert",
             Self::Anomaly => "anomaly",
+            Self::Notice => "notice",
             Self::Agent => "agent",
         }
     }
@@ -133,6 +136,11 @@ impl EventLog {
         self.put(&AgentEvent { timestamp: now(), event_type: EventKind::Agent, agent: fields });
     }
 
+    /// What became of a notice.
+    pub fn notice(&self, fields: &impl Serialize) {
+        self.put(&NoticeEvent { timestamp: now(), event_type: EventKind::Notice, notice: fields });
+    }
+
     /// Opens the file again, for a log that was rotated.
     pub fn reopen(&self) {
         if let Some(queue) = &self.queue {
@@ -166,6 +174,13 @@ struct AgentEvent<'a, T> {
     timestamp: String,
     event_type: EventKind,
     agent: &'a T,
+}
+
+#[derive(Serialize)]
+struct NoticeEvent<'a, T> {
+    timestamp: String,
+    event_type: EventKind,
+    notice: &'a T,
 }
 
 /// RFC 3339 with microseconds, in UTC.

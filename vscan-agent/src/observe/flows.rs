@@ -357,6 +357,8 @@ pub struct Judged<'a> {
     pub report: &'a Report,
     /// What is done with it.
     pub action: Treatment,
+    /// What was done to its portions.
+    pub treated: &'a [crate::gateway::Treated],
     /// Which rule of the policy said so, as in [`Decision`](crate::policy::Decision).
     pub rule: &'a str,
     /// Identity in the quarantine, if a copy is kept.
@@ -503,7 +505,7 @@ impl Flow {
         self.event(EventKind::Object, &object);
         if report.verdict != Verdict::Clean {
             let alert = AlertFields {
-                action: if judged.action == Treatment::Pass { "allowed" } else { "blocked" },
+                action: if judged.action.leaves_it() { "allowed" } else { "blocked" },
                 signature: detection.unwrap_or("unknown"),
                 category: crate::config::verdict_str(report.verdict),
                 severity: if report.verdict == Verdict::Infected { 1 } else { 2 },

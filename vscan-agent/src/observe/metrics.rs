@@ -45,6 +45,10 @@ pub struct Metrics {
     quarantine_failures: IntCounter,
     mail_doubled: IntCounter,
     mail_doubtful: IntCounter,
+    portions: IntCounterVec,
+    unrepaired: IntCounterVec,
+    notices: IntCounterVec,
+    notices_waiting: IntGaugeVec,
     reloads: IntCounterVec,
     heartbeat_age: Gauge,
     resident: IntGauge,
@@ -214,6 +218,26 @@ impl Metrics {
                 "vscan_mail_doubtful_total",
                 "Messages whose server was lost between their end and its answer: accepted or not, they come again.",
             ),
+            portions: m.counters(
+                "vscan_portions_treated_total",
+                "Portions of messages and files that were changed before delivery, by remedy.",
+                &["remedy"],
+            ),
+            unrepaired: m.counters(
+                "vscan_treatments_failed_total",
+                "Treatments that were not possible or did not help, so that the next one was taken, by cause.",
+                &["cause"],
+            ),
+            notices: m.counters(
+                "vscan_notices_total",
+                "What became of notices: queued, sent, delayed, dead, suppressed, lost.",
+                &["result"],
+            ),
+            notices_waiting: m.gauges(
+                "vscan_notices",
+                "Notices in the queue, by state.",
+                &["state"],
+            ),
             reloads: m.counters("vscan_reloads_total", "Reloads, by result.", &["result"]),
             heartbeat_age: m.add(Gauge::new(
                 "vscan_heartbeat_age_seconds",
@@ -267,6 +291,15 @@ impl Metrics {
         }
         for place in ["memory", "disk"] {
             self.spool_bytes.with_label_values(&[place]);
+        }
+        for remedy in ["clean", "scramble", "replace", "strip"] {
+            self.portions.with_label_values(&[remedy]);
+        }
+        for cause in ["unrepairable", "not_clean", "no_copy", "spool", "size"] {
+            self.unrepaired.with_label_values(&[cause]);
+        }
+        for result in ["queued", "sent", "delayed", "dead", "suppressed", "lost"] {
+            self.notices.with_label_values(&[result]);
         }
         for result in ["done", "refused"] {
             self.reloads.with_label_values(&[result]);
@@ -326,6 +359,30 @@ impl Metrics {
                 self.unread.with_label_values(&[reason.as_str()]).inc();
             }
         }
+    }
+
+    /// A portion was changed before its message or file was delivered.
+    pub fn portion_treated(&self, remedy: &'static str) {
+        self.portions.with_label_values(&[remedy]).inc();
+    }
+
+    /// A treatment came to nothing, and the next one is taken.
+    pub fn treatment_failed(&self, cause: &'static str) {
+        self.unrepaired.with_label_values(&[cause]).inc();
+    }
+
+    /// Something became of a notice.
+    pub fn notice(&self, result: &'static str) {
+        self.notices.with_label_values(&[result]).inc();
+    }
+
+    /// How many notices are in the queue.
+    pub fn set_notices(&self, counts: crate::notify::Counts) {
+        let set = |state, n: u64| {
+            self.notices_waiting.with_label_values(&[state]).set(n.try_into().unwrap_or(i64::MAX));
+        };
+        set("waiting", counts.waiting);
+        set("dead", counts.dead);
     }
 
     /// A scan ended: wall-clock seconds from the request to the verdict, and the worker's CPU time.

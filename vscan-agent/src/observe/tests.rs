@@ -3,6 +3,7 @@
 use super::control::{self, Answer, Backend, Boxed, Request, Status};
 use super::*;
 use crate::config::{Direction, Protocol, Treatment};
+use crate::notify::Notifier;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ fn judged<'a>(report: &'a Report, name: &'a [u8], action: Treatment) -> Judged<'
         blake3: "00",
         report,
         action,
+        treated: &[],
         rule: "default",
         quarantine: None,
         seconds: 0.001,
@@ -299,10 +301,14 @@ fn a_log_that_cannot_be_written_costs_events_and_nothing_else() {
     );
 }
 
-struct Fake(Observer);
+struct Fake(Observer, Notifier);
 
 impl Backend for Fake {
     fn refresh(&self) {}
+
+    fn notifier(&self) -> &Notifier {
+        &self.1
+    }
 
     fn observer(&self) -> &Observer {
         &self.0
@@ -346,7 +352,8 @@ impl Served {
             .enable_all()
             .build()
             .unwrap();
-        let backend: Arc<dyn Backend> = Arc::new(Fake(observer.clone()));
+        let backend: Arc<dyn Backend> =
+            Arc::new(Fake(observer.clone(), Notifier::in_memory(observer.clone())));
         let path = directory.path().join("control.sock");
         let http = runtime.block_on(async {
             let socket = control::bind(&path).unwrap();

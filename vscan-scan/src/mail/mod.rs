@@ -12,6 +12,7 @@
 mod binhex;
 pub(crate) mod cms;
 pub(crate) mod encoding;
+pub(crate) mod facts;
 pub(crate) mod headers;
 mod multipart;
 pub(crate) mod passwords;

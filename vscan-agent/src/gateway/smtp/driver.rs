@@ -610,7 +610,7 @@ impl Leg {
 }
 
 fn ruling(inspection: Inspection) -> Ruling {
-    let Inspection { outcome, verdict, name } = inspection;
+    let Inspection { outcome, verdict, name, .. } = inspection;
     match (outcome, verdict) {
         (Outcome::Pass, _) => Ruling::Pass,
         (Outcome::Deliver(treated), _) => Ruling::Deliver { size: treated.len() },
