@@ -509,7 +509,8 @@ impl Client {
             }
         };
         drop(stream);
-        Ok((Some(end), self.control.reply()?))
+        let reply = self.control.reply().with_context(|| format!("data ended with {end:?}"))?;
+        Ok((Some(end), reply))
     }
 
     /// Uploads a file.

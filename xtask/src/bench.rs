@@ -21,6 +21,8 @@
 //! as fast as the kernel there, ten times faster than any mail or file server; what counts is the gateway's own
 //! figure, which says how much it can do at most. They have no goal, and run only when they are named.
 
+mod hold;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -189,7 +191,8 @@ impl Servers {
 
 /// Runs the benchmarks of these names, or all that have a goal.
 pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
-    let all: Vec<&str> = BENCHES.iter().map(|bench| bench.name).chain([IDLE_SESSION]).collect();
+    let all: Vec<&str> =
+        BENCHES.iter().map(|bench| bench.name).chain([IDLE_SESSION]).chain(hold::NAMES).collect();
     if let Some(unknown) = names.iter().find(|name| !all.contains(&name.as_str())) {
         bail!("there is no benchmark {unknown}; there are: {}", all.join(", "));
     }
@@ -227,6 +230,7 @@ pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
         let value = load::idle(&lab, vscan.processes().gateway, IDLE)?;
         report(output, IDLE_SESSION, "KiB", value, None, Some(IDLE_GOAL));
     }
+    hold::run(|name| names.is_empty() || named(name), output)?;
     Ok(())
 }
 
@@ -269,6 +273,26 @@ fn report(
     goal: Option<f64>,
 ) {
     let ratio = baseline.map(|baseline| value / baseline);
+    let missed = goal.is_some_and(|goal| ratio.map_or(value > goal, |ratio| ratio < goal));
+    print(output, name, unit, [Some(value), baseline, ratio, goal], missed);
+}
+
+/// As [`report`], for what is to be as little as possible.
+fn report_less(
+    output: Output,
+    name: &str,
+    unit: &str,
+    value: f64,
+    baseline: Option<f64>,
+    goal: f64,
+) {
+    let ratio = baseline.map(|baseline| value / baseline);
+    let missed = ratio.unwrap_or(value) > goal;
+    print(output, name, unit, [Some(value), baseline, ratio, Some(goal)], missed);
+}
+
+fn print(output: Output, name: &str, unit: &str, figures: [Option<f64>; 4], missed: bool) {
+    let [value, baseline, ratio, goal] = figures;
     match output {
         Output::Json => {
             let line = json!({
@@ -280,10 +304,11 @@ fn report(
             let figure = |value: Option<f64>, digits: usize| {
                 value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
             };
-            let missed = goal.is_some_and(|goal| ratio.map_or(value > goal, |ratio| ratio < goal));
+            let digits = if value.is_some_and(|value| value < 10.0) { 3 } else { 1 };
             println!(
-                "{name:<22} {value:>12.1} {:>12} {unit:<11} {:>6} {:>6} {}",
-                figure(baseline, 1),
+                "{name:<22} {:>12} {:>12} {unit:<11} {:>6} {:>6} {}",
+                figure(value, digits),
+                figure(baseline, digits),
                 figure(ratio, 3),
                 goal.map_or_else(|| "-".to_owned(), |goal| goal.to_string()),
                 if missed { "(not reached)" } else { "" },

@@ -53,6 +53,10 @@ const BPF_LINKER: &[Need] = &[
 const SAMPLES: &[Need] =
     &[Need { package: "clamav-testfiles", program: "", purpose: "containers for the tests" }];
 
+/// What the benchmarks look with.
+const TOOLS: &[Need] =
+    &[Need { package: "strace", program: "strace", purpose: "counting copies in the benchmarks" }];
+
 /// The version of bpf-linker that is built, and the LLVM it is built against.
 const BPF_LINKER_VERSION: &str = "0.13.0";
 /// Where Debian puts that LLVM.
@@ -97,6 +101,7 @@ pub(crate) fn bpf_compiler() -> Option<BpfCompiler> {
 pub(crate) fn run() -> Result<()> {
     install(BASE)?;
     install(SAMPLES)?;
+    install(TOOLS)?;
     if bpf_compiler().is_none() {
         install(BPF_COMPILER)?;
         if bpf_compiler().is_none() {

@@ -5,12 +5,12 @@ use crate::ftp_resume::{infected, settings};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::time::{Duration, Instant};
-use vscan_tests::agent::{Settings, Steering, Vscan};
+use vscan_tests::agent::{self, Settings, Steering, Vscan};
 use vscan_tests::ftp::{Behaviour, Client, File, Mode, PIECE, Server};
 use vscan_tests::lab::{Family, Lab, Topology};
 use vscan_tests::peers::{ProFtpd, Vsftpd};
 use vscan_tests::raw::End;
-use vscan_tests::{fixtures, on_both};
+use vscan_tests::{fixtures, on_both, wait};
 
 on_both!(
     a_streamed_file_arrives_while_it_is_sent,
@@ -141,6 +141,51 @@ fn a_server_without_patience_gets_its_command_early(steering: Steering) -> Resul
     let up = client.store("STOR no/such/place", &good[..4 * PIECE], pause)?;
     ensure!(up.reply.starts_with("55"), "{}\n{}", up.reply, server.log());
     client.quit()
+}
+
+/// What was streamed when the gateway died is torn on both sides.
+#[test]
+fn a_killed_gateway_leaves_nothing_that_looks_whole() -> Result<()> {
+    let pause = Duration::from_millis(50);
+    let lab = Lab::new(Topology::Plain)?;
+    let server = Server::start(lab.server(), 21, Behaviour { pause, ..Behaviour::default() })?;
+    let file = fixtures::random(20 * PIECE, 17);
+    server.put("file", file.clone());
+    let vscan = Vscan::start(&lab, &streaming(&lab, Steering::Bpf)?)?;
+    let mut client = connect(&lab)?;
+    let gateway = vscan.processes().gateway;
+    let (mut got, mut killed) = (0, false);
+    let cut = lab.client().within(|| {
+        client.receive("RETR file", &mut |bytes| {
+            got += bytes.len();
+            if !killed {
+                killed = true;
+                agent::kill(gateway).ok();
+            }
+        })
+    });
+    ensure!(killed && got < file.len(), "{got} bytes");
+    let error = format!("{:#}", cut.err().context("it was acknowledged")?);
+    ensure!(error.contains("data ended with Reset"), "{error}");
+
+    vscan.wait_for_processes(&[gateway])?;
+    let mut client =
+        wait::until("no session begins", Duration::from_secs(10), || Ok(connect(&lab).ok()))?;
+    let gateway = vscan.processes().gateway;
+    let cut = std::thread::scope(|scope| -> Result<_> {
+        let sending = scope.spawn(|| client.store("STOR up", &file, pause));
+        wait::until_true("the server does not hear of it", Duration::from_secs(10), || {
+            server.commands().iter().any(|(_, command)| command == "STOR up")
+        })?;
+        agent::kill(gateway)?;
+        Ok(sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })?;
+    ensure!(cut.is_err(), "an upload was accepted: {cut:?}");
+    wait::until_true("the server still waits", Duration::from_secs(10), || {
+        server.aborted().contains(&"up".to_owned())
+    })?;
+    ensure!(server.file("up").is_none(), "half a file looks whole");
+    Ok(())
 }
 
 /// A receiver that takes nothing stops the sender, and the gateway holds no more than its spool.
