@@ -22,8 +22,10 @@ pub struct Behaviour {
     pub extensions: Vec<String>,
     /// The reply to a message.
     pub after_message: String,
-    /// The reply to RCPT.
+    /// The reply to RCPT, but for recipients that begin with `no`: they are refused.
     pub rcpt: String,
+    /// LMTP (RFC 2033): each recipient has a reply behind a message; that of `full` is a temporary refusal.
+    pub lmtp: bool,
     /// The reply to DATA.
     pub data: String,
     /// Whether commands and messages are kept; a benchmark does not want that.
@@ -37,6 +39,7 @@ impl Default for Behaviour {
             extensions: extensions.map(str::to_owned).to_vec(),
             after_message: "250 2.0.0 queued as SINK".to_owned(),
             rcpt: "250 2.1.5 recipient ok".to_owned(),
+            lmtp: false,
             data: "354 go ahead".to_owned(),
             keep: true,
         }
@@ -144,6 +147,7 @@ fn session(mut stream: TcpStream, behaviour: &Behaviour, note: &Note) -> std::io
     let mut out = Vec::new();
     let mut buffer = vec![0; 128 * 1024];
     let mut chunks = Vec::new();
+    let mut recipients = Vec::new();
     loop {
         let Some(end) = memchr::memchr(b'\n', &held) else {
             stream.write_all(&out)?;
@@ -162,7 +166,7 @@ fn session(mut stream: TcpStream, behaviour: &Behaviour, note: &Note) -> std::io
         }
         let verb: String = line.chars().take(4).collect::<String>().to_ascii_uppercase();
         match verb.as_str() {
-            "EHLO" => {
+            "EHLO" | "LHLO" if behaviour.lmtp == (verb == "LHLO") => {
                 let lines =
                     [&["sink.example".to_owned()], behaviour.extensions.as_slice()].concat();
                 for (number, line) in lines.iter().enumerate() {
@@ -170,7 +174,11 @@ fn session(mut stream: TcpStream, behaviour: &Behaviour, note: &Note) -> std::io
                     reply(&mut out, &format!("250{mark}{line}"));
                 }
             }
-            "RCPT" => reply(&mut out, &behaviour.rcpt),
+            "RCPT" if line.contains("<no") => reply(&mut out, "550 5.1.1 nobody"),
+            "RCPT" => {
+                reply(&mut out, &behaviour.rcpt);
+                recipients.push(line);
+            }
             "DATA" => {
                 reply(&mut out, &behaviour.data);
                 stream.write_all(&out)?;
@@ -182,7 +190,13 @@ fn session(mut stream: TcpStream, behaviour: &Behaviour, note: &Note) -> std::io
                 if behaviour.keep {
                     note.change(|session| session.messages.push(message));
                 }
-                reply(&mut out, &behaviour.after_message);
+                let recipients = std::mem::take(&mut recipients);
+                for recipient in recipients.iter().take(if behaviour.lmtp { usize::MAX } else { 1 })
+                {
+                    let full = behaviour.lmtp && recipient.contains("<full");
+                    let refusal = "452 4.2.2 mailbox full";
+                    reply(&mut out, if full { refusal } else { &behaviour.after_message });
+                }
             }
             "BDAT" => {
                 let mut words = line.split_ascii_whitespace().skip(1);
@@ -212,7 +226,11 @@ fn session(mut stream: TcpStream, behaviour: &Behaviour, note: &Note) -> std::io
                 stream.shutdown(std::net::Shutdown::Write)?;
                 return Ok(());
             }
-            "HELO" | "MAIL" | "RSET" | "NOOP" => reply(&mut out, "250 2.0.0 ok"),
+            "HELO" | "MAIL" | "RSET" => {
+                recipients.clear();
+                reply(&mut out, "250 2.0.0 ok");
+            }
+            "NOOP" => reply(&mut out, "250 2.0.0 ok"),
             _ => reply(&mut out, "500 5.5.1 what?"),
         }
     }

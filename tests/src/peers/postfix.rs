@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 /// Its services but for the listening one; none in a chroot.
 const MASTER: &str = "\
 discard unix - - n - - discard
+lmtp unix - - n - - lmtp
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
 rewrite unix - - n - - trivial-rewrite
@@ -84,13 +85,16 @@ impl PostfixRelay {
     /// Where it takes mail.
     pub const PORT: u16 = 2500;
 
-    /// Starts a relay that sends each of these recipients' mail to one address.
+    /// Starts a relay that sends each of these recipients' mail to one address: by LMTP if its port is 24.
     pub fn start(host: &Host, routes: &[(String, SocketAddr)]) -> Result<Self> {
         let dir = host.dir().join("postfix-relay");
         fs::create_dir_all(&dir)?;
         let routes: String = routes
             .iter()
-            .map(|(recipient, to)| format!("{recipient} smtp:[{}]:{}\n", to.ip(), to.port()))
+            .map(|(recipient, to)| {
+                let protocol = if to.port() == 24 { "lmtp" } else { "smtp" };
+                format!("{recipient} {protocol}:[{}]:{}\n", to.ip(), to.port())
+            })
             .collect();
         // Nobody reads what it returns.
         fs::write(dir.join("routes"), format!("{routes}client.example discard:\n"))?;
@@ -100,7 +104,7 @@ impl PostfixRelay {
              transport_maps = texthash:{dir}/routes\n\
              smtpd_relay_restrictions = permit_mynetworks, reject\n\
              smtp_host_lookup = native\nsmtp_bind_address =\nsmtp_tls_security_level = none\n\
-             smtp_destination_recipient_limit = 1\nminimal_backoff_time = 600s\n",
+             minimal_backoff_time = 600s\n",
             dir = dir.display(),
         );
         let process = run(host, &dir, &config, &Self::PORT.to_string(), Self::PORT)?;

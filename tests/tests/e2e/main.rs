@@ -23,5 +23,6 @@ mod processes;
 mod smtp;
 mod smtp_loss;
 mod smtp_matrix;
+mod smtp_relays;
 mod smtp_smuggling;
 mod types;
