@@ -4,6 +4,8 @@
 
 #[path = "../fuzz/checks/walk.rs"]
 mod checks;
+#[path = "../fuzz/checks/repair.rs"]
+mod repairs;
 
 use std::path::{Path, PathBuf};
 use vscan_scan::wire::ObjectKind;
@@ -27,4 +29,41 @@ fn the_corpus_is_survived() {
             }
         }
     }
+}
+
+/// What the targets for encoded sections put before their bytes.
+const BEGINNINGS: [(&str, &[u8]); 4] = [
+    ("tnef", b"\x78\x9f\x3e\x22\x01\0"),
+    ("binhex", b"(This file must be converted with BinHex 4.0)\n\n:"),
+    ("yenc", b"=ybegin line=128 "),
+    ("uu", b"begin 644 "),
+];
+
+#[test]
+fn the_corpora_of_sections_are_survived() {
+    for (target, beginning) in BEGINNINGS {
+        for path in all_files(target) {
+            let data = [beginning, &std::fs::read(&path).unwrap()].concat();
+            for len in 0..=data.len() {
+                checks::walk(ObjectKind::File, &data[..len]);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_corpus_of_repairs_is_survived() {
+    for path in all_files("repair") {
+        let data = std::fs::read(&path).unwrap();
+        for len in 0..=data.len() {
+            repairs::repair(&data[..len]);
+        }
+    }
+}
+
+fn all_files(target: &str) -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let files: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(files.len() > 4, "the corpus is gone");
+    files
 }

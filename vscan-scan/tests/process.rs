@@ -13,6 +13,7 @@ use std::os::fd::AsFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use vscan_scan::channel;
+use vscan_scan::repair::{self, Order, Plan, Remedy};
 use vscan_scan::report::{Reason, Verdict};
 use vscan_scan::wire::{Answer, Ask, Content, ObjectKind, Request, Status, ToGateway};
 
@@ -448,4 +449,45 @@ fn every_container_is_opened_inside_the_sandbox() {
             assert_eq!(report.verdict, Verdict::Infected, "{name}: {report:?}");
         }
     }
+}
+
+#[test]
+fn a_worker_repairs_and_long_answers_come_in_pieces() {
+    let mut scanner = Scanner::shipped(1);
+    let mut worker = scanner.worker();
+    let eicar = String::from_utf8(eicar()).unwrap();
+    // A message in quoted-printable comes back whole, since it is encoded again: more than a datagram holds.
+    let inner = format!(
+        "Subject: in\r\nContent-Type: multipart/mixed; boundary=i\r\n\r\n--i\r\n\r\n{}--i\r\nContent-Type: a/b\r\n\r\n{eicar}\r\n--i--\r\n",
+        "clean words\r\n".repeat(40_000)
+    );
+    let message = format!(
+        "Subject: out\r\nContent-Type: multipart/mixed; boundary=o\r\n\r\n--o\r\nContent-Type: message/rfc822\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n{}\r\n--o--\r\n",
+        inner.replace('=', "=3D")
+    );
+    let report = worker.scan(ObjectKind::Message, "", message.as_bytes());
+    assert_eq!(report.verdict, Verdict::Infected, "{report:?}");
+    let order = |part| Order { part, remedies: vec![Remedy::Clean, Remedy::Replace] };
+    let plan = Plan {
+        orders: report.findings.iter().map(|f| order(f.part)).collect(),
+        notice: "It held a virus.".into(),
+        size_max: 1 << 20,
+        ..Plan::default()
+    };
+    worker.ask(Ask::Repair(plan), ObjectKind::Message, "", message.as_bytes(), false);
+    let answer = worker.any_answer().expect("the worker ended");
+    let Answer::Repair(repair::Answer::Repaired(repaired)) = answer else { panic!("{answer:?}") };
+    assert!(repaired.edits.iter().any(|e| e.with.len() > vscan_scan::wire::DATAGRAM_MAX));
+    let out = repaired.apply(message.as_bytes());
+    let again = worker.scan(ObjectKind::Message, "", &out);
+    assert_eq!(again.verdict, Verdict::Clean, "{again:?}");
+    assert!(String::from_utf8(out).unwrap().contains("It held a virus."));
+    // The same worker goes on, and a wrong plan does not end it.
+    let plan = Plan { orders: vec![order(4711)], size_max: 1, ..Plan::default() };
+    worker.ask(Ask::Repair(plan), ObjectKind::Message, "", b"a: b\r\n\r\n", true);
+    let answer = worker.any_answer();
+    assert!(
+        matches!(answer, Some(Answer::Repair(repair::Answer::Unrepairable { .. }))),
+        "{answer:?}"
+    );
 }
