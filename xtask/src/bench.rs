@@ -236,7 +236,8 @@ pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
 
 /// The shipped rules and limits; files that need no scan are told by their extension.
 fn settings() -> Settings {
-    let mut settings = Settings::new(Steering::Bpf).with("scan", "skip_extensions = [\"iso\"]");
+    let mut settings = Settings::new(Steering::Bpf)
+        .with("scan", "skip_extensions = [\"iso\"]\nverify_type = false");
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     settings = settings.with("scan", &format!("workers = {cores}"));
     settings.tell = false;

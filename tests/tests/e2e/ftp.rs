@@ -243,7 +243,8 @@ fn server_without_passive_mode(steering: Steering) -> Result<()> {
 fn skipped_extensions_pass_both_ways(steering: Steering) -> Result<()> {
     let lab = Lab::new(Topology::Plain)?;
     let server = Server::start(lab.server(), 21, Behaviour::default())?;
-    let settings = Settings::new(steering).with("scan", "skip_extensions = [\"iso\"]");
+    let settings =
+        Settings::new(steering).with("scan", "skip_extensions = [\"iso\"]\nverify_type = false");
     let _vscan = Vscan::start(&lab, &settings)?;
     for mode in [Mode::Epsv, Mode::Eprt] {
         let mut client = Client::connect(lab.client(), lab.dial(Family::V4, 21), mode)?;

@@ -203,7 +203,7 @@ fn abor_in_the_middle_of_a_transfer() -> Result<()> {
     let ports = SERVERS.map(|server| server.port().to_string()).join(", ");
     let settings = Settings::new(Steering::Bpf)
         .with("ftp", &format!("ports = [{ports}]"))
-        .with("scan", "skip_extensions = [\"iso\"]")
+        .with("scan", "skip_extensions = [\"iso\"]\nverify_type = false")
         .with("spool", "hold_max = \"20 MiB\"");
     let vscan = Vscan::start(&lab, &settings)?;
     std::thread::scope(|scope| {

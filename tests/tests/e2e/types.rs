@@ -10,7 +10,7 @@ use vscan_tests::peers::{Postfix, Vsftpd};
 use vscan_tests::raw::End;
 use vscan_tests::{fixtures, on_both, wait};
 
-on_both!(forbidden_types_in_mail_and_files);
+on_both!(forbidden_types_in_mail_and_files, excluded_types_have_to_be_what_they_say);
 
 /// Forbidden by bytes, by name and inside of archives; rules of `[[treat]]` decide on it as on a detection.
 fn forbidden_types_in_mail_and_files(steering: Steering) -> Result<()> {
@@ -83,4 +83,87 @@ fn forbidden_types_in_mail_and_files(steering: Steering) -> Result<()> {
     let down = client.download("RETR note")?;
     ensure!(down.data == Some((b"hello".to_vec(), End::Fin)), "{}", down.reply);
     client.quit()
+}
+
+/// Excluded types are spliced, whatever the direction and the mode; what only pretends to be of one is scanned; renaming
+/// is no way around.
+fn excluded_types_have_to_be_what_they_say(steering: Steering) -> Result<()> {
+    let lab = Lab::new(Topology::Masquerade)?;
+    let server = Vsftpd::start(lab.server(), 21)?;
+    let settings = Settings::new(steering)
+        .with("scan", "skip_extensions = [\"txt\"]\nskip_types = [\"image\"]");
+    let vscan = Vscan::start(&lab, &settings)?;
+    // the detection stands behind what the type is told by: who passes it has not scanned it
+    let hidden = |head: &[u8]| [head, &fixtures::eicar(), &fixtures::random(300_000, 5)].concat();
+    let png = hidden(b"\x89PNG\r\n\x1a\n");
+    let small = [&b"\x89PNG\r\n\x1a\n"[..], &fixtures::eicar()].concat();
+    let text = [&b"hello\r\n".repeat(20_000)[..], &fixtures::eicar()].concat();
+    let plain = fixtures::eicar();
+    let program = hidden(b"MZ\x90\0");
+    for family in [Family::V4, Family::V6] {
+        for mode in [Mode::Epsv, Mode::Eprt] {
+            let mut client = Client::connect(lab.client(), lab.dial(family, 21), mode)?;
+            for (name, content, passes) in [
+                ("a.png", &png, true),
+                ("small.png", &small, true),
+                ("picture", &png, true),
+                ("a.txt", &text, true),
+                ("lie.png", &program, false),
+                ("lie.txt", &program, false),
+                ("lie.exe", &png, false),
+                ("plain", &plain, false),
+            ] {
+                let label = format!("{family:?} {mode:?} {name}");
+                let up = client.upload(name, content)?;
+                let stored = server.files().join(name);
+                ensure!(
+                    up.reply.starts_with(if passes { "226" } else { "550" }),
+                    "{label}: {}",
+                    up.reply
+                );
+                ensure!(stored.exists() == passes, "{label}: stored");
+                if passes {
+                    ensure!(fs::read(&stored)? == *content, "{label}: the upload was changed");
+                }
+                fs::write(&stored, content)?;
+                let down = client.download(&format!("RETR {name}"))?;
+                if passes {
+                    ensure!(
+                        down.data == Some((content.clone(), End::Fin)),
+                        "{label}: {}",
+                        down.reply
+                    );
+                    ensure!(down.reply.starts_with("226"), "{label}: {}", down.reply);
+                } else {
+                    ensure!(
+                        down.data.is_none() && down.reply.starts_with("550"),
+                        "{label}: {}",
+                        down.reply
+                    );
+                }
+                fs::remove_file(&stored)?;
+            }
+            let up = client.upload("clean", b"no type at all, clean")?;
+            ensure!(up.reply.starts_with("226"), "{}", up.reply);
+            client.control().ask("RNFR clean", "350")?;
+            client.control().ask("RNTO clean.txt", "550")?;
+            client.control().ask("DELE clean", "250")?;
+            client.quit()?;
+        }
+    }
+    vscan.wait_for_event("ftp", |event| {
+        event["ftp"]["name"] == "a.png" && event["ftp"]["inspected"] == false
+    })?;
+    vscan.wait_for_event("ftp", |event| {
+        event["ftp"]["name"] == "lie.png" && event["ftp"]["inspected"] == true
+    })?;
+    let here = lab.client().dir();
+    fs::write(here.join("b.png"), &png)?;
+    let put =
+        lab.client().run(["curl", "-sS", "-T", "b.png", "ftp://alice:x@server.example/b.png"])?;
+    ensure!(put.success() && fs::read(server.files().join("b.png"))? == png, "{put:?}");
+    let get =
+        lab.client().run(["curl", "-sS", "-o", "got", "ftp://alice:x@server.example/b.png"])?;
+    ensure!(get.success() && fs::read(here.join("got"))? == png, "{get:?}");
+    Ok(())
 }

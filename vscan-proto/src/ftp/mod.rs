@@ -14,5 +14,5 @@ pub use command::{Command, Verb, VerbName};
 pub use permit::Permit;
 pub use session::{
     Addresses, BLOCK, Base, Begin, Broken, Delivery, Event, Judgement, Leg, Note, Outcome, Output,
-    Recalled, Resume, Session, Settings, Timing, Tls, is_tls_record,
+    Recalled, Resume, Session, Settings, Sniff, Timing, Tls, is_tls_record,
 };

@@ -254,6 +254,7 @@ impl<'a> Control<'a> {
                 | Output::Receive(_)
                 | Output::Inspect
                 | Output::Send(_)
+                | Output::Sniff(_)
                 | Output::Splice(_)
                 | Output::CloseData(_)
                 | Output::ResetData(_)

@@ -9,6 +9,7 @@ use super::{
     judging::{Case, Judged},
     partial::{self, Found, Partial},
     passing::{self, Checked, Streamed},
+    sniff,
     transfer::{self, Held, Record, Watch},
 };
 use crate::{
@@ -95,6 +96,8 @@ pub(super) enum Done {
     /// With the leg, which still has to be closed.
     Sent(Result<TcpStream, Broken>),
     Spliced(Result<TcpStream, Broken>),
+    /// Whether the file that comes on this leg passes unscanned.
+    Sniffed(Leg, TcpStream, bool),
 }
 
 struct Work<'a> {
@@ -167,6 +170,7 @@ impl<'a> Data<'a> {
             Output::Check => return self.check(),
             Output::Inspect => self.inspect(),
             Output::Send(leg) => return self.send(leg),
+            Output::Sniff(leg) => return self.sniff(leg),
             Output::Splice(from) => return self.splice(from),
             Output::CloseData(leg) => self.end(leg, false),
             Output::ResetData(leg) => self.end(leg, true),
@@ -258,6 +262,13 @@ impl<'a> Data<'a> {
                 Event::Judged(judged.judgement)
             }
             Done::Sent(result) => Event::Sent(result.map(|leg| self.close(leg))),
+            Done::Sniffed(leg, stream, skip) => {
+                *self.channel(leg) = Channel::Open(stream);
+                if let Some(record) = &mut self.record {
+                    record.begin.inspected = !skip;
+                }
+                Event::Sniffed(skip)
+            }
             Done::Spliced(result) => Event::Spliced(result.map(|leg| self.close(leg))),
         };
         Poll::Ready(event)
@@ -408,6 +419,18 @@ impl<'a> Data<'a> {
 
     fn send_from(&self, held: &Held) -> u64 {
         self.partial.send_from(held, self.record.as_ref().map(|record| &record.begin))
+    }
+
+    fn sniff(&mut self, leg: Leg) -> Option<Event> {
+        let (Some(stream), Some(record)) = (self.channel(leg).take(), &self.record) else {
+            return Some(Event::Sniffed(false));
+        };
+        let (place, name) = (self.place, record.begin.name.clone());
+        self.begin([leg == Leg::Client, leg == Leg::Upstream], async move {
+            let skip = sniff::passes(place, &stream, &name).await;
+            Done::Sniffed(leg, stream, skip)
+        });
+        None
     }
 
     fn splice(&mut self, leg: Leg) -> Option<Event> {

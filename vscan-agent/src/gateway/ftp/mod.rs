@@ -11,6 +11,7 @@ mod judging;
 mod memory;
 mod partial;
 mod passing;
+mod sniff;
 mod tls;
 mod transfer;
 
@@ -28,7 +29,7 @@ use control::{Control, Ended};
 pub use memory::Memory;
 use socket2::SockRef;
 use std::{net::SocketAddr, sync::Arc};
-use vscan_proto::ftp::{Permit, Settings, Timing, Tls};
+use vscan_proto::ftp::{Permit, Settings, Sniff, Timing, Tls};
 
 /// What every part of one session's driver needs.
 #[derive(Clone, Copy)]
@@ -104,6 +105,11 @@ fn settings(place: Place<'_>) -> Settings {
         delivery: partial::delivery(config.ftp.delivery),
         resume: partial::resume(config.ftp.resume),
         skip_extensions: config.scan.skip_extensions.clone(),
+        sniff: match (config.scan.skip_types.is_empty(), config.scan.verify_type) {
+            (false, _) => Sniff::All,
+            (true, true) => Sniff::Skipped,
+            (true, false) => Sniff::Never,
+        },
         timing: Timing {
             patience: config
                 .ftp

@@ -92,6 +92,8 @@ pub struct Settings {
     pub resume: Resume,
     /// Extensions, lower case and without the dot, of files that pass unscanned.
     pub skip_extensions: Vec<String>,
+    /// Whether the first bytes have a word in that: [`Output::Sniff`].
+    pub sniff: Sniff,
     /// Who may give which command; none: the server alone decides.
     pub permit: Option<Arc<dyn Permit>>,
     /// Time limits.
@@ -105,10 +107,22 @@ impl Default for Settings {
             delivery: Delivery::Hold,
             resume: Resume::Whole,
             skip_extensions: Vec::new(),
+            sniff: Sniff::Never,
             permit: None,
             timing: Timing::default(),
         }
     }
+}
+
+/// Whose first bytes are looked at before it is settled whether a file is scanned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sniff {
+    /// Nobody's: extensions decide.
+    Never,
+    /// Those of files with an extension that passes unscanned.
+    Skipped,
+    /// Those of all files.
+    All,
 }
 
 /// The two ends of the control connection.
@@ -209,6 +223,8 @@ pub enum Event {
     },
     /// Outcome of [`Output::Send`], and of [`Output::Check`] of a piece that belongs: all bytes and the end of data are with the receiver's kernel.
     Sent(Result<(), Broken>),
+    /// Outcome of [`Output::Sniff`]: whether the file passes unscanned.
+    Sniffed(bool),
     /// Outcome of [`Output::Splice`], likewise.
     Spliced(Result<(), Broken>),
 }
@@ -324,6 +340,9 @@ pub enum Output {
     /// Write what was received, from the restart position on and but for what was relayed already, then
     /// the end of data.
     Send(Leg),
+    /// Look at the first bytes on the leg, and leave them there, to say whether the file passes unscanned. In doubt, or
+    /// when they do not come soon, it does not.
+    Sniff(Leg),
     /// Relay unscanned, from this leg to the other, up to the end of data.
     Splice(Leg),
     /// Stop listening, connecting or transferring on the leg and close it in good order.

@@ -180,6 +180,8 @@ pub(super) struct Core {
     /// Whom the server takes the client for; kept where access rules ask for it.
     pub(super) identity: Identity,
     denials: u8,
+    /// The last RNFR named a file that passes unscanned.
+    pub(super) renames_skipped: bool,
 }
 
 impl Core {
@@ -206,6 +208,7 @@ impl Core {
             anomalies: 0,
             identity: Identity::default(),
             denials: 0,
+            renames_skipped: false,
         }
     }
 

@@ -58,6 +58,11 @@ pub(super) struct Download {
 impl Download {
     pub(super) fn begin(core: &mut Core, now: Instant, command: Command) -> Box<Self> {
         let job = Job::begin(core, now, command, Leg::Upstream, true);
+        Self::taken_over(core, now, job)
+    }
+
+    /// A download that has begun already.
+    pub(super) fn taken_over(core: &mut Core, now: Instant, job: Job) -> Box<Self> {
         let open_by = now + core.settings.timing.opening;
         let recalls = job.restart > 0 || core.settings.delivery == Delivery::Stream;
         if recalls {

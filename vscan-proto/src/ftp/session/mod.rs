@@ -31,7 +31,7 @@ use bytes::{Bytes, BytesMut};
 
 pub use api::{
     Addresses, BLOCK, Base, Begin, Broken, Delivery, Event, Judgement, Leg, Note, Outcome, Output,
-    Recalled, Resume, Settings, Timing, Tls, is_tls_record,
+    Recalled, Resume, Settings, Sniff, Timing, Tls, is_tls_record,
 };
 
 use self::abort::Abort;
@@ -351,6 +351,11 @@ impl Session {
                 Some(Transfer::Upload(upload)) => upload.sent(core, now, result),
                 Some(Transfer::Unscanned(_)) | None => {}
             },
+            Event::Sniffed(skip) => {
+                if let State::Unscanned(unscanned) = &mut self.state {
+                    unscanned.sniffed(now, skip);
+                }
+            }
             Event::Spliced(result) => {
                 if let State::Unscanned(unscanned) = &mut self.state {
                     unscanned.spliced(core, now, result);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::State;
-use super::api::{Leg, Note, Output, Resume, Tls};
+use super::api::{Leg, Note, Output, Resume, Sniff, Tls};
 use super::core::{ClientChannel, Core, Effect, Expect, UpstreamChannel};
 use super::download::Download;
 use super::text;
@@ -23,6 +23,9 @@ const FIRST_CLIENT_PORT: u16 = 1024;
 pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
     if let Some(reply) = denied(core, &command) {
         return answer(core, reply);
+    }
+    if renames_across(core, &command) {
+        return answer(core, text::RENAME_ACROSS);
     }
     match command.verb {
         Verb::Pasv | Verb::Epsv => passive(core, now, &command),
@@ -256,14 +259,27 @@ fn transfer(core: &mut Core, now: Instant, command: Command) -> State {
             return answer(core, text::NO_DATA_COMMAND);
         }
     }
-    let skipped = command.extension().is_some_and(|extension| {
-        core.settings.skip_extensions.iter().any(|skip| skip.eq_ignore_ascii_case(extension))
-    });
+    let skipped = is_skipped(core, &command);
     if core.ascii && core.restart > 0 && matches!(command.verb, Verb::Retr | Verb::Stor) {
         // Servers do not agree on what a position means where line ends are recoded.
         core.restart = 0;
         return answer(core, text::RESTART_NEEDS_IMAGE);
     }
+    // What begins in mid-file shows nothing by its first bytes.
+    let whole = core.restart == 0;
+    let sniffed = match core.settings.sniff {
+        Sniff::Never => false,
+        Sniff::Skipped => skipped,
+        Sniff::All => true,
+    };
+    if sniffed && whole && command.verb == Verb::Retr {
+        return State::Unscanned(Unscanned::begin_if(core, now, command, Leg::Upstream));
+    }
+    if sniffed && whole && command.verb == Verb::Stor {
+        return State::Unscanned(Unscanned::begin_if(core, now, command, Leg::Client));
+    }
+    let file = matches!(command.verb, Verb::Retr | Verb::Stor | Verb::Appe);
+    let skipped = skipped && (core.settings.sniff == Sniff::Never || !file);
     if command.verb == Verb::Stou || !skipped && matches!(command.verb, Verb::Stor | Verb::Appe) {
         State::Upload(Upload::begin(core, now, command))
     } else if matches!(command.verb, Verb::Stor | Verb::Appe) {
@@ -273,6 +289,25 @@ fn transfer(core: &mut Core, now: Instant, command: Command) -> State {
     } else {
         State::Unscanned(Unscanned::begin(core, now, command, Leg::Upstream))
     }
+}
+
+/// Whether the extension is one of those that pass unscanned.
+fn is_skipped(core: &Core, command: &Command) -> bool {
+    command.extension().is_some_and(|extension| {
+        core.settings.skip_extensions.iter().any(|skip| skip.eq_ignore_ascii_case(extension))
+    })
+}
+
+/// A rename between names that are scanned and names that are not: a file would come in under one and out under the other.
+fn renames_across(core: &mut Core, command: &Command) -> bool {
+    if core.settings.skip_extensions.is_empty() {
+        return false;
+    }
+    let word = command.word();
+    if word.eq_ignore_ascii_case(b"RNFR") {
+        core.renames_skipped = is_skipped(core, command);
+    }
+    word.eq_ignore_ascii_case(b"RNTO") && core.renames_skipped != is_skipped(core, command)
 }
 
 fn auth(core: &mut Core, now: Instant, command: &Command) -> State {

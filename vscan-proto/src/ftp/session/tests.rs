@@ -3,6 +3,7 @@
 mod pair;
 mod partial;
 mod permit;
+mod sniff;
 mod transfers;
 
 use super::*;
@@ -144,6 +145,7 @@ fn event(text: &str, addresses: &Addresses) -> Event {
         ["failed", side] => Event::ConnectFailed(leg(side)),
         ["received", word] => Event::Received(result(word)),
         ["sent", word] => Event::Sent(result(word)),
+        ["sniffed", word] => Event::Sniffed(word == "skip"),
         ["spliced", word] => Event::Spliced(result(word)),
         ["recalled", word] => Event::Recalled(match word {
             "nothing" => Recalled::Nothing,
@@ -179,6 +181,7 @@ fn describe(output: &Output, said: &mut Vec<String>) {
         Output::Join(base) => said.push(format!("join {base:?}")),
         Output::Stream(leg) => said.push(format!("stream {leg:?}")),
         Output::Check => said.push("check".into()),
+        Output::Sniff(leg) => said.push(format!("sniff {leg:?}")),
         Output::Splice(leg) => said.push(format!("splice {leg:?}")),
         Output::CloseData(leg) => said.push(format!("close {leg:?}")),
         Output::ResetData(leg) => said.push(format!("reset {leg:?}")),

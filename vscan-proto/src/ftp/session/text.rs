@@ -44,6 +44,8 @@ pub(super) const NOT_YOUR_ADDRESS: &[u8] = b"501 The address must be your own.\r
 pub(super) const PORT_OK: &[u8] = b"200 PORT command successful.\r\n";
 pub(super) const EPRT_OK: &[u8] = b"200 EPRT command successful.\r\n";
 pub(super) const USER_DENIED: &[u8] = b"530 This user is not permitted here by vscan.\r\n";
+pub(super) const RENAME_ACROSS: &[u8] =
+    b"550 vscan does not scan one of these names: transfer the file under its new one.\r\n";
 pub(super) const NOT_LOGGED_IN: &[u8] = b"530 Please log in with USER and PASS.\r\n";
 /// Why an upload whose scan outlasts the client's patience is refused.
 pub(super) const TAKES_TOO_LONG: &str = "not yet scanned, not stored; try again later";

@@ -1,4 +1,5 @@
-//! Listings and files of excluded types: the data pass without a scan, in either direction.
+//! Listings and files of excluded types: the data pass without a scan, in either direction. Where the first bytes have a
+//! word in it, a file that turns out not to be excluded goes on as a download or an upload.
 
 use std::time::Instant;
 
@@ -7,14 +8,18 @@ use bytes::Bytes;
 use super::State;
 use super::api::{Broken, Leg, Outcome, Output};
 use super::core::{ClientChannel, Core, UpstreamChannel};
+use super::download::Download;
 use super::job::{Job, Way, client_failed};
 use super::text;
+use super::upload::Upload;
 use crate::ftp::command::{Command, Verb};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Body {
     /// One of the data connections does not stand.
     Waiting,
+    /// The first bytes are looked at.
+    Sniffing,
     Passing,
     Passed,
     Broken,
@@ -25,6 +30,8 @@ pub(super) struct Unscanned {
     pub(super) job: Job,
     body: Body,
     source: Leg,
+    /// Whether the first bytes still have to say that the file passes; false: they say that it does not.
+    sniff: Option<bool>,
     /// The client got its 150.
     opened: bool,
 }
@@ -32,7 +39,63 @@ pub(super) struct Unscanned {
 impl Unscanned {
     pub(super) fn begin(core: &mut Core, now: Instant, command: Command, source: Leg) -> Box<Self> {
         let job = Job::begin(core, now, command, source, false);
-        Box::new(Self { job, body: Body::Waiting, source, opened: false })
+        Box::new(Self { job, body: Body::Waiting, source, sniff: None, opened: false })
+    }
+
+    /// As [`begin`](Self::begin), if the first bytes agree.
+    pub(super) fn begin_if(
+        core: &mut Core,
+        now: Instant,
+        command: Command,
+        source: Leg,
+    ) -> Box<Self> {
+        let job = Job::begin(core, now, command, source, true);
+        Box::new(Self { job, body: Body::Waiting, source, sniff: Some(true), opened: false })
+    }
+
+    pub(super) fn sniffed(&mut self, now: Instant, skip: bool) {
+        if self.body == Body::Sniffing {
+            self.body = Body::Waiting;
+            self.job.since = now;
+            self.sniff = if skip { None } else { Some(false) };
+        }
+    }
+
+    /// Gets at the first bytes: of a download when the server sends them, of an upload when the client does, before the
+    /// server knows of it.
+    fn reached(mut self: Box<Self>, core: &mut Core, now: Instant) -> State {
+        if self.sniff == Some(false) {
+            return match self.source {
+                Leg::Upstream => Download::taken_over(core, now, self.job).advance(core, now),
+                Leg::Client => {
+                    Upload::taken_over(core, now, self.job, self.opened).advance(core, now)
+                }
+            };
+        }
+        if self.body == Body::Sniffing {
+            return State::Unscanned(self);
+        }
+        if client_failed(core) {
+            core.drop_upstream(true);
+            let reply = Bytes::from_static(text::NO_DATA_CONNECTION);
+            return Job::finish(core, Outcome::Broken, reply, false);
+        }
+        let connected = core.client_connects();
+        let there = match self.source {
+            Leg::Upstream => core.upstream_is_connected(),
+            Leg::Client => {
+                if !self.opened && core.client_may_hear_opening() {
+                    self.opened = true;
+                    core.tell_client(text::SEND_DATA);
+                }
+                connected
+            }
+        };
+        if there {
+            core.output(Output::Sniff(self.source));
+            self.body = Body::Sniffing;
+        }
+        State::Unscanned(self)
     }
 
     pub(super) fn spliced(&mut self, core: &mut Core, now: Instant, result: Result<(), Broken>) {
@@ -45,6 +108,9 @@ impl Unscanned {
     }
 
     pub(super) fn advance(mut self: Box<Self>, core: &mut Core, now: Instant) -> State {
+        if self.sniff.is_some() && self.source == Leg::Client {
+            return self.reached(core, now);
+        }
         if !self.job.offered {
             let way = match self.job.command.verb {
                 Verb::Retr | Verb::Stor => self.job.way_to(core, now, self.job.restart),
@@ -60,6 +126,9 @@ impl Unscanned {
         }
         if let Some(reply) = self.job.refusal() {
             return Job::finish(core, Outcome::ServerRefused, reply, self.body == Body::Passing);
+        }
+        if self.sniff.is_some() && self.job.is_accepted() {
+            return self.reached(core, now);
         }
         if self.body == Body::Waiting && self.job.is_accepted() {
             if client_failed(core) {
@@ -86,7 +155,7 @@ impl Unscanned {
                 let reply = Bytes::from_static(text::TRANSFER_ABORTED);
                 Job::finish(core, Outcome::Broken, reply, true)
             }
-            (Body::Waiting | Body::Passing | Body::Passed | Body::Broken, _) => {
+            (Body::Waiting | Body::Sniffing | Body::Passing | Body::Passed | Body::Broken, _) => {
                 State::Unscanned(self)
             }
         }
@@ -98,12 +167,13 @@ impl Unscanned {
             Body::Waiting if self.waits_for_client(core) => Some(self.job.since + timing.connect),
             Body::Waiting | Body::Passed => Some(self.job.since + timing.reply),
             Body::Broken => Some(self.job.since + timing.close),
-            Body::Passing => None,
+            Body::Sniffing | Body::Passing => None,
         }
     }
 
     fn waits_for_client(&self, core: &Core) -> bool {
-        self.job.is_accepted() && core.client != ClientChannel::Connected
+        let wanted = self.job.is_accepted() || self.sniff.is_some() && self.source == Leg::Client;
+        wanted && core.client != ClientChannel::Connected
     }
 
     pub(super) fn expired(self: Box<Self>, core: &mut Core, now: Instant) -> State {
@@ -113,7 +183,7 @@ impl Unscanned {
         let reply = match self.body {
             Body::Waiting if self.waits_for_client(core) => text::NO_DATA_CONNECTION,
             Body::Broken => text::TRANSFER_ABORTED,
-            Body::Waiting | Body::Passed | Body::Passing => {
+            Body::Waiting | Body::Sniffing | Body::Passed | Body::Passing => {
                 return super::end_with(core, now, text::SERVER_SILENT, Some(Outcome::TimedOut));
             }
         };

@@ -94,6 +94,11 @@ pub(super) struct Upload {
 impl Upload {
     pub(super) fn begin(core: &mut Core, now: Instant, command: Command) -> Box<Self> {
         let job = Job::begin(core, now, command, Leg::Client, true);
+        Self::taken_over(core, now, job, false)
+    }
+
+    /// An upload that has begun already; perhaps the client got its 150.
+    pub(super) fn taken_over(core: &mut Core, now: Instant, job: Job, opened: bool) -> Box<Self> {
         let plan = match job.command.verb {
             Verb::Appe => Plan::Join,
             Verb::Stor if job.restart > 0 => Plan::Join,
@@ -113,7 +118,7 @@ impl Upload {
             existing: Existing::default(),
             based: false,
             confirmed: false,
-            opened: false,
+            opened,
             begun: now,
         })
     }

@@ -74,7 +74,7 @@ impl Peers {
     pub(super) async fn start(behaviour: Behaviour) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let text = "[gateway]\ninterfaces = [\"lo\"]\ninside = [\"127.0.0.0/8\"]\n\
-                    [scan]\nskip_extensions = [\"iso\"]\n";
+                    [scan]\nskip_extensions = [\"iso\"]\nverify_type = false\n";
         let config = Config::parse(text, Path::new("vscan.toml")).unwrap();
         let spool =
             Spool::new(&directory.path().join("spool"), 64 << 20, 256 << 20, HOLD_MAX).unwrap();

@@ -192,6 +192,7 @@ impl World {
                     self.server_has_the_data();
                 }
             }
+            Output::Sniff(_) => self.events.push_back(Event::Sniffed(!self.infected)),
             Output::Splice(_) => {
                 self.events.push_back(Event::Spliced(if self.client_breaks {
                     broken
