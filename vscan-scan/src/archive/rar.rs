@@ -23,7 +23,10 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     };
     let survey = Survey::new(data);
     // libarchive gives an encrypted member as it lies there, and does not say in every version that it is encrypted.
-    let mut encrypted = survey.encrypted.iter();
+    if survey.encrypted {
+        return walk.note(Reason::Encrypted, "encrypted rar archive");
+    }
+    let mut files = survey.files.iter().copied();
     let mut seen = 0;
     loop {
         if walk.stopped() {
@@ -36,16 +39,22 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
                 break;
             }
             Ok(None) => break,
-            Ok(Some(member)) if encrypted.next() == Some(&true) || member.encrypted => {
-                walk.within(&member.name, |walk| {
-                    walk.note(Reason::Encrypted, "encrypted rar member");
-                })
+            Ok(Some(member)) => {
+                let file = files.next().unwrap_or_default();
+                if file.encrypted || member.encrypted {
+                    walk.within(&member.name, |walk| {
+                        walk.note(Reason::Encrypted, "encrypted rar member");
+                    });
+                } else if member.file {
+                    walk.decoded(&member.name, data.len() as u64, &mut rar);
+                }
+                // The others are links and directories.
+                if file.split {
+                    walk.within(&member.name, |walk| {
+                        walk.note(Reason::Malformed, "the rar member goes on in another volume")
+                    });
+                }
             }
-            Ok(Some(member)) if member.file => {
-                walk.decoded(&member.name, data.len() as u64, &mut rar);
-            }
-            // Links and directories.
-            Ok(Some(_)) => {}
             Err(_) if rar.encrypted() => {
                 return walk.note(Reason::Encrypted, "encrypted rar archive");
             }
@@ -56,7 +65,7 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         }
         seen += 1;
     }
-    if seen < survey.encrypted.len() && !walk.stopped() {
+    if seen < survey.files.len() && !walk.stopped() {
         walk.note(Reason::Malformed, "rar members behind one that cannot be read");
     }
     // A second archive, or anything else, may follow the end block.
@@ -65,11 +74,20 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     }
 }
 
-/// What the headers alone tell.
+/// What the header of a file tells.
+#[derive(Clone, Copy, Debug, Default)]
+struct File {
+    encrypted: bool,
+    /// A part of it lies in another volume.
+    split: bool,
+}
+
+/// What the headers alone tell, in the order of the files.
 #[derive(Debug, Default)]
 struct Survey {
-    /// For each file in its order, whether it is encrypted.
-    encrypted: Vec<bool>,
+    files: Vec<File>,
+    /// The headers themselves are encrypted.
+    encrypted: bool,
     /// Behind the end block, if the headers lead to one.
     end: Option<usize>,
 }
@@ -88,6 +106,7 @@ impl Survey {
         const FILE: u8 = 0x74;
         const SERVICE: u8 = 0x7a;
         const END: u8 = 0x7b;
+        const SPLIT: u16 = 1 | 2;
         const PASSWORD: u16 = 4;
         const LARGE: u16 = 0x100;
         const HAS_DATA: u16 = 0x8000;
@@ -103,7 +122,8 @@ impl Survey {
                 }
             }
             if kind == FILE {
-                self.encrypted.push(flags & PASSWORD != 0);
+                let encrypted = flags & PASSWORD != 0;
+                self.files.push(File { encrypted, split: flags & SPLIT != 0 });
             }
             at = at.checked_add(len.max(7))?.checked_add(usize::try_from(body).ok()?)?;
             if kind == END {
@@ -117,18 +137,25 @@ impl Survey {
         const END: u64 = 5;
         const EXTRA: u64 = 1;
         const HAS_DATA: u64 = 2;
+        const SPLIT: u64 = 8 | 16;
+        const ENCRYPTED: u64 = 4;
         let mut at = MAGIC_5.len();
         loop {
             at = at.checked_add(4)?;
             let len = number(data, &mut at)?;
             let next = at.checked_add(usize::try_from(len).ok()?)?;
             let (kind, flags) = (number(data, &mut at)?, number(data, &mut at)?);
+            if kind == ENCRYPTED {
+                self.encrypted = true;
+                return None;
+            }
             let extra = if flags & EXTRA != 0 { number(data, &mut at)? } else { 0 };
             let body = if flags & HAS_DATA != 0 { number(data, &mut at)? } else { 0 };
             if kind == FILE {
                 // The extra area ends the header.
                 let extra = next.checked_sub(usize::try_from(extra).ok()?)?;
-                self.encrypted.push(has_encryption(data.get(extra..next)?));
+                let encrypted = has_encryption(data.get(extra..next)?);
+                self.files.push(File { encrypted, split: flags & SPLIT != 0 });
             }
             at = next.checked_add(usize::try_from(body).ok()?)?;
             if kind == END {

@@ -1,7 +1,7 @@
 //! 7z, by the crate sevenz-rust2: every block once, each of its members while it is decoded.
 
 use super::guard::{Guarded, caught};
-use crate::object::Walk;
+use crate::object::{Place, Walk};
 use crate::report::Reason;
 use sevenz_rust2::{Archive, ArchiveEntry, BlockDecoder, EncoderMethod, Error, Password};
 use std::io::{self, Cursor, Read};
@@ -18,12 +18,17 @@ pub(crate) fn begins(data: &[u8]) -> bool {
         let mut crc = flate2::Crc::new();
         crc.update(data.get(12..32)?);
         let end = u64_le(data, 12)?.checked_add(u64_le(data, 20)?)?.checked_add(32)?;
-        Some(crc.sum() == u32_le(data, 8)? && end <= data.len() as u64)
+        // An archive of nothing has no header, and is no reason to look behind other bytes.
+        Some(u64_le(data, 20)? > 0 && crc.sum() == u32_le(data, 8)? && end <= data.len() as u64)
     };
     data.starts_with(MAGIC) && right().unwrap_or(false)
 }
 
 pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
+    if data.get(12..32) == Some(&[0; 20]) {
+        // An archive of nothing.
+        return walk.part("behind the end", &data[32..], Place::File);
+    }
     let (archive, known) = match header(walk, data) {
         Ok(opened) => opened,
         Err(e) => return fail(walk, &e),

@@ -25,7 +25,7 @@ fn ole(streams: &[(&str, Vec<u8>)]) -> Vec<u8> {
     const END: u32 = 0xffff_fffe;
     let mut fat = vec![0xffff_fffd];
     let mut sectors: Vec<u8> = Vec::new();
-    let mut entry = |name: &str, kind: u8, start: u32, size: u32| {
+    let entry = |name: &str, kind: u8, start: u32, size: u32| {
         let mut entry = vec![0; 128];
         let units: Vec<u8> = name.encode_utf16().flat_map(u16::to_le_bytes).collect();
         entry[..units.len()].copy_from_slice(&units);
