@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod gateway;
 pub mod kernel;
+pub mod mailbox;
 pub mod net;
 pub mod notify;
 pub mod observe;
