@@ -4,3 +4,5 @@ pub mod buffer;
 pub mod connection;
 pub mod folder;
 pub mod name;
+pub mod pass;
+pub mod replace;

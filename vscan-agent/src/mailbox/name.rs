@@ -26,6 +26,12 @@ impl FolderName {
         }
     }
 
+    /// The folder of these bytes on the wire.
+    #[must_use]
+    pub fn from_wire_str(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
     /// As a command carries it. `None`: it has a NUL, CR or LF.
     #[must_use]
     pub fn to_wire(&self) -> Option<Mailbox<'static>> {
