@@ -5,6 +5,7 @@
 //! stopped or configured.
 
 mod aiosmtpd;
+mod dovecot;
 mod exim;
 mod opensmtpd;
 mod postfix;
@@ -15,6 +16,7 @@ mod smtp_sink;
 mod vsftpd;
 
 pub use aiosmtpd::Aiosmtpd;
+pub use dovecot::Dovecot;
 pub use exim::{Exim, EximRelay};
 pub use opensmtpd::OpenSmtpd;
 pub use postfix::{Postfix, PostfixRelay};
@@ -40,6 +42,7 @@ use std::time::Duration;
 pub const PACKAGES: &[&[&str]] = &[
     &[
         "curl",
+        "dovecot-imapd",
         "lftp",
         "libio-socket-inet6-perl",
         "msmtp",
@@ -72,6 +75,8 @@ const USERS: &[(&str, u32)] = &[
     ("Debian-exim", 30_105),
     ("opensmtpd", 30_106),
     ("opensmtpq", 30_107),
+    ("dovecot", 30_108),
+    ("dovenull", 30_109),
 ];
 
 /// The FTP user.

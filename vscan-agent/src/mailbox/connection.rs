@@ -4,6 +4,7 @@
 //! A command has an answer within [`Patience::answer`] of the last byte that came, or the connection is given up: nothing
 //! waits for a server for ever.
 
+use super::ascii::Ascii;
 use imap_next::{
     Interrupt, Io, State,
     client::{Client, Event, Options},
@@ -36,6 +37,9 @@ const RESPONSE_MAX: u32 = 16 << 20;
 
 /// The longest greeting or answer to STARTTLS, in bytes: one line (RFC 9051 has no limit, servers stay below 1 KiB).
 const LINE_MAX: usize = 8 << 10;
+
+/// Bytes of a response that could not be understood that are shown.
+const SHOWN_MAX: usize = 200;
 
 /// How a connection begins.
 #[derive(Clone, Debug)]
@@ -153,6 +157,7 @@ pub struct Connection {
     capabilities: Vec<Capability<'static>>,
     answer: Duration,
     buffer: Vec<u8>,
+    ascii: Ascii,
 }
 
 impl std::fmt::Debug for Connection {
@@ -210,6 +215,7 @@ impl Connection {
             capabilities: Vec::new(),
             answer,
             buffer: Vec::new(),
+            ascii: Ascii::default(),
         };
         if greeted {
             connection.capability().await?;
@@ -450,12 +456,24 @@ impl Connection {
                 if count == 0 {
                     return Err(Error::Io(io::ErrorKind::UnexpectedEof.into()));
                 }
+                self.ascii.clean(&mut self.buffer[..count]);
                 self.client.enqueue_input(&self.buffer[..count]);
                 Ok(None)
             }
-            Err(Interrupt::Error(error)) => Err(Error::Malformed(error.to_string())),
+            Err(Interrupt::Error(error)) => Err(malformed(&error)),
         }
     }
+}
+
+/// What could not be understood, with its beginning: for the log of an operator whose server sends it.
+fn malformed(error: &imap_next::client::Error) -> Error {
+    use imap_next::client::Error as E;
+    let (E::ExpectedCrlfGotLf { discarded_bytes }
+    | E::MalformedMessage { discarded_bytes }
+    | E::ResponseTooLong { discarded_bytes }) = error;
+    let bytes = discarded_bytes.declassify();
+    let shown = bytes[..bytes.len().min(SHOWN_MAX)].escape_ascii();
+    Error::Malformed(format!("{error}: {shown}"))
 }
 
 /// What a tagged status means.

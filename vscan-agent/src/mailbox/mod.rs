@@ -5,6 +5,7 @@
 //! for one account.
 
 pub mod account;
+mod ascii;
 pub mod buffer;
 pub mod connection;
 pub mod folder;

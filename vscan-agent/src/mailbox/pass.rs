@@ -150,6 +150,7 @@ pub async fn pass<J: Judge>(
         judge,
         validity,
         tally: Tally { messages: opened.exists, ..Tally::default() },
+        failed: false,
         noted: Vec::new(),
         sentenced: Vec::new(),
     };
@@ -171,6 +172,8 @@ struct Pass<'a, J> {
     judge: &'a mut J,
     validity: NonZeroU32,
     tally: Tally,
+    /// The scanner failed on a message that will be scanned again.
+    failed: bool,
     noted: Vec<(Uid, Entry)>,
     sentenced: Vec<(Summary, Entry, Sentence)>,
 }
@@ -230,10 +233,8 @@ impl<J: Judge> Pass<'_, J> {
             self.flush(None)?;
         }
         self.tally.backlog = u32::try_from(rest.len()).unwrap_or(u32::MAX);
-        let again = self.tally.backlog > 0
-            || self.noted.iter().any(|(_, entry)| matches!(entry.status, Status::Failed(_)));
         // A folder with something left to do is not one that has been seen whole.
-        Ok((!again).then_some(now))
+        Ok((self.tally.backlog == 0 && !self.failed).then_some(now))
     }
 
     /// What the buffer knows of the folder under its former identifiers, by header.
@@ -297,6 +298,7 @@ impl<J: Judge> Pass<'_, J> {
                 Status::Left
             }
         };
+        self.failed |= matches!(status, Status::Failed(count) if count < FAILURES_MAX);
         let entry = entry(status, rules);
         match sentence {
             Sentence::Leave | Sentence::Again => self.noted.push((summary.uid, entry)),

@@ -1,0 +1,361 @@
+//! The mailbox scanner's own parts against a real Dovecot: what a look at a folder leaves behind, what it remembers,
+//! and replacements that break off at every point.
+
+use anyhow::{Context, Result, ensure};
+use imap_next::imap_types::{
+    core::Vec1, datetime::DateTime, flag::Flag, search::SearchKey, secret::Secret,
+};
+use std::time::Duration;
+use vscan_agent::{
+    mailbox::{
+        buffer::{Buffer, Replacement},
+        connection::{Connection, Endpoint, Error, Login, Patience, Security},
+        folder::{Summary, Uid},
+        name::FolderName,
+        pass::{self, Fetched, Judge, Scope, Sentence, Tally},
+        replace::{self, Place, TOKEN_FIELD},
+    },
+    spool::Spool,
+};
+use vscan_tests::{
+    host::{Host, LabDir},
+    peers::Dovecot,
+};
+
+const PATIENCE: Patience =
+    Patience { connect: Duration::from_secs(10), answer: Duration::from_secs(20) };
+
+/// A mail server, and what a scanner of it has.
+struct Stage {
+    buffer: Buffer,
+    spool: Spool,
+}
+
+/// Runs `work` beside a Dovecot.
+fn beside_dovecot<F: Future<Output = Result<()>>>(
+    work: impl FnOnce(Stage) -> F + Send,
+) -> Result<()> {
+    let lab = LabDir::new()?;
+    let host = Host::new("mail", &lab, "")?;
+    host.sh("ip link set lo up")?;
+    let _dovecot = Dovecot::start(&host)?;
+    let stage = Stage {
+        buffer: Buffer::open(&lab.path().join("buffer.redb"), 1000)?,
+        spool: Spool::new(lab.path(), 64 << 20, 256 << 20, 64 << 20)?,
+    };
+    host.within(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            // Every thread has to be in the host's network.
+            .on_thread_start({
+                let door = host.door();
+                move || door.enter().unwrap()
+            })
+            .build()?;
+        runtime.block_on(work(stage))
+    })
+}
+
+async fn connect(user: &str) -> Result<Connection, Error> {
+    let login = Login::Password {
+        on_behalf_of: String::new(),
+        user: user.to_owned(),
+        password: Secret::new("secret".to_owned()),
+    };
+    open(login).await
+}
+
+async fn open(login: Login) -> Result<Connection, Error> {
+    let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: 143, security: Security::None };
+    Connection::open(&endpoint, &login, PATIENCE).await
+}
+
+fn inbox() -> FolderName {
+    FolderName::from_unicode("INBOX")
+}
+
+fn mail(subject: &str, body: &str) -> Vec<u8> {
+    format!(
+        "From: a@example.org\r\nTo: b@example.org\r\nSubject: {subject}\r\n\
+         Message-ID: <{subject}@example.org>\r\n\r\n{body}\r\n"
+    )
+    .into_bytes()
+}
+
+fn date() -> DateTime {
+    let date = chrono::DateTime::parse_from_rfc3339("2024-03-01T12:34:56+05:30").unwrap();
+    DateTime::try_from(date).unwrap()
+}
+
+/// Every particular of every message, as one who looks on sees it.
+async fn snapshot(user: &str, folder: &FolderName) -> Result<Vec<Summary>> {
+    let mut connection = connect(user).await?;
+    connection.examine(folder).await?;
+    let uids = connection.search(Vec1::from(SearchKey::All)).await?;
+    let mut all = connection.summaries(&uids, true, false).await?;
+    all.sort_by_key(|summary| summary.uid);
+    connection.log_out().await;
+    Ok(all)
+}
+
+/// A judge by words in the subject.
+#[derive(Default)]
+struct BySubject {
+    rules: u64,
+    seen: Vec<String>,
+    bytes: Vec<u64>,
+    failures: Vec<String>,
+    rescans: usize,
+}
+
+impl Judge for BySubject {
+    fn rules(&self) -> u64 {
+        self.rules
+    }
+
+    async fn judge(&mut self, fetched: Fetched<'_>) -> (bool, Sentence) {
+        let header = fetched.summary.header.clone().unwrap_or_default();
+        let header = String::from_utf8(header).unwrap();
+        let subject = header.lines().find_map(|line| line.strip_prefix("Subject: "));
+        let subject = subject.unwrap_or_default().to_owned();
+        self.bytes.push(fetched.object.map_or(0, |object| object.len()));
+        self.seen.push(subject.clone());
+        match subject.split('-').next() {
+            Some("replace") => {
+                let token = format!("token-{}", fetched.summary.uid);
+                let mut with = format!("{TOKEN_FIELD}: {token}\r\n").into_bytes();
+                with.extend(mail("treated", "nothing bad is left"));
+                (false, Sentence::Replace { with, token })
+            }
+            Some("remove") => (false, Sentence::Remove),
+            Some("move") => (false, Sentence::Move(FolderName::from_unicode("Quarantäne"))),
+            Some("fail") => (false, Sentence::Again),
+            _ => (true, Sentence::Leave),
+        }
+    }
+
+    fn failed(&mut self, _: &FolderName, _: Uid, why: &str) {
+        self.failures.push(why.to_owned());
+    }
+
+    fn rescans(&mut self) -> usize {
+        self.rescans
+    }
+}
+
+fn scope() -> Scope<'static> {
+    Scope {
+        account: "ann",
+        unread: true,
+        skip_plain: false,
+        rescan_age: None,
+        dry_run: false,
+        anew: false,
+    }
+}
+
+async fn look(stage: &Stage, scope: Scope<'_>, judge: &mut BySubject) -> Result<Tally> {
+    let mut connection = connect("ann").await?;
+    let tally =
+        pass::pass(&mut connection, &stage.buffer, &stage.spool, scope, &inbox(), judge).await?;
+    connection.log_out().await;
+    Ok(tally)
+}
+
+#[test]
+fn a_look_leaves_no_trace_and_is_not_repeated() -> Result<()> {
+    beside_dovecot(|stage| async move {
+        let mut connection = connect("ann").await?;
+        let keyword = Flag::try_from("Keyword").unwrap();
+        let sets: [Vec<Flag<'static>>; 6] = [
+            vec![],
+            vec![Flag::Answered],
+            vec![Flag::Flagged, Flag::Draft],
+            vec![keyword],
+            vec![Flag::Seen],
+            vec![Flag::Deleted],
+        ];
+        for (n, flags) in sets.into_iter().enumerate() {
+            let message = mail(&format!("clean-{n}"), &"x".repeat(n * 700_000));
+            connection.append(&inbox(), flags, Some(date()), message).await?;
+        }
+        let before = snapshot("ann", &inbox()).await?;
+        let mut judge = BySubject::default();
+        let tally = look(&stage, scope(), &mut judge).await?;
+        assert_eq!(judge.seen, ["clean-0", "clean-1", "clean-2", "clean-3"], "unread, not deleted");
+        assert!(judge.bytes[3] > 2_100_000, "{:?}", judge.bytes);
+        assert_eq!((tally.messages, tally.scanned, tally.found), (6, 4, 0));
+        assert_eq!(snapshot("ann", &inbox()).await?, before);
+        // Nothing is fetched twice, also not when something else has changed.
+        connection.append(&inbox(), vec![], None, mail("clean-new", "")).await?;
+        let mut judge = BySubject::default();
+        look(&stage, scope(), &mut judge).await?;
+        assert_eq!(judge.seen, ["clean-new"]);
+        // What its reader has read meanwhile leaves the buffer.
+        connection.select(&inbox()).await?;
+        let store = imap_next::imap_types::flag::StoreType::Add;
+        connection.store(before[0].uid, store, vec![Flag::Seen]).await?;
+        look(&stage, scope(), &mut BySubject::default()).await?;
+        assert_eq!(stage.buffer.len("ann")?, 4);
+        Ok(())
+    })
+}
+
+#[test]
+fn treatments_keep_flags_and_date_and_touch_nothing_else() -> Result<()> {
+    beside_dovecot(|stage| async move {
+        let mut connection = connect("ann").await?;
+        let flags = vec![Flag::Flagged, Flag::try_from("Important").unwrap()];
+        for subject in ["clean-1", "replace-1", "remove-1", "move-1", "clean-2"] {
+            let message = mail(subject, "body");
+            connection.append(&inbox(), flags.clone(), Some(date()), message).await?;
+        }
+        connection.append(&inbox(), vec![Flag::Deleted], None, mail("deleted", "")).await?;
+        let before = snapshot("ann", &inbox()).await?;
+        let mut judge = BySubject::default();
+        let dry = look(&stage, Scope { dry_run: true, ..scope() }, &mut judge).await?;
+        assert_eq!((dry.found, dry.treated), (3, 0));
+        assert_eq!(snapshot("ann", &inbox()).await?, before);
+        let mut judge = BySubject::default();
+        let tally = look(&stage, Scope { anew: true, ..scope() }, &mut judge).await?;
+        assert_eq!((tally.found, tally.treated), (3, 3), "{:?}", judge.failures);
+        let after = snapshot("ann", &inbox()).await?;
+        let subjects: Vec<String> = after.iter().map(subject).collect();
+        assert_eq!(subjects, ["clean-1", "clean-2", "deleted", "treated"]);
+        assert_eq!([&after[0], &after[1], &after[2]], [&before[0], &before[4], &before[5]]);
+        assert_eq!((&after[3].flags, &after[3].date), (&before[1].flags, &before[1].date));
+        let moved = snapshot("ann", &FolderName::from_unicode("Quarantäne")).await?;
+        assert_eq!(moved.iter().map(subject).collect::<Vec<_>>(), ["move-1"]);
+        assert!(stage.buffer.pending("ann")?.is_empty());
+        // The treated message is known, and not judged again.
+        let mut judge = BySubject::default();
+        look(&stage, scope(), &mut judge).await?;
+        assert!(judge.seen.is_empty(), "{:?}", judge.seen);
+        Ok(())
+    })
+}
+
+#[test]
+fn after_a_crash_at_any_point_exactly_one_version_is_left() -> Result<()> {
+    beside_dovecot(|stage| async move {
+        let folder = inbox();
+        let mut connection = connect("ann").await?;
+        // What the server has, and whether the journal knows the new message, at the moment of the crash.
+        for (round, (appended, told, removed)) in
+            [(false, false, false), (true, false, false), (true, true, false), (true, true, true)]
+                .into_iter()
+                .enumerate()
+        {
+            let validity = connection.select(&folder).await?.uid_validity.context("validity")?;
+            let old = connection.append(&folder, vec![], None, mail("old", "")).await?;
+            let old = old.context("no UIDPLUS")?;
+            let token = format!("token-{round}");
+            let mut message = format!("{TOKEN_FIELD}: {token}\r\n").into_bytes();
+            message.extend(mail("new", ""));
+            let mut new = None;
+            if appended {
+                new = connection.append(&folder, vec![], None, message.clone()).await?;
+            }
+            if removed {
+                connection.remove(old).await?;
+            }
+            let replacement = Replacement {
+                folder: "INBOX".to_owned(),
+                uid_validity: validity.get(),
+                old: old.get(),
+                token,
+                new: new.filter(|_| told).map(Uid::get),
+            };
+            stage.buffer.journal("ann", u64::from(old.get()), &replacement)?;
+            let mut completed = 0;
+            replace::resume(&mut connection, &stage.buffer, "ann", |_| completed += 1).await?;
+            assert_eq!(completed, usize::from(appended), "round {round}");
+            let left = snapshot("ann", &folder).await?;
+            let expected = if appended { "new" } else { "old" };
+            assert_eq!(left.iter().map(subject).collect::<Vec<_>>(), [expected], "round {round}");
+            assert!(stage.buffer.pending("ann")?.is_empty());
+            connection.select(&folder).await?;
+            connection.remove(left[0].uid).await?;
+        }
+        // And without a crash.
+        let old = connection.append(&folder, vec![], None, mail("old", "")).await?;
+        let validity = connection.select(&folder).await?.uid_validity.context("validity")?;
+        let summaries = connection.summaries(&[old.context("uid")?], true, false).await?;
+        let place = Place { account: "ann", folder: &folder, validity };
+        let message = [format!("{TOKEN_FIELD}: t\r\n").into_bytes(), mail("new", "")].concat();
+        replace::replace(&mut connection, &stage.buffer, place, &summaries[0], "t", message)
+            .await?;
+        let left = snapshot("ann", &folder).await?;
+        assert_eq!(left.iter().map(subject).collect::<Vec<_>>(), ["new"]);
+        Ok(())
+    })
+}
+
+#[test]
+fn new_rules_and_new_identifiers_and_failures() -> Result<()> {
+    beside_dovecot(|stage| async move {
+        let mut connection = connect("ann").await?;
+        for n in 0..5 {
+            let message = mail(&format!("clean-{n}"), "");
+            connection.append(&inbox(), vec![], None, message).await?;
+        }
+        connection.append(&inbox(), vec![], None, mail("fail-0", "")).await?;
+        let rescan = Scope { rescan_age: Some(3600), ..scope() };
+        let mut judge = BySubject::default();
+        for _ in 0..5 {
+            look(&stage, rescan, &mut judge).await?;
+        }
+        assert_eq!(judge.seen.iter().filter(|s| *s == "fail-0").count(), 3, "{:?}", judge.seen);
+        assert_eq!(judge.seen.len(), 5 + 3);
+        // New rules: the youngest first, as many as the throttle allows.
+        let mut judge = BySubject { rules: 1, rescans: 2, ..BySubject::default() };
+        let tally = look(&stage, rescan, &mut judge).await?;
+        assert_eq!(
+            (judge.seen.as_slice(), tally.backlog),
+            (&["clean-4".to_owned(), "fail-0".to_owned()][..], 4)
+        );
+        for _ in 0..3 {
+            look(&stage, rescan, &mut judge).await?;
+        }
+        // On which the scanner fails is tried three times by the new rules too.
+        assert_eq!(judge.seen.len(), 5 + 3, "{:?}", judge.seen);
+        Ok(())
+    })
+}
+
+#[test]
+fn logins_of_an_administrator_and_refusals() -> Result<()> {
+    beside_dovecot(|_stage| async move {
+        let login = |on_behalf_of: &str, user: &str, password: &str| Login::Password {
+            on_behalf_of: on_behalf_of.to_owned(),
+            user: user.to_owned(),
+            password: Secret::new(password.to_owned()),
+        };
+        let mut connection = open(login("carol", "admin", "master")).await?;
+        connection.append(&inbox(), vec![], None, mail("hello", "")).await?;
+        assert_eq!(snapshot("carol", &inbox()).await?.len(), 1);
+        assert!(matches!(open(login("", "ann", "wrong")).await, Err(Error::Login(_))));
+        let missing = connection.examine(&FolderName::from_unicode("nowhere")).await;
+        assert!(matches!(missing, Err(Error::No { .. })), "{missing:?}");
+        // The connection goes on.
+        assert_eq!(connection.examine(&inbox()).await?.exists, 1);
+        // New mail ends an IDLE.
+        let other = tokio::spawn(async {
+            let mut other = connect("carol").await?;
+            other.append(&inbox(), vec![], None, mail("second", "")).await?;
+            anyhow::Ok(())
+        });
+        ensure!(connection.idle(Duration::from_secs(30)).await?, "nothing was told");
+        other.await??;
+        assert!(!connection.idle(Duration::from_millis(50)).await?);
+        assert_eq!(connection.examine(&inbox()).await?.exists, 2);
+        connection.log_out().await;
+        Ok(())
+    })
+}
+
+fn subject(summary: &Summary) -> String {
+    let header = String::from_utf8(summary.header.clone().unwrap_or_default()).unwrap();
+    header.lines().find_map(|l| l.strip_prefix("Subject: ")).unwrap_or_default().to_owned()
+}
