@@ -1,6 +1,8 @@
 //! The mailbox scanner's own parts against a real Dovecot: what a look at a folder leaves behind, what it remembers,
 //! and replacements that break off at every point.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use anyhow::{Context, Result, ensure};
 use imap_next::imap_types::{
     core::Vec1, datetime::DateTime, flag::Flag, search::SearchKey, secret::Secret,

@@ -191,13 +191,15 @@ impl Buffer {
             let mut table = write.open_table(ENTRIES)?;
             let mut order = write.open_table(ORDER)?;
             let mut counts = write.open_table(COUNTS)?;
-            let (mut next, mut count) =
-                counts.get(account)?.map_or((0, 0), |value| value.value());
+            let (mut next, mut count) = counts.get(account)?.map_or((0, 0), |value| value.value());
             for (uid, entry) in entries {
                 let key = (account, folder.as_wire_str(), validity.get(), uid.get());
                 let entry = Entry { arrival: next, ..*entry };
                 let former = table.insert(key, postcard::to_stdvec(&entry)?.as_slice())?;
-                match former.map(|value| postcard::from_bytes::<Entry>(value.value())).transpose()? {
+                match former
+                    .map(|value| postcard::from_bytes::<Entry>(value.value()))
+                    .transpose()?
+                {
                     Some(former) => drop(order.remove((account, former.arrival))?),
                     None => count += 1,
                 }
@@ -205,14 +207,13 @@ impl Buffer {
                 next += 1;
             }
             while count > self.capacity {
-                let oldest = order
-                    .range((account, 0)..=(account, u64::MAX))?
-                    .next()
-                    .transpose()?
-                    .map(|(key, value)| {
-                        let (folder, validity, uid) = value.value();
-                        (key.value().1, folder.to_owned(), validity, uid)
-                    });
+                let oldest =
+                    order.range((account, 0)..=(account, u64::MAX))?.next().transpose()?.map(
+                        |(key, value)| {
+                            let (folder, validity, uid) = value.value();
+                            (key.value().1, folder.to_owned(), validity, uid)
+                        },
+                    );
                 let Some((arrival, folder, validity, uid)) = oldest else { break };
                 order.remove((account, arrival))?;
                 table.remove((account, folder.as_str(), validity, uid))?;
@@ -324,8 +325,7 @@ mod tests {
     use redb::backends::InMemoryBackend;
 
     fn buffer(capacity: u64) -> Buffer {
-        let database =
-            Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+        let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
         Buffer::with(database, capacity).unwrap()
     }
 

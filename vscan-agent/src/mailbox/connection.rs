@@ -162,7 +162,9 @@ pub struct Connection {
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection").field("capabilities", &self.capabilities).finish_non_exhaustive()
+        f.debug_struct("Connection")
+            .field("capabilities", &self.capabilities)
+            .finish_non_exhaustive()
     }
 }
 
@@ -254,7 +256,9 @@ impl Connection {
                         .await
                         .map_err(refused)?;
                 } else if !on_behalf_of.is_empty() {
-                    return Err(Error::Missing("AUTH=PLAIN, which a login on behalf of others needs"));
+                    return Err(Error::Missing(
+                        "AUTH=PLAIN, which a login on behalf of others needs",
+                    ));
                 } else if self.has(&Capability::LoginDisabled) {
                     return Err(Error::Missing("LOGIN on a connection without TLS"));
                 } else {
@@ -295,7 +299,9 @@ impl Connection {
                     let data = AuthenticateData::r#continue(secret.take().unwrap_or_default());
                     let _ = self.client.set_authenticate_data(data);
                 }
-                Event::AuthenticateStatusReceived { status, .. } => return finished(COMMAND, status).map(drop),
+                Event::AuthenticateStatusReceived { status, .. } => {
+                    return finished(COMMAND, status).map(drop);
+                }
                 _ => {}
             }
         }
@@ -399,8 +405,12 @@ impl Connection {
                 }
             };
             match event {
-                Event::DataReceived { data: Data::Exists(_) | Data::Fetch { .. } } => changed = true,
-                Event::IdleRejected { status, .. } => return finished(COMMAND, status).map(|_| false),
+                Event::DataReceived { data: Data::Exists(_) | Data::Fetch { .. } } => {
+                    changed = true
+                }
+                Event::IdleRejected { status, .. } => {
+                    return finished(COMMAND, status).map(|_| false);
+                }
                 Event::StatusReceived { status: Status::Bye(Bye { text, .. }) } => {
                     return Err(Error::Bye(text.to_string()));
                 }
@@ -477,7 +487,10 @@ fn malformed(error: &imap_next::client::Error) -> Error {
 }
 
 /// What a tagged status means.
-fn finished(command: &'static str, status: Status<'static>) -> Result<Option<Code<'static>>, Error> {
+fn finished(
+    command: &'static str,
+    status: Status<'static>,
+) -> Result<Option<Code<'static>>, Error> {
     let StatusBody { kind, code, text } = match status {
         Status::Tagged(Tagged { body, .. }) | Status::Untagged(body) => body,
         Status::Bye(Bye { text, .. }) => return Err(Error::Bye(text.to_string())),

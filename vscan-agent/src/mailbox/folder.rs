@@ -124,7 +124,8 @@ impl Connection {
     fn opening(
         &self,
         folder: &FolderName,
-    ) -> Result<(imap_next::imap_types::mailbox::Mailbox<'static>, Vec<SelectParameter>), Error> {
+    ) -> Result<(imap_next::imap_types::mailbox::Mailbox<'static>, Vec<SelectParameter>), Error>
+    {
         let parameters = if self.has(&Capability::CondStore) || self.has(&Capability::QResync) {
             vec![SelectParameter::CondStore]
         } else {
@@ -225,11 +226,16 @@ impl Connection {
     ) -> Result<Option<Vec<u8>>, Error> {
         let names = vec![
             MessageDataItemName::Uid,
-            MessageDataItemName::BodyExt { section: None, partial: Some((offset, length)), peek: true },
+            MessageDataItemName::BodyExt {
+                section: None,
+                partial: Some((offset, length)),
+                peek: true,
+            },
         ];
         let mut piece = None;
         self.fetch(&[uid], names, |items| {
-            let mine = items.iter().any(|item| matches!(item, MessageDataItem::Uid(u) if *u == uid));
+            let mine =
+                items.iter().any(|item| matches!(item, MessageDataItem::Uid(u) if *u == uid));
             for item in items {
                 if let MessageDataItem::BodyExt { section: None, origin, data } = item
                     && mine
@@ -357,14 +363,13 @@ impl Connection {
             self.run("UID MOVE", body, |_| {}).await?;
             return Ok(());
         }
-        self.run("UID COPY", CommandBody::Copy { sequence_set, mailbox, uid: true }, |_| {}).await?;
+        self.run("UID COPY", CommandBody::Copy { sequence_set, mailbox, uid: true }, |_| {})
+            .await?;
         self.remove(uid).await
     }
 }
 
-fn speak(
-    folder: &FolderName,
-) -> Result<imap_next::imap_types::mailbox::Mailbox<'static>, Error> {
+fn speak(folder: &FolderName) -> Result<imap_next::imap_types::mailbox::Mailbox<'static>, Error> {
     folder.to_wire().ok_or_else(|| Error::Unspeakable(format!("the folder name {folder:?}")))
 }
 
@@ -429,9 +434,12 @@ fn is_plain(structure: &BodyStructure<'_>) -> bool {
                 .as_ref()
                 .and_then(|data| data.tail.as_ref())
                 .is_some_and(|tail| tail.disposition.is_some());
-            text && !disposed && body.basic.parameter_list.iter().all(|(name, _)| {
-                !name.as_ref().eq_ignore_ascii_case(b"name")
-            })
+            text && !disposed
+                && body
+                    .basic
+                    .parameter_list
+                    .iter()
+                    .all(|(name, _)| !name.as_ref().eq_ignore_ascii_case(b"name"))
         }
     }
 }

@@ -11,7 +11,11 @@ impl FolderName {
     /// The folder of this name in Unicode.
     #[must_use]
     pub fn from_unicode(name: &str) -> Self {
-        if name.eq_ignore_ascii_case("inbox") { Self("INBOX".to_owned()) } else { Self(encode(name)) }
+        if name.eq_ignore_ascii_case("inbox") {
+            Self("INBOX".to_owned())
+        } else {
+            Self(encode(name))
+        }
     }
 
     /// The folder as the server names it. `None`: its name is no ASCII, which no server may send.
