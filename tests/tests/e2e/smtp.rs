@@ -392,6 +392,11 @@ fn tls_passes_and_is_counted(steering: Steering) -> Result<()> {
     let flows = vscan.flows()?;
     ensure!(flows.iter().any(|flow| flow["uninspected"] == "tls"), "{flows:?}");
     ensure!(vscan.metrics()?.sum("vscan_flows_uninspected_total", &[("reason", "tls")]) == 1.0);
+    let check = vscan.cli(&["check"])?;
+    let told = "1 of 1 sessions since the agent started";
+    ensure!(check.success() && check.out.contains(told), "{check:?}");
+    let status = vscan.cli(&["status"])?;
+    ensure!(status.out.contains("1 flows (1 tls)"), "{status:?}");
     drop(peer);
     let hello = server.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     assert_eq!(hello, HELLO);

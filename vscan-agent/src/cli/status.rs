@@ -71,7 +71,7 @@ fn print(status: &Status, output: Output, screen: Screen, out: &mut dyn Write) -
                 objects.clean, objects.unscannable, objects.error
             ),
         ),
-        ("uninspected", format!("{} flows", status.uninspected_total)),
+        ("uninspected", uninspected(status)),
         (
             "scanner",
             format!(
@@ -102,6 +102,18 @@ fn print(status: &Status, output: Output, screen: Screen, out: &mut dyn Write) -
     Ok(())
 }
 
+/// How many flows passed uninspected, and why.
+fn uninspected(status: &Status) -> String {
+    let reasons: Vec<_> =
+        status.uninspected.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    let reasons = if reasons.is_empty() {
+        String::new()
+    } else {
+        printable(&format!(" ({})", reasons.join(", "))).into_owned()
+    };
+    format!("{} flows{reasons}", status.uninspected_total)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +130,8 @@ mod tests {
             sessions_max: 8192,
             heartbeat_age: Some(4.0),
             objects: Objects { clean: 3, infected: 1, unscannable: 0, error: 0 },
+            uninspected_total: 3,
+            uninspected: [("exempt".to_owned(), 1), ("tls".to_owned(), 2)].into(),
             scanner: scanner::Status::default(),
             ..Status::default()
         };
@@ -126,6 +140,7 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         assert!(text.starts_with("        vscan  0.1.0, pid 7, up 1h01m\n"), "{text}");
         assert!(text.contains("        state  no scanner"), "{text}");
+        assert!(text.contains("  uninspected  3 flows (1 exempt, 2 tls)\n"), "{text}");
         assert!(text.contains("    heartbeat  last 4.0s ago\n"), "{text}");
         assert!(
             text.contains("      objects  3 clean, 1 infected, 0 unscannable, 0 errors\n"),

@@ -10,6 +10,7 @@ use crate::notify::{self, Notice, Notifier};
 use crate::outbound::Sender;
 use crate::scanner;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
@@ -140,6 +141,8 @@ pub struct Status {
     pub objects: Objects,
     /// Flows that passed uninspected since the start.
     pub uninspected_total: u64,
+    /// The same by reason: `tls`, `exempt`, ...
+    pub uninspected: BTreeMap<String, u64>,
     /// The scanner.
     pub scanner: scanner::Status,
     /// Bytes of held objects in memory.
@@ -174,6 +177,7 @@ impl Status {
     #[must_use]
     pub fn of(observer: &Observer) -> Self {
         let metrics = &observer.metrics;
+        let uninspected = metrics.uninspected_by_reason();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -181,7 +185,8 @@ impl Status {
             sessions: metrics.sessions(),
             sessions_total: metrics.sessions_total(),
             objects: metrics.objects(),
-            uninspected_total: metrics.uninspected_total(),
+            uninspected_total: uninspected.values().sum(),
+            uninspected,
             quarantine: metrics.quarantine(),
             events_lost: metrics.events_lost(),
             heartbeat_age: metrics.heartbeat_age(),

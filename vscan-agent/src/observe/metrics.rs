@@ -8,7 +8,7 @@ use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::time::Instant;
 use vscan_scan::report::{Reason, Verdict};
@@ -494,8 +494,13 @@ impl Metrics {
         objects
     }
 
-    pub(super) fn uninspected_total(&self) -> u64 {
-        series(&self.uninspected_total).iter().map(|(_, count)| count).sum()
+    /// Flows that passed uninspected since the start, by reason; those without any are left out.
+    pub(super) fn uninspected_by_reason(&self) -> BTreeMap<String, u64> {
+        series(&self.uninspected_total)
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .filter_map(|(mut labels, count)| Some((labels.remove("reason")?, count)))
+            .collect()
     }
 
     pub(super) fn quarantine(&self) -> Usage {

@@ -337,6 +337,56 @@ fn silence_ends_the_session() {
     check(&[s("220 mx\r\n"), Wait(599), c("NOOP\r\n"), Wait(599)], "< 220 mx\n> NOOP");
 }
 
+/// Greylisting, tarpits, late banners: the server takes its time at each stage, within what RFC 5321
+/// section 4.5.3.2 gives it, and changes its mind.
+#[test]
+fn a_slow_server_is_waited_for() {
+    check(
+        &[
+            Wait(299),
+            s("220-a moment\r\n"),
+            Wait(299),
+            s("220 mx\r\n"),
+            c("EHLO c\r\n"),
+            Wait(299),
+            s("250 mx\r\n"),
+            c("MAIL FROM:<a@b>\r\n"),
+            s("250 ok\r\n"),
+            c("RCPT TO:<c@d>\r\n"),
+            Wait(299),
+            s("451 4.7.1 greylisted\r\n"),
+            c("RCPT TO:<e@f>\r\n"),
+            Wait(299),
+            s("250 ok\r\n"),
+            c("DATA\r\nHi\r\n.\r\n"),
+            pass(),
+            Wait(119),
+            s("354 go\r\n"),
+            Sent,
+            Wait(449),
+            s("451 4.7.1 later\r\n"),
+        ],
+        "< 220-a moment
+        < 220 mx
+        > EHLO c
+        < 250 mx
+        > MAIL FROM:<a@b>
+        < 250 ok
+        ! sender <a@b>
+        > RCPT TO:<c@d>
+        < 451 4.7.1 greylisted
+        > RCPT TO:<e@f>
+        < 250 ok
+        < 354 End data with <CR><LF>.<CR><LF>
+        ! Inspect { stuffed: false }
+        > DATA
+        ! SendMessage
+        > [message]
+        < 451 4.7.1 later
+        ! finished refused_by_server 451 from a@b to 1 4",
+    );
+}
+
 #[test]
 fn odd_replies() {
     check(
