@@ -9,6 +9,9 @@ const MARK: &[u8] = b"(This file must be converted with BinHex";
 /// Sections of one text that are opened.
 const SECTIONS_MAX: usize = 100;
 
+/// Bytes between the first line and the encoded ones: a blank line, by the letter.
+const GAP_MAX: usize = 4096;
+
 /// Bytes that all sections of a text may unpack to: a repetition makes 255 of three, and files of that time fit
 /// many times.
 const SIZE_MAX: usize = 64 << 20;
@@ -22,9 +25,8 @@ pub(crate) fn sections(data: &[u8]) -> Vec<Section> {
             continue;
         }
         // The encoded lines are between two colons, the first of which begins a line.
-        let Some(colon) = memmem::find(&data[start..], b"\n:").map(|i| start + i + 2) else {
-            continue;
-        };
+        let near = &data[start..data.len().min(start + GAP_MAX)];
+        let Some(colon) = memmem::find(near, b"\n:").map(|i| start + i + 2) else { continue };
         let (packed, len, ended) = letters(&data[colon..]);
         let mut end = colon + len;
         end += data[end..].iter().take_while(|b| matches!(b, b'\r' | b'\n')).count().min(2);

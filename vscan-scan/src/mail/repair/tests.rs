@@ -327,6 +327,101 @@ fn the_size_is_kept_and_orders_are_checked() {
     assert!(matches!(asked(message.as_bytes(), &none), Answer::Unrepairable { .. }));
 }
 
+/// Finds the mark wherever it stands, as most rules do: in the raw message and everything around it too.
+struct Anywhere;
+
+impl object::Engine for Anywhere {
+    fn name(&self) -> &'static str {
+        "anywhere"
+    }
+
+    fn scan(&mut self, part: &object::Part<'_>, hits: &mut Vec<object::Hit>) -> Result<(), String> {
+        if memchr::memmem::find(part.data, MARK).is_some() {
+            hits.push("Mark".into());
+        }
+        Ok(())
+    }
+}
+
+fn scan_anywhere(message: &[u8]) -> Report {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let object = Object::new(ObjectKind::Message, message, deadline);
+    object::scan(&mut Anywhere, &Limits::default(), &object)
+}
+
+#[test]
+fn what_is_found_in_everything_around_it_is_repaired_where_it_is() {
+    let text = format!("words, {} and words", String::from_utf8_lossy(MARK));
+    let uu = super::uu::encode("f", text.as_bytes(), "\r\n");
+    let inner = attached("Content-Type: text/html", &text);
+    for (message, least) in [
+        (attached("Content-Type: text/plain", &text), 2),
+        (forwarded(&inner), 3),
+        (forwarded(&forwarded(&inner)), 4),
+        (mime("Content-Type: text/plain", &text), 2),
+        (mime("Content-Type: text/plain", &uu), 1),
+    ] {
+        let report = scan_anywhere(message.as_bytes());
+        assert!(report.findings.len() >= least, "{report:#?}");
+        for remedy in [Remedy::Strip, Remedy::Replace, Remedy::Scramble] {
+            let (out, done) = repaired(message.as_bytes(), &plan(&report, &[remedy]));
+            assert_eq!(done.len(), 1, "{done:?}");
+            let again = scan_anywhere(&out);
+            assert_eq!(again.verdict, Verdict::Clean, "{}", String::from_utf8_lossy(&out));
+            assert!(remedy == Remedy::Scramble || out.len() < message.len() + NOTICE.len() + 99);
+        }
+    }
+}
+
+/// Another reader: the parser of Python's standard library, which names each defect that it sees.
+#[test]
+fn python_sees_no_defect_in_treated_messages() {
+    use std::io::Write;
+    const SCRIPT: &str = r#"
+import email, email.policy, sys
+for raw in sys.stdin.buffer.read().split(b"\0"):
+    message = email.message_from_bytes(raw, policy=email.policy.default)
+    for part in message.walk():
+        assert not part.defects, (part.defects, raw)
+        if part.get_content_maintype() == "text":
+            part.get_content()
+        part.get_payload(decode=True)
+print("seen", end="")
+"#;
+    let inner = attached(OCTETS, &base64(MARK)).replace("=_b", "=_i");
+    let encoded = "Content-Type: message/rfc822\r\nContent-Transfer-Encoding: 7bit";
+    let mut all: Vec<String> = Vec::new();
+    for message in [
+        attached(OCTETS, &base64(MARK)),
+        attached(encoded, &inner),
+        mime(OCTETS, &base64(MARK)),
+        mime("Content-Type: text/plain", &format!("a\r\n{}", super::uu::encode("f", MARK, "\r\n"))),
+        mime(
+            "Content-Type: multipart/mixed; boundary=b",
+            &format!("--b\r\n{OCTETS}\r\n\r\n{}\r\n--b--\r\n", base64(MARK)),
+        ),
+    ] {
+        let report = scan(message.as_bytes());
+        for remedy in [Remedy::Strip, Remedy::Replace, Remedy::Scramble] {
+            let plan = Plan {
+                notice: "Gef\u{e4}hrlich\n--=_b\n".into(),
+                fields: vec![("X-Vscan".into(), "behandelt: gef\u{e4}hrlich ".repeat(9))],
+                subject_prefix: Some("[gef\u{e4}hrlich] ".into()),
+                ..plan(&report, &[remedy])
+            };
+            all.push(String::from_utf8(repaired(message.as_bytes(), &plan).0).unwrap());
+        }
+    }
+    let mut python = std::process::Command::new("python3")
+        .args(["-c", SCRIPT])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    python.stdin.take().unwrap().write_all(all.join("\0").as_bytes()).unwrap();
+    assert_eq!(python.wait_with_output().unwrap().stdout, b"seen");
+}
+
 /// A tree of entities.
 #[derive(Clone, Debug)]
 enum Tree {
