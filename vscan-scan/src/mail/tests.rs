@@ -311,22 +311,59 @@ fn encrypted_mail_is_told_by_its_structure() {
     assert!(report.only_encrypted_mail(), "{report:?}");
     let report = scan(mime("Content-Type: text/plain", &format!("Hi,\r\n{armour}bye")).as_bytes());
     assert!(report.only_encrypted_mail(), "{report:?}");
-    // Armour around data that is not encrypted (a literal packet).
-    let literal = [&[0xcb, 0x4b, b'b', 1, b'x', 0, 0, 0, 0][..], MARK].concat();
-    let report = scan(
+    // Armour around data that is no message.
+    let armour = |data: &[u8]| {
+        let body = base64(data);
         mime(
             "X-A: b",
-            &format!(
-                "-----BEGIN PGP MESSAGE-----\r\n\r\n{}\r\n-----END PGP MESSAGE-----",
-                base64(&literal)
-            ),
+            &format!("-----BEGIN PGP MESSAGE-----\r\n\r\n{body}-----END PGP MESSAGE-----"),
         )
-        .as_bytes(),
-    );
+    };
+    let report = scan(armour(b"\xcdjust a user").as_bytes());
     assert!(
         reasons(&report).contains(&Reason::Unsupported) && !report.only_encrypted_mail(),
         "{report:?}"
     );
+}
+
+#[test]
+fn pgp_that_is_only_signed_or_compressed_is_opened() {
+    let armour = |data: &[u8]| {
+        let body = base64(data);
+        mime(
+            "X-A: b",
+            &format!("-----BEGIN PGP MESSAGE-----\r\n\r\n{body}-----END PGP MESSAGE-----"),
+        )
+    };
+    let literal = |mark: &[u8]| [&[b'b', 1, b'x', 0, 0, 0, 0][..], mark].concat();
+    let body = literal(MARK);
+    let new = [&[0xcb, body.len() as u8][..], &body].concat();
+    let old = [&[0xad, 0, body.len() as u8][..], &body].concat();
+    // Parts of 32 and 1 bytes, then the rest.
+    let partial = [
+        &[0xcb, 0xe5][..],
+        &body[..32],
+        &[0xe0],
+        &body[32..33],
+        &[body.len() as u8 - 33],
+        &body[33..],
+    ]
+    .concat();
+    for (what, message) in [("new", &new), ("old", &old), ("partial", &partial)] {
+        let report = found(what, &armour(message));
+        assert!(report.unread.is_empty(), "{what}: {report:?}");
+        // Between signatures, compressed, as gpg writes it.
+        let signed = [&[0xc4, 2, 3, 0][..], message, &[0xc2, 2, 4, 0]].concat();
+        let mut encoder =
+            flate2::write::DeflateEncoder::new(vec![0xa3, 1], flate2::Compression::default());
+        std::io::Write::write_all(&mut encoder, &signed).unwrap();
+        found(what, &armour(&encoder.finish().unwrap()));
+    }
+    let clear = format!(
+        "-----BEGIN PGP SIGNED MESSAGE-----\r\nHash: SHA256\r\n\r\nsee\r\n{}-----BEGIN PGP SIGNATURE-----\r\n",
+        uu(MARK)
+    );
+    found("clear signature", &mime("X-A: b", &clear));
 }
 
 #[test]
