@@ -1,5 +1,6 @@
 //! CMS (RFC 5652), the format of S/MIME: what is encrypted is noted, what is only signed is opened.
 
+use super::pgp;
 use crate::object::{Place, Walk};
 use crate::report::Reason;
 use crate::sniff::{self, Kind};
@@ -43,14 +44,21 @@ fn content(data: &[u8]) -> Option<Content> {
 pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], place: Place) {
     match content(data) {
         Some(Content::Encrypted) => walk.note(place.encrypted(), "CMS (S/MIME) encrypted data"),
-        Some(Content::Compressed) => walk.note(Reason::Unsupported, "CMS (S/MIME) compressed data"),
-        Some(Content::Data | Content::Signed) => signed(walk, data, place),
+        Some(Content::Compressed) => {
+            if !inner(walk, data, place, true) {
+                walk.note(Reason::Unsupported, "CMS (S/MIME) compressed data");
+            }
+        }
+        // In a detached signature there is no content.
+        Some(Content::Data | Content::Signed) => drop(inner(walk, data, place, false)),
         Some(Content::Other) | None => {}
     }
 }
 
-/// The content that was signed: an OCTET STRING behind the identifier of plain data.
-fn signed(walk: &mut Walk<'_>, data: &[u8], place: Place) {
+/// The content that was signed or compressed (RFC 3274): an OCTET STRING behind the identifier of plain data.
+/// False: there is none.
+fn inner(walk: &mut Walk<'_>, data: &[u8], place: Place, compressed: bool) -> bool {
+    let mut found = false;
     let oid = [PKCS7, b"\x01"].concat();
     for at in memchr::memmem::find_iter(data, &oid).take(16) {
         let Some((0xa0, _, inner)) = element(&data[at + oid.len()..]) else { continue };
@@ -59,6 +67,11 @@ fn signed(walk: &mut Walk<'_>, data: &[u8], place: Place) {
         if !octet_string(inner, &mut octets, 0) {
             continue;
         }
+        if compressed {
+            let Some(plain) = pgp::decompressed(walk, pgp::ZLIB, &octets) else { continue };
+            octets = plain;
+        }
+        found = true;
         let kind = match sniff::sniff(&octets) {
             // A MIME part, which begins with a MIME field.
             Kind::Text if octets.get(..8).is_some_and(|b| b.eq_ignore_ascii_case(b"content-")) => {
@@ -66,8 +79,9 @@ fn signed(walk: &mut Walk<'_>, data: &[u8], place: Place) {
             }
             kind => kind,
         };
-        walk.part_as("signed", &octets, kind, place);
+        walk.part_as(if compressed { "compressed" } else { "signed" }, &octets, kind, place);
     }
+    found
 }
 
 /// Joins the pieces of an OCTET STRING, primitive or constructed (BER). False when it is none.

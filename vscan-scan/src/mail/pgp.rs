@@ -112,15 +112,18 @@ fn packet(data: &[u8]) -> Option<(u8, Cow<'_, [u8]>, &[u8])> {
     }
 }
 
+/// Compression by zlib (RFC 1950), of CMS too (RFC 3274).
+pub(super) const ZLIB: u8 = 2;
+
 /// Undoes the compression of a packet (RFC 9580 section 5.6), within the limits. None: it is noted.
-fn decompressed(walk: &mut Walk<'_>, how: u8, packed: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn decompressed(walk: &mut Walk<'_>, how: u8, packed: &[u8]) -> Option<Vec<u8>> {
     let mut reader: Box<dyn Read> = match how {
         0 => Box::new(packed),
         1 => Box::new(DeflateDecoder::new(packed)),
-        2 => Box::new(ZlibDecoder::new(packed)),
+        ZLIB => Box::new(ZlibDecoder::new(packed)),
         3 => Box::new(bzip2::read::BzDecoder::new(packed)),
         _ => {
-            walk.note(Reason::Unsupported, "OpenPGP compression that is not known");
+            walk.note(Reason::Unsupported, "a compression that is not known");
             return None;
         }
     };
@@ -134,7 +137,7 @@ fn decompressed(walk: &mut Walk<'_>, how: u8, packed: &[u8]) -> Option<Vec<u8>> 
         walk.note(reason, &format!("more than {most} bytes from {}", packed.len()));
         plain.truncate(most as usize);
     } else if let Err(e) = read {
-        walk.note(Reason::Malformed, &format!("OpenPGP compressed data: {e}"));
+        walk.note(Reason::Malformed, &format!("compressed data: {e}"));
     }
     Some(plain)
 }

@@ -379,6 +379,14 @@ fn signed_mail_is_opened() {
     let pieces = [&[0x24, 0x80][..], &der(0x04, a), &der(0x04, b), &[0, 0]].concat();
     let indefinite = [&[0x30, 0x80][..], &data, &[0xa0, 0x80], &pieces, &[0, 0, 0, 0]].concat();
     found("signed in pieces", &attached(SMIME, &base64(&cms(2, &indefinite))));
+    // Compressed (RFC 3274).
+    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut zlib, inner.as_bytes()).unwrap();
+    let packed = content(&der(0x04, &zlib.finish().unwrap()));
+    let oid = [0x06, 0x0b, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x10, 0x01, 9];
+    let compressed = der(0x30, &[&oid[..], &der(0xa0, &packed)].concat());
+    let report = found("compressed", &attached(SMIME, &base64(&compressed)));
+    assert!(report.unread.is_empty(), "{report:?}");
     // A detached signature has no content and hides none.
     let certificates = der(0xa0, &der(0x30, b"a certificate"));
     let detached = cms(2, &[der(0x30, &data), certificates].concat());
