@@ -68,8 +68,11 @@ fn packets(walk: &mut Walk<'_>, mut data: &[u8], place: Place, depth: u32) -> bo
 const COMPRESSED: u8 = 8;
 const LITERAL: u8 = 11;
 
-/// The packet that the data begins with, its parts joined (RFC 9580 section 4.2): tag, contents, what follows.
-fn packet(data: &[u8]) -> Option<(u8, Cow<'_, [u8]>, &[u8])> {
+/// Tag and contents of a packet, and what follows it.
+type Packet<'a> = (u8, Cow<'a, [u8]>, &'a [u8]);
+
+/// The packet that the data begins with, its parts joined (RFC 9580 section 4.2).
+fn packet(data: &[u8]) -> Option<Packet<'_>> {
     let (&first, rest) = data.split_first()?;
     let tag = tag(first)?;
     let cut = |rest: &'_ [u8], len: usize| len.min(rest.len());
@@ -90,7 +93,7 @@ fn packet(data: &[u8]) -> Option<(u8, Cow<'_, [u8]>, &[u8])> {
         let (len, partial, tail) = match rest {
             [a @ 0..=191, tail @ ..] => (usize::from(*a), false, tail),
             [a @ 192..=223, b, tail @ ..] => {
-                ((usize::from(*a) - 192 << 8) + usize::from(*b) + 192, false, tail)
+                (((usize::from(*a) - 192) << 8) + usize::from(*b) + 192, false, tail)
             }
             [255, a, b, c, d, tail @ ..] => {
                 (u32::from_be_bytes([*a, *b, *c, *d]) as usize, false, tail)

@@ -44,11 +44,7 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], place: Place) {
         rest = tail;
         match id {
             ATTACH_BEGIN => flush(walk, &mut attachment, place),
-            ATTACH_TITLE => {
-                if attachment.name.is_empty() {
-                    attachment.name = text(body);
-                }
-            }
+            ATTACH_TITLE if attachment.name.is_empty() => attachment.name = text(body),
             ATTACH_DATA | ATTACH_META => attachment.data.push(body.to_vec()),
             BODY => walk.part("body", body, place),
             MESSAGE_PROPERTIES | ATTACH_PROPERTIES => {
