@@ -1,11 +1,11 @@
-//! FTP through the gateway: every topology, family, mode and firewall; clean and infected; real clients.
+//! FTP through the gateway: every topology, family, mode and firewall; clean and infected. Real clients are in `ftp_matrix`.
 
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use vscan_tests::agent::{Settings, Steering, Vscan};
 use vscan_tests::ftp::{Behaviour, Client, Mode, Server};
-use vscan_tests::lab::{FAMILIES, Family, Firewall, Lab, STRICT, Topology, outside};
-use vscan_tests::peers::{PyFtpd, Vsftpd};
+use vscan_tests::lab::{FAMILIES, Family, Firewall, Lab, STRICT, Topology};
+use vscan_tests::peers::Vsftpd;
 use vscan_tests::raw::End;
 use vscan_tests::{fixtures, on_both};
 
@@ -17,11 +17,9 @@ on_both!(
     port_forward,
     port_forward_from_another_port,
     server_on_the_gateway,
-    real_clients,
     server_without_passive_mode,
     skipped_extensions_pass_both_ways,
     a_session_goes_on_after_refusals,
-    a_server_behind_pyftpdlib,
     resume_is_refused,
     bounce_is_refused,
     a_late_refusal_of_the_server_reaches_the_client,
@@ -146,78 +144,6 @@ fn refused(reply: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a user of these clients sees, and what is left on the disk.
-fn real_clients(steering: Steering) -> Result<()> {
-    let lab = Lab::new(Topology::Masquerade)?;
-    let server = Vsftpd::start(lab.server(), 21)?;
-    let _vscan = Vscan::start(&lab, &Settings::new(steering))?;
-    let good = fixtures::random(3_000_000, 9);
-    fs::write(server.files().join("good"), &good)?;
-    fs::write(server.files().join("bad"), fixtures::eicar())?;
-    let here = lab.client().dir();
-    fs::write(here.join("good-up"), &good)?;
-    fs::write(here.join("bad-up"), fixtures::eicar())?;
-    let url = |name: &str| format!("ftp://alice:x@server.example/{name}");
-
-    for options in [&["--ipv4"][..], &["--ipv6"], &["--ipv4", "-P", "-"], &["--ipv6", "-P", "-"]] {
-        let curl = |more: &[&str]| lab.client().run([&["curl", "-sS"][..], options, more].concat());
-        let get = curl(&["-o", "got", &url("good")])?;
-        ensure!(
-            get.success() && fs::read(here.join("got"))? == good,
-            "curl {options:?}: {}",
-            get.err
-        );
-        let put = curl(&["-T", "good-up", &url("put")])?;
-        ensure!(put.success(), "curl {options:?} put: {}", put.err);
-        ensure!(fs::read(server.files().join("put"))? == good);
-        let get = curl(&["-o", "got-bad", &url("bad")])?;
-        ensure!(get.code() == 78 && !here.join("got-bad").exists(), "curl {options:?}: {get:?}");
-        let put = curl(&["-w", "%{response_code}", "-T", "bad-up", &url("put-bad")])?;
-        ensure!(!put.success() && put.out == "550", "curl {options:?}: {put:?}");
-        ensure!(!server.files().join("put-bad").exists());
-    }
-
-    let lftp = |commands: &str| {
-        let script = format!(
-            "set net:timeout 10; set net:max-retries 2; open -u alice,x server.example; {commands}"
-        );
-        lab.client().run(["lftp", "-c", &script])
-    };
-    let both = lftp("get good -o lftp-got && put good-up -o lftp-put")?;
-    ensure!(both.success(), "lftp: {both:?}");
-    ensure!(fs::read(here.join("lftp-got"))? == good);
-    ensure!(fs::read(server.files().join("lftp-put"))? == good);
-    let get = lftp("get bad -o lftp-bad")?;
-    ensure!(!get.success() && !here.join("lftp-bad").exists(), "lftp: {get:?}");
-    let put = lftp("put bad-up -o lftp-put-bad")?;
-    ensure!(!put.success() && put.err.contains("blocked by vscan"), "lftp: {put:?}");
-    ensure!(!server.files().join("lftp-put-bad").exists());
-
-    let script = r#"
-import ftplib, io, sys
-ftp = ftplib.FTP("server.example", "alice", "x", timeout=20)
-good = open("good-up", "rb").read()
-for passive in (True, False):
-    ftp.set_pasv(passive)
-    got = io.BytesIO(); ftp.retrbinary("RETR good", got.write); assert got.getvalue() == good
-    ftp.storbinary("STOR py-put", io.BytesIO(good))
-    for refused in (lambda: ftp.retrbinary("RETR bad", lambda data: sys.exit("data came")),
-                    lambda: ftp.storbinary("STOR py-bad", open("bad-up", "rb"))):
-        try:
-            refused()
-            sys.exit("not refused")
-        except ftplib.error_perm as error:
-            assert "blocked by vscan" in str(error), error
-assert "good" in ftp.nlst()
-ftp.quit()
-"#;
-    let python = lab.client().run(["/usr/bin/python3", "-c", script])?;
-    ensure!(python.success(), "ftplib: {python:?}");
-    ensure!(fs::read(server.files().join("py-put"))? == good);
-    ensure!(!server.files().join("py-bad").exists());
-    Ok(())
-}
-
 /// Where the server refuses passive mode, the upstream side goes active.
 fn server_without_passive_mode(steering: Steering) -> Result<()> {
     for topology in [Topology::Plain, Topology::Masquerade, Topology::Forward] {
@@ -282,26 +208,6 @@ fn a_session_goes_on_after_refusals(steering: Steering) -> Result<()> {
     client.quit()?;
     let stored = server.commands().iter().any(|(_, command)| command.starts_with("STOR worse"));
     ensure!(!stored, "the server heard of the infected upload");
-    Ok(())
-}
-
-fn a_server_behind_pyftpdlib(steering: Steering) -> Result<()> {
-    let lab = Lab::new(Topology::Plain)?;
-    let addresses = FAMILIES.map(|family| outside(family).to_string());
-    let server = PyFtpd::start(lab.server(), 21, &addresses)?;
-    let _vscan = Vscan::start(&lab, &Settings::new(steering))?;
-    for family in FAMILIES {
-        for mode in [Mode::Epsv, Mode::Eprt] {
-            let mut client = Client::connect(lab.client(), lab.dial(family, 21), mode)?;
-            let file = fixtures::random(200_000, 4);
-            ensure!(client.upload("file", &file)?.reply.starts_with("226"), "{}", server.log());
-            ensure!(fs::read(server.files().join("file"))? == file);
-            ensure!(client.download("RETR file")?.data == Some((file, End::Fin)));
-            refused(&client.upload("bad", &fixtures::eicar())?.reply, "bad")?;
-            ensure!(!server.files().join("bad").exists());
-            client.quit()?;
-        }
-    }
     Ok(())
 }
 

@@ -18,9 +18,20 @@ on_both!(
     active_upstream_announces_the_translated_address,
     data_connections_of_third_hosts_are_refused,
     ftps_passes_by,
+    the_kernels_own_ftp_helper_does_no_harm,
 );
 
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// Ways in which a client asks for data.
+const WAYS: [(Family, Mode); 6] = [
+    (Family::V4, Mode::Pasv),
+    (Family::V4, Mode::Epsv),
+    (Family::V4, Mode::Port),
+    (Family::V4, Mode::Eprt),
+    (Family::V6, Mode::Epsv),
+    (Family::V6, Mode::Eprt),
+];
 
 /// Uploads, downloads and lists.
 fn works(client: &mut Client) -> Result<()> {
@@ -70,6 +81,40 @@ fn active_upstream_announces_the_translated_address(steering: Steering) -> Resul
     Ok(())
 }
 
+/// A firewall may follow FTP by itself, on both legs: it reads, and behind NAT rewrites, what we say.
+fn the_kernels_own_ftp_helper_does_no_harm(steering: Steering) -> Result<()> {
+    for topology in [Topology::Plain, Topology::Masquerade, Topology::Forward] {
+        let lab = Lab::with_firewall(topology, STRICT)?;
+        for family in ["ip", "ip6"] {
+            lab.gateway.nft(&format!(
+                "table {family} helper {{\nct helper ftp-standard {{ type \"ftp\" protocol tcp; }}\n\
+                 chain prerouting {{ type filter hook prerouting priority filter;\n\
+                 tcp dport {{ 21, 2121 }} ct helper set \"ftp-standard\"\n}}\n\
+                 chain output {{ type filter hook output priority filter;\n\
+                 tcp dport {{ 21, 2121 }} ct helper set \"ftp-standard\"\n}}\n}}\n"
+            ))?;
+        }
+        let usual = Behaviour::default();
+        let passive = Server::start(lab.server(), 21, usual)?;
+        let active = Server::start(lab.server(), 2121, Behaviour { passive: false, ..usual })?;
+        let settings = Settings::new(steering).with("ftp", "ports = [21, 2121]");
+        let _vscan = Vscan::start(&lab, &settings)?;
+        for (server, port) in [(&passive, 21), (&active, 2121)] {
+            for (family, mode) in WAYS {
+                let mut client = Client::connect(lab.client(), lab.dial(family, port), mode)?;
+                works(&mut client)
+                    .with_context(|| format!("{topology:?} {port} {family:?} {mode:?}"))
+                    .with_context(|| format!("{:?}", server.commands()))?;
+                client.quit()?;
+            }
+        }
+        // It was at work: expect_create in the kernel's statistics, a number for each CPU.
+        let created = lab.gateway.sh("awk 'NR > 1 { print $15 }' /proc/net/stat/nf_conntrack")?;
+        ensure!(created.split_whitespace().any(|count| count.trim_matches('0') != ""), "{created}");
+    }
+    Ok(())
+}
+
 /// The address in a 227 is the server's affair: private, none at all, or somebody else's.
 #[test]
 fn wrong_addresses_and_odd_orders_do_no_harm() -> Result<()> {
@@ -91,13 +136,7 @@ fn wrong_addresses_and_odd_orders_do_no_harm() -> Result<()> {
     let _vscan = Vscan::start(&lab, &settings)?;
     for (behaviour, port) in behaviours.into_iter().zip(ports) {
         let server = Server::start(lab.server(), port, behaviour)?;
-        for (family, mode) in [
-            (Family::V4, Mode::Pasv),
-            (Family::V4, Mode::Epsv),
-            (Family::V4, Mode::Port),
-            (Family::V6, Mode::Epsv),
-            (Family::V6, Mode::Eprt),
-        ] {
+        for (family, mode) in WAYS {
             // Where the server knows no EPSV, IPv6 has to go active.
             let mut client = Client::connect(lab.client(), lab.dial(family, port), mode)?;
             works(&mut client)

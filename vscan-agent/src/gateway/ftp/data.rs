@@ -32,6 +32,9 @@ const FTP_DATA: u16 = 20;
 /// its own would else hold a descriptor here for each transfer.
 const CLOSING_MAX: usize = 64;
 
+/// Strangers at one data port that are reported: whoever knocks for ever fills no log.
+const STRANGERS_TOLD: u32 = 8;
+
 type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The address that the server knows the client by: what the dialogue itself was translated to. Where conntrack does
@@ -490,13 +493,17 @@ fn bind(place: Place<'_>, addresses: &[IpAddr]) -> Option<(SocketAddr, DataListe
 
 /// Takes the first connection of the right peer; the listener closes with it.
 async fn accept(place: Place<'_>, listener: DataListener, peer: IpAddr) -> Option<TcpStream> {
+    let mut strangers = 0;
     loop {
         match listener.accept().await {
             Ok((stream, from)) if from.ip().to_canonical() == peer.to_canonical() => {
                 return made(place, Ok(stream));
             }
             Ok((stream, from)) => {
-                place.flow.anomaly("ftp_data_stranger", from);
+                if strangers < STRANGERS_TOLD {
+                    strangers += 1;
+                    place.flow.anomaly("ftp_data_stranger", from);
+                }
                 net::abort(stream);
             }
             Err(error) => return made(place, Err(error)),
