@@ -297,21 +297,22 @@ fn a_hundred_sessions_at_once() -> Result<()> {
     let server = Vsftpd::start(lab.server(), 21)?;
     fs::write(server.files().join("bad"), fixtures::eicar())?;
     let vscan = Vscan::start(&lab, &Settings::new(Steering::Bpf))?;
-    let barrier = std::sync::Barrier::new(SESSIONS);
+    // One after the other: vsftpd lets 32 wait, and is slow to accept.
+    let clients = (0..SESSIONS)
+        .map(|number| {
+            let mode = [Mode::Epsv, Mode::Epsv, Mode::Eprt, Mode::Eprt][number % 4];
+            Client::connect(lab.client(), lab.dial(FAMILIES[number % 2], 21), mode)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    ensure!(vscan.flows()?.iter().filter(|flow| flow["ended"].is_null()).count() == SESSIONS);
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..SESSIONS)
-            .map(|number| {
-                let (lab, barrier) = (&lab, &barrier);
+        let threads: Vec<_> = clients
+            .into_iter()
+            .enumerate()
+            .map(|(number, mut client)| {
+                let lab = &lab;
                 scope.spawn(move || {
                     lab.client().enter()?;
-                    let family = FAMILIES[number % 2];
-                    let mode = [Mode::Epsv, Mode::Epsv, Mode::Eprt, Mode::Eprt][number % 4];
-                    let control = raw::connect(None, lab.dial(family, 21), LIMIT)?;
-                    let door = lab.client().door();
-                    let client = Client::greet(Peer::new(control)?, door, mode);
-                    // All are logged in before anyone begins.
-                    barrier.wait();
-                    let mut client = client?;
                     let file = fixtures::random(20_000 + number, number as u64);
                     let name = format!("file-{number}");
                     let up = client.upload_here(&name, &file)?;
@@ -366,8 +367,11 @@ fn a_transfer_is_shown_while_it_goes_on() -> Result<()> {
         ensure!(listing.contains(word), "{word} is not shown:\n{listing}");
     }
     ensure!(!listing.contains(['\x1b', '\x07']), "controls reach the terminal: {listing:?}");
-    let legs = lab.gateway.sh("ss -Htno state established '( dport = :21 or sport = :21 )'")?;
-    ensure!(legs.matches("timer:(keepalive,").count() == 2, "{legs}");
+    // Once all that was said is acknowledged.
+    wait::until("two legs that are kept alive", LIMIT, || {
+        let legs = lab.gateway.sh("ss -Htno state established '( dport = :21 or sport = :21 )'")?;
+        Ok((legs.matches("timer:(keepalive,").count() == 2).then_some(()))
+    })?;
     data.shutdown(std::net::Shutdown::Write)?;
     control.expect("226")?;
     let flows = vscan.flows()?;
