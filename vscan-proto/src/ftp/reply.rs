@@ -30,11 +30,9 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// Whether a transfer may end with it (RFC 959 section 5.4), and no command that needs no file system.
-    pub fn is_about_transfer(&self) -> bool {
-        self.code < 200
-            || matches!(self.code, 226 | 250 | 551..=553)
-            || (400..500).contains(&self.code) && self.code != 421
+    /// Whether a transfer may end with this code (RFC 959 section 5.4), and no command that needs no file system.
+    pub fn is_about_transfer(code: u16) -> bool {
+        matches!(code, 226 | 250 | 551..=553) || (400..500).contains(&code) && code != 421
     }
 
     /// Whether the server refuses (4yz and 5yz).

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
@@ -24,6 +24,19 @@ const DETAIL_LIMIT: usize = 64;
 
 /// Most anomalies that one session reports: a peer that floods does not flood the log.
 const ANOMALY_LIMIT: u8 = 32;
+
+/// How long a server may take to say that a transfer broke when it has answered a NOOP behind it already: pyftpdlib
+/// works on both at once, Pure-FTPd says nothing about a download.
+const LATE_REPLY: Duration = Duration::from_secs(3);
+
+/// What the server has said since a transfer was broken off.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sync {
+    /// Something about the transfer.
+    told: bool,
+    /// Its answer to the NOOP.
+    answered: Option<Instant>,
+}
 
 /// What the next complete reply of the server answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,6 +172,8 @@ pub(super) struct Core {
     pub(super) upstream: UpstreamChannel,
     /// The first method worth trying with this server.
     pub(super) method: Method,
+    /// What is known of the place behind a broken transfer.
+    sync: Sync,
     /// The time of what is being handled.
     pub(super) now: Instant,
     /// When the server was last spoken to.
@@ -196,6 +211,7 @@ impl Core {
             asked: Verb::Pasv,
             upstream: UpstreamChannel::None,
             method,
+            sync: Sync::default(),
             now,
             spoke: now,
             epsv_only: false,
@@ -285,7 +301,47 @@ impl Core {
     /// about that.
     pub(super) fn synchronise(&mut self) {
         if self.forget_transfer() {
+            self.sync = Sync::default();
             self.tell_upstream(self.now, &b"NOOP\r\n"[..], Expect::Sync);
+        }
+    }
+
+    fn is_synchronising(&self) -> bool {
+        self.expect.front() == Some(&Expect::Sync)
+    }
+
+    /// A reply with this code begins: if it is neither the transfer's nor the NOOP's, the transfer had none.
+    pub(super) fn sync_before(&mut self, code: u16) {
+        if self.is_synchronising()
+            && self.sync.answered.is_some()
+            && code >= 200
+            && !Reply::is_about_transfer(code)
+        {
+            self.expect.pop_front();
+        }
+    }
+
+    /// Takes a final reply while synchronising.
+    pub(super) fn synchronised(&mut self, now: Instant, code: u16) {
+        if Reply::is_about_transfer(code) {
+            self.sync.told = true;
+        } else {
+            self.sync.answered = Some(now);
+        }
+        if self.sync.told && self.sync.answered.is_some() {
+            self.expect.pop_front();
+        }
+    }
+
+    /// When a transfer that the server has not spoken of has no reply.
+    pub(super) fn sync_until(&self) -> Option<Instant> {
+        self.sync.answered.filter(|_| self.is_synchronising()).map(|at| at + LATE_REPLY)
+    }
+
+    /// The moment of [`sync_until`](Self::sync_until) may have come.
+    pub(super) fn sync_expired(&mut self, now: Instant) {
+        if self.sync_until().is_some_and(|until| now >= until) {
+            self.expect.pop_front();
         }
     }
 

@@ -368,6 +368,7 @@ impl Session {
     /// A moment given by [`poll_timeout`](Self::poll_timeout) has come. Harmless at other times.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.core.now = now;
+        self.core.sync_expired(now);
         if self.keep_awake_at().is_some_and(|at| now >= at) {
             self.core.tell_upstream(now, &b"NOOP\r\n"[..], Expect::Swallow);
         }
@@ -419,7 +420,7 @@ impl Session {
     /// When [`handle_timeout`](Self::handle_timeout) is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let deadline = state_deadline(&self.state, &self.core);
-        deadline.into_iter().chain(self.keep_awake_at()).min()
+        deadline.into_iter().chain(self.keep_awake_at()).chain(self.core.sync_until()).min()
     }
 
     fn keep_awake_at(&self) -> Option<Instant> {

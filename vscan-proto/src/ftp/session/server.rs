@@ -16,6 +16,7 @@ impl Session {
             self.core.anomaly("ftp_malformed_reply", &line.raw);
         }
         let code = line.code.unwrap_or_default();
+        self.core.sync_before(code);
         let is_final = line.last && code >= 200;
         if (227..=229).contains(&code)
             && self.core.expect.front().is_some_and(|expect| expect.is_heard())
@@ -75,9 +76,8 @@ impl Session {
                     let raw = std::mem::take(&mut self.kept).freeze();
                     let reply = Reply { code, raw };
                     let stays = match expect {
-                        Expect::Sync => reply.is_about_transfer(),
-                        // It knows by itself when it has all.
-                        Expect::Abort => true,
+                        // They know by themselves when they have all.
+                        Expect::Sync | Expect::Abort => true,
                         Expect::Arrange
                         | Expect::Position
                         | Expect::Probe
@@ -179,6 +179,7 @@ impl Session {
                     other => other,
                 };
             }
+            Expect::Sync if reply.code >= 200 => core.synchronised(now, reply.code),
             // Relayed replies are not kept.
             Expect::Arrange
             | Expect::Position

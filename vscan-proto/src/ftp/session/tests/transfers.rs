@@ -97,11 +97,24 @@ fn a_download_that_is_too_large() {
         ),
         ("+ 29", &[]),
         ("c PWD", &[]),
-        // Said once, twice or, as by Pure-FTPd, not at all.
+        // Said once or twice.
         ("s 451-broken¶451 in 100 seconds", &[]),
         ("s 426 cut¶150 in 100 seconds¶200 zzz", &["s PWD"]),
         ("s 257 \"/\"", &["c 257 \\\"/\\\""]),
     );
+    // By pyftpdlib behind its answer to the NOOP, by Pure-FTPd not at all.
+    let cut = [
+        ("c RETR a", &["begin RETR a Upstream", "s RETR a"][..]),
+        ("s 150 coming", &["receive Upstream"]),
+        (
+            "! judged size",
+            &["reset Upstream", "close Client", "s NOOP", "c 550 a: size", "end blocked"],
+        ),
+        ("c PWD", &[]),
+        ("s 200 zzz", &[]),
+    ];
+    passive!(cut[0], cut[1], cut[2], cut[3], cut[4], ("s 426 cut", &["s PWD"]));
+    passive!(cut[0], cut[1], cut[2], cut[3], cut[4], ("+ 2", &[]), ("+ 1", &["s PWD"]));
 }
 
 #[test]
