@@ -55,6 +55,9 @@ pub struct Plan {
     pub subject_prefix: Option<String>,
     /// Whether portions inside signatures may be edited (multipart/signed, S/MIME, OpenPGP).
     pub edit_signed: bool,
+    /// The notice takes the place of the whole message, whatever it is: of its header only what tells who wrote what to
+    /// whom and when stays. There are no orders then.
+    pub substitute: bool,
     /// Bytes that the edited object may have at most.
     pub size_max: u64,
 }

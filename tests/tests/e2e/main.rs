@@ -25,4 +25,5 @@ mod smtp_loss;
 mod smtp_matrix;
 mod smtp_relays;
 mod smtp_smuggling;
+mod treat;
 mod types;

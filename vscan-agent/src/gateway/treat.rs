@@ -207,12 +207,12 @@ impl<'a> Case<'a> {
         let facts = self.words("kept", Some(id), Vec::new());
         let field = format!("substituted ({}), kept as {id} by {gateway}", self.named());
         let plan = Plan {
-            orders: vec![Order { part: 0, remedies: vec![Remedy::Replace] }],
+            orders: Vec::new(),
+            substitute: true,
             notice: self.gateway.notifier.render(Text::Substitute, &facts),
             fields: vec![(TREATED.to_owned(), field)],
             subject_prefix: None,
-            // Nothing of it is left that a signature could be about.
-            edit_signed: true,
+            edit_signed: false,
             size_max: self.size_max(),
         };
         let repaired = self.repair(&plan).await?;
@@ -245,6 +245,7 @@ impl<'a> Case<'a> {
             fields: fields(&hoped),
             subject_prefix: change.subject.map(|subject| format!("{} ", subject.trim_end())),
             edit_signed: change.edit_signed,
+            substitute: false,
             size_max: self.size_max(),
         };
         let mut repaired = self.repair(&plan).await?;

@@ -46,6 +46,62 @@ pub(super) fn edits(data: &[u8], plan: &Plan) -> Vec<Edit> {
     edits
 }
 
+/// What stays of the header of a message that gives way to a notice (RFC 5322 3.6): who wrote to whom, when, in which
+/// thread, and by which way it came.
+const KEPT: [&str; 14] = [
+    "received",
+    "return-path",
+    "date",
+    "from",
+    "sender",
+    "reply-to",
+    "to",
+    "cc",
+    "message-id",
+    "in-reply-to",
+    "references",
+    "subject",
+    "auto-submitted",
+    "list-id",
+];
+
+/// Bytes of header that stay at most.
+const KEPT_MAX: usize = 64 << 10;
+
+/// The message that takes the place of this one: [`Plan::notice`] below what stays of the header.
+pub(super) fn substitute(data: &[u8], plan: &Plan) -> Vec<u8> {
+    let ending = line_end(data);
+    let mut out = Vec::new();
+    for (name, value) in plan.fields.iter().filter(|(name, _)| is_name(name)) {
+        out.extend_from_slice(field(name, value, ending).as_bytes());
+    }
+    let (head, _) = ends(data);
+    let mut kept = 0;
+    for line in headers::fields(&data[..head]) {
+        let name = line.split(|&b| b == b':').next().unwrap_or_default().trim_ascii();
+        let text = line.strip_suffix(ending.as_bytes()).unwrap_or_default();
+        // What some reader might take for the end of the header does not stay.
+        let odd = text.is_empty()
+            || text.contains(&0)
+            || text.split(|&b| b == b'\n').any(|l| {
+                let l = l.strip_suffix(b"\r").unwrap_or(l);
+                l.contains(&b'\r') || l.trim_ascii().is_empty()
+            });
+        if !odd
+            && kept + line.len() <= KEPT_MAX
+            && KEPT.iter().any(|k| name.eq_ignore_ascii_case(k.as_bytes()))
+        {
+            kept += line.len();
+            out.extend_from_slice(line);
+        }
+    }
+    let (fields, body) = super::text::body(&plan.notice, ending);
+    out.extend_from_slice(
+        format!("MIME-Version: 1.0{ending}{fields}{ending}{body}{ending}").as_bytes(),
+    );
+    out
+}
+
 /// Where the header ends and the body begins, as most readers see it.
 fn ends(data: &[u8]) -> (usize, usize) {
     let limits = crate::limits::Limits::default();

@@ -37,6 +37,17 @@ fn attempt(limits: &Limits, object: &Object<'_>, plan: &Plan) -> Result<Repaired
     if object.data.len() as u64 > limits.object_size {
         return Err("larger than what is read".into());
     }
+    if plan.substitute {
+        if object.kind != ObjectKind::Message {
+            return Err("a file has no header that could stay".into());
+        }
+        let with = fields::substitute(object.data, plan);
+        if with.len() as u64 > plan.size_max {
+            return Err(format!("{} bytes would be more than {}", with.len(), plan.size_max));
+        }
+        let edits = vec![edit(0..object.data.len(), with)];
+        return Ok(Repaired { edits, done: Vec::new() });
+    }
     let (_, trace) = object::trace(limits, object);
     if let Some(order) = plan.orders.iter().find(|o| o.part as usize >= trace.nodes.len()) {
         return Err(format!("there is no part {}", order.part));

@@ -590,3 +590,46 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_substitute_keeps_who_wrote_to_whom_and_nothing_else() {
+    let message = b"Received: by mx\r\nX-Vscan: clean\r\nFrom: a@b\r\nTo: c@d,\r\n e@f\r\nSubject: hello\r\n\
+        X-Evil: EVIL\r\nContent-Type: multipart/mixed; boundary=x\r\nMessage-ID: <1@b>\r\nDate: now\r\n\r\n\
+        --x\r\n\r\nEVIL\r\n--x--\r\n";
+    let plan = Plan {
+        notice: "It is kept.\nAs 1.".into(),
+        fields: vec![("X-Vscan".into(), "substituted".into())],
+        substitute: true,
+        size_max: 10_000,
+        ..Plan::default()
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let repaired = |data: &[u8], kind, plan: &Plan| {
+        let object = Object::new(kind, data, deadline);
+        match super::repair(&Limits::default(), &object, plan) {
+            Answer::Repaired(repaired) => Ok(repaired.apply(data)),
+            Answer::Unrepairable { why } => Err(why),
+        }
+    };
+    let substitute = repaired(message, ObjectKind::Message, &plan).unwrap();
+    assert_eq!(
+        String::from_utf8(substitute).unwrap(),
+        "X-Vscan: substituted\r\nReceived: by mx\r\nFrom: a@b\r\nTo: c@d,\r\n e@f\r\nSubject: hello\r\n\
+         Message-ID: <1@b>\r\nDate: now\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=us-ascii\r\n\
+         Content-Transfer-Encoding: 7bit\r\n\r\nIt is kept.\r\nAs 1.\r\n"
+    );
+    assert!(repaired(message, ObjectKind::File, &plan).is_err());
+    assert!(repaired(message, ObjectKind::Message, &Plan { size_max: 9, ..plan.clone() }).is_err());
+    // Whatever it is, a message comes of it.
+    for odd in [
+        &b""[..],
+        b"\r\n",
+        b"no header",
+        b"From: a\0b\r\nTo: x\r\n\r\nEVIL",
+        b"From: x\r\n \r\nTo: y\r\n\r\n",
+    ] {
+        let text = String::from_utf8(repaired(odd, ObjectKind::Message, &plan).unwrap()).unwrap();
+        assert!(text.starts_with("X-Vscan: substituted") && text.contains("It is kept."), "{text}");
+        assert!(!text.contains('\0') && !text.contains("EVIL"), "{text}");
+    }
+}

@@ -44,7 +44,7 @@ pub(super) fn single(whole: &[u8], portion: &Portion, notice: &str) -> Result<Ve
 }
 
 /// Fields and body for a text, without the line end behind it.
-fn body(notice: &str, ending: &str) -> (String, String) {
+pub(super) fn body(notice: &str, ending: &str) -> (String, String) {
     let lines: Vec<&str> = notice.trim_end().split('\n').map(|l| l.trim_end()).collect();
     let text = lines.join("\r\n");
     let plain = lines.iter().all(|l| {
