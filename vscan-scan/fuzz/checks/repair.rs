@@ -7,11 +7,11 @@ use vscan_scan::object::{Object, repair as ask};
 use vscan_scan::repair::{Answer, Order, Plan, Remedy};
 use vscan_scan::wire::ObjectKind;
 
-/// The first byte chooses the parts that are to be treated, the second the remedies; the message follows.
+/// The first byte chooses the parts that are to be treated, the second the remedies or a substitute; the message follows.
 pub(crate) fn repair(data: &[u8]) {
-    let [parts, remedies, message @ ..] = data else { return };
+    let [parts, choice, message @ ..] = data else { return };
     let all = [Remedy::Clean, Remedy::Scramble, Remedy::Replace, Remedy::Strip];
-    let remedies: Vec<Remedy> = (0..4).filter(|i| remedies >> i & 1 != 0).map(|i| all[i]).collect();
+    let remedies: Vec<Remedy> = (0..4).filter(|i| choice >> i & 1 != 0).map(|i| all[i]).collect();
     let orders = (0..8)
         .filter(|i| parts >> i & 1 != 0)
         .map(|part| Order { part, remedies: remedies.clone() })
@@ -22,6 +22,7 @@ pub(crate) fn repair(data: &[u8]) {
         fields: vec![("X-Vscan".into(), "treated".into())],
         subject_prefix: Some("[treated] ".into()),
         edit_signed: remedies.len() > 2,
+        substitute: choice & 0x80 != 0,
         size_max: 2 * message.len() as u64 + 4096,
     };
     let limits =
