@@ -81,7 +81,18 @@ impl<'a> Object<'a> {
 
 /// Scans an object with all its parts. `micros` and `rules` of the report are left to the caller.
 pub fn scan(engine: &mut dyn Engine, limits: &Limits, object: &Object<'_>) -> Report {
-    walk(engine, limits, object, None).0
+    walk(engine, limits, object, None, None).0
+}
+
+/// The same for an object whose bytes are taken for this type, whatever they begin with: so each decoder can be
+/// tested by itself.
+pub fn scan_as(
+    engine: &mut dyn Engine,
+    limits: &Limits,
+    object: &Object<'_>,
+    kind: Kind,
+) -> Report {
+    walk(engine, limits, object, Some(kind), None).0
 }
 
 /// Walks an object without any engine, and keeps how each part lies in its parent.
@@ -96,7 +107,7 @@ pub(crate) fn trace(limits: &Limits, object: &Object<'_>) -> (Report, Trace) {
         }
     }
     let object = Object { details: None, ..*object };
-    let (report, trace) = walk(&mut Nothing, limits, &object, Some(Trace::default()));
+    let (report, trace) = walk(&mut Nothing, limits, &object, None, Some(Trace::default()));
     (report, trace.unwrap_or_default())
 }
 
@@ -104,6 +115,7 @@ fn walk(
     engine: &mut dyn Engine,
     limits: &Limits,
     object: &Object<'_>,
+    taken_for: Option<Kind>,
     trace: Option<Trace>,
 ) -> (Report, Option<Trace>) {
     let name = object.name.unwrap_or_default();
@@ -135,10 +147,10 @@ fn walk(
         walk.note(Reason::Size, &format!("{} bytes, read {}", data.len(), limits.object_size));
         data = &data[..limits.object_size as usize];
     }
-    let kind = match object.kind {
+    let kind = taken_for.unwrap_or_else(|| match object.kind {
         ObjectKind::Message => Kind::Message,
         ObjectKind::File => sniff::sniff(data),
-    };
+    });
     walk.report.kind = kind.label().to_owned();
     if object.kind == ObjectKind::Message {
         walk.report.mail = mail::facts::of(data);

@@ -7,7 +7,11 @@ mod checks;
 #[path = "../fuzz/checks/repair.rs"]
 mod repairs;
 
+#[path = "../fuzz/checks/kinds.rs"]
+mod kinds;
+
 use std::path::{Path, PathBuf};
+use vscan_scan::sniff::Kind;
 use vscan_scan::wire::ObjectKind;
 
 fn files(target: &str) -> Vec<PathBuf> {
@@ -66,4 +70,50 @@ fn all_files(target: &str) -> Vec<PathBuf> {
     let files: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
     assert!(files.len() > 4, "the corpus is gone");
     files
+}
+
+/// The targets of one decoder each, and the type that their bytes are taken for.
+const KINDS: &[(&str, Kind)] = &[
+    ("tar", Kind::Tar),
+    ("ar", Kind::Ar),
+    ("cpio", Kind::Cpio),
+    ("rpm", Kind::Rpm),
+    ("zip", Kind::Zip),
+    ("sevenz", Kind::SevenZip),
+    ("rar", Kind::Rar),
+    ("cab", Kind::Cab),
+    ("arj", Kind::Arj),
+    ("lha", Kind::Lha),
+    ("compress", Kind::Compress),
+    ("szdd", Kind::Szdd),
+    ("gzip", Kind::Gzip),
+    ("bzip2", Kind::Bzip2),
+    ("xz", Kind::Xz),
+    ("lzma", Kind::Lzma),
+    ("lzip", Kind::Lzip),
+    ("zstd", Kind::Zstd),
+    ("iso", Kind::Iso),
+    ("chm", Kind::Chm),
+    ("sis", Kind::Sis),
+    ("nsis", Kind::Nsis),
+    ("ole", Kind::Ole),
+    ("pdf", Kind::Pdf),
+    ("rtf", Kind::Rtf),
+    ("html", Kind::Html),
+    ("ooxml", Kind::Relationships),
+];
+
+#[test]
+fn the_corpora_of_decoders_are_survived() {
+    for &(target, kind) in KINDS {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+        let files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+        assert!(!files.is_empty(), "the corpus of {target} is gone");
+        for path in files {
+            let data = std::fs::read(&path).unwrap();
+            for len in (0..=data.len()).step_by(data.len() / 100 + 1) {
+                kinds::walk_as(kind, &data[..len]);
+            }
+        }
+    }
 }

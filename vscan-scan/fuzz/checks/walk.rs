@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 use vscan_scan::limits::Limits;
 use vscan_scan::object::{Engine, Hit, Object, Part, scan};
-use vscan_scan::report::Verdict;
+use vscan_scan::report::{Report, Verdict};
 use vscan_scan::wire::ObjectKind;
 
-struct Nothing;
+pub(crate) struct Nothing;
 
 impl Engine for Nothing {
     fn name(&self) -> &'static str {
@@ -23,8 +23,12 @@ pub(crate) fn walk(kind: ObjectKind, data: &[u8]) {
         Limits { object_size: 1 << 20, unpacked_size: 4 << 20, members: 1000, ..Limits::default() };
     let deadline = Instant::now() + Duration::from_secs(60);
     let report = scan(&mut Nothing, &limits, &Object::new(kind, data, deadline));
+    holds(&report, data.len(), &limits);
+}
+
+pub(crate) fn holds(report: &Report, len: usize, limits: &Limits) {
     assert!(report.parts <= limits.members);
     // A part may be read whole before it is found to exceed what is left of the limit.
-    assert!(report.bytes <= data.len() as u64 + limits.unpacked_size + limits.object_size);
+    assert!(report.bytes <= len as u64 + limits.unpacked_size + limits.object_size);
     assert_eq!(report.verdict == Verdict::Clean, report.unread.is_empty());
 }

@@ -1,0 +1,9 @@
+//! Any bytes as `ooxml`; see `checks::kinds`.
+#![no_main]
+
+#[path = "../checks/kinds.rs"]
+mod checks;
+
+use vscan_scan::sniff::Kind;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::walk_as(Kind::Relationships, data));
