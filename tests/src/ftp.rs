@@ -529,6 +529,20 @@ impl Client {
     }
 
     fn store_here(&mut self, command: &str, content: &[u8], pause: Duration) -> Result<Transfer> {
+        self.store_pieces(command, content.chunks(PIECE), pause)
+    }
+
+    /// Uploads the same block so many times, on a thread that is inside of the client's host already; the reply.
+    pub fn send_blocks(&mut self, command: &str, block: &[u8], times: usize) -> Result<String> {
+        Ok(self.store_pieces(command, std::iter::repeat_n(block, times), Duration::ZERO)?.reply)
+    }
+
+    fn store_pieces<'a>(
+        &mut self,
+        command: &str,
+        pieces: impl Iterator<Item = &'a [u8]>,
+        pause: Duration,
+    ) -> Result<Transfer> {
         let server = self.control.stream().peer_addr()?.ip();
         let arranged = self.arrange()?;
         let early = match &arranged {
@@ -544,7 +558,7 @@ impl Client {
             Some(stream) => stream,
             None => Self::open(&arranged, server)?,
         };
-        for piece in content.chunks(PIECE) {
+        for piece in pieces {
             stream.write_all(piece).context("sending the file")?;
             std::thread::sleep(pause);
         }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::sync::Barrier;
+use std::sync::{Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bytes of one write of a stream.
@@ -94,6 +94,22 @@ pub fn download(lab: &Lab, name: &str) -> Result<Done> {
     })
 }
 
+/// Uploads one file of zeros; bytes.
+pub fn upload(lab: &Lab, name: &str, bytes: u64) -> Result<Done> {
+    lab.client().within(|| {
+        let control =
+            Peer::new(raw::connect(None, lab.dial(Family::V4, 21), Duration::from_secs(5))?)?;
+        let mut client = Client::greet(control, lab.client().door(), Mode::Epsv)?;
+        let block = vec![0; CHUNK];
+        let times = usize::try_from(bytes)? / CHUNK;
+        let start = Instant::now();
+        let reply = client.send_blocks(&format!("STOR {name}"), &block, times)?;
+        let seconds = start.elapsed().as_secs_f64();
+        ensure!(reply.starts_with("226"), "{reply}");
+        Ok(Done { count: bytes as f64, seconds })
+    })
+}
+
 /// Names and contents of the files that [`files`] downloads.
 fn served(size: usize) -> impl Iterator<Item = (String, Vec<u8>)> {
     (0..VARIANTS).map(move |variant| {
@@ -164,11 +180,13 @@ pub fn files(lab: &Lab, sessions: usize, size: usize, time: Duration) -> Result<
     })
 }
 
-/// How a client waits for the replies to MAIL, RCPT and DATA.
+/// How a client talks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialogue {
-    /// For each before it sends the next command, as most clients do.
+    /// Waits for each reply before it sends the next command, as most clients do; many messages on a connection.
     Lockstep,
+    /// As [`Dialogue::Lockstep`], with a connection for each message.
+    Connecting,
     /// For all three at once (RFC 2920).
     Pipelined,
 }
@@ -181,31 +199,91 @@ pub fn messages(
     dialogue: Dialogue,
     time: Duration,
 ) -> Result<Done> {
+    let mails = mails(size);
+    many(sessions, time, |number| {
+        let mut sender = Sender::new(lab, &mails, number, dialogue)?;
+        Ok(move || sender.send())
+    })
+}
+
+/// One session that sends MIME messages of about this size, for this time; seconds that each took from MAIL to
+/// its 250, ascending.
+pub fn message_times(lab: &Lab, size: usize, time: Duration) -> Result<Vec<f64>> {
+    let mails = mails(size);
+    let taken = Mutex::new(Vec::new());
+    many(1, time, |number| {
+        let mut sender = Sender::new(lab, &mails, number, Dialogue::Lockstep)?;
+        let taken = &taken;
+        Ok(move || {
+            let start = Instant::now();
+            sender.send()?;
+            taken
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(start.elapsed().as_secs_f64());
+            Ok(())
+        })
+    })?;
+    let mut taken = taken.into_inner().unwrap_or_else(PoisonError::into_inner);
+    taken.sort_by(f64::total_cmp);
+    Ok(taken)
+}
+
+/// Messages with an attachment, on the wire, of about this size.
+fn mails(size: usize) -> Vec<Vec<u8>> {
     // A third of base64 is overhead, and a message has some 400 bytes of headers and text.
     let attachment = size.saturating_sub(400) * 57 / 78;
-    let mails: Vec<_> = (0..VARIANTS)
+    (0..VARIANTS)
         .map(|variant| {
             let content = fixtures::random(attachment, (size + variant) as u64);
             smtp::wire(&fixtures::message_with_attachment("load", "data.bin", &content))
         })
-        .collect();
-    many(sessions, time, |number| {
+        .collect()
+}
+
+/// One that sends messages, in the client's network.
+struct Sender<'a> {
+    lab: &'a Lab,
+    mails: &'a [Vec<u8>],
+    round: usize,
+    dialogue: Dialogue,
+    /// None between two connections.
+    client: Option<smtp::Client>,
+}
+
+impl<'a> Sender<'a> {
+    fn new(lab: &'a Lab, mails: &'a [Vec<u8>], number: usize, dialogue: Dialogue) -> Result<Self> {
         lab.client().enter()?;
-        let stream = raw::connect(None, lab.dial(Family::V4, 25), Duration::from_secs(5))?;
-        let mut client = smtp::Client::on(stream)?;
-        let mails = &mails;
-        let mut round = number;
-        Ok(move || {
-            round += 1;
-            let mail = &mails[round % VARIANTS];
-            let reply = match dialogue {
-                Dialogue::Lockstep => client.send_in_steps(mail)?,
-                Dialogue::Pipelined => client.send(mail)?,
-            };
-            ensure!(reply.starts_with("250"), "{reply}");
-            Ok(())
-        })
-    })
+        let mut sender = Self { lab, mails, round: number, dialogue, client: None };
+        if dialogue != Dialogue::Connecting {
+            sender.client = Some(sender.connect()?);
+        }
+        Ok(sender)
+    }
+
+    fn connect(&self) -> Result<smtp::Client> {
+        let to = self.lab.dial(Family::V4, 25);
+        smtp::Client::on(raw::connect(None, to, Duration::from_secs(5))?)
+    }
+
+    fn send(&mut self) -> Result<()> {
+        self.round += 1;
+        let mail = &self.mails[self.round % VARIANTS];
+        let mut client = match self.client.take() {
+            Some(client) => client,
+            None => self.connect()?,
+        };
+        let reply = match self.dialogue {
+            Dialogue::Lockstep | Dialogue::Connecting => client.send_in_steps(mail)?,
+            Dialogue::Pipelined => client.send(mail)?,
+        };
+        ensure!(reply.starts_with("250"), "{reply}");
+        match self.dialogue {
+            Dialogue::Connecting => client.quit()?,
+            Dialogue::Lockstep | Dialogue::Pipelined => self.client = Some(client),
+        }
+        Ok(())
+    }
 }
 
 /// Runs workers side by side until the time is over; counts what they did.

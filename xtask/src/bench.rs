@@ -23,7 +23,10 @@
 
 mod hold;
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -49,6 +52,8 @@ const WARM_UP: Duration = Duration::from_millis(300);
 const OTHER_PORT: u16 = 7000;
 /// The large file: an extension that is not scanned, so its bytes are only relayed.
 const LARGE: &str = "large.iso";
+/// What it is uploaded as.
+const LARGE_UP: &str = "large-up.iso";
 /// Its length.
 const LARGE_BYTES: u64 = 1 << 30;
 /// Idle control sessions.
@@ -61,6 +66,8 @@ const MIDDLE: usize = 1 << 20;
 /// Sessions at once.
 const FTP_SESSIONS: usize = 8;
 const SMTP_SESSIONS: usize = 4;
+/// More than there are cores and scanner processes: a queue would build up here.
+const MANY_SESSIONS: usize = 32;
 
 /// What is measured, and the figure to reach.
 struct Bench {
@@ -93,10 +100,17 @@ const BENCHES: &[Bench] = &[
         run: |lab, _| load::download(lab, LARGE),
     },
     Bench {
+        name: "ftp-relay-up-1g",
+        unit: MEGABYTES,
+        scale: 1e-6,
+        goal: Some(0.95),
+        run: |lab, _| load::upload(lab, LARGE_UP, LARGE_BYTES),
+    },
+    Bench {
         name: "ftp-10k-s8",
         unit: FILES,
         scale: 1.0,
-        goal: Some(0.5),
+        goal: Some(0.6),
         run: |lab, time| load::files(lab, FTP_SESSIONS, SMALL, time),
     },
     Bench {
@@ -110,15 +124,36 @@ const BENCHES: &[Bench] = &[
         name: "smtp-2k-s4",
         unit: MESSAGES,
         scale: 1.0,
-        goal: Some(0.5),
+        goal: Some(0.6),
         run: |lab, time| load::messages(lab, SMTP_SESSIONS, 2 << 10, Dialogue::Lockstep, time),
+    },
+    Bench {
+        name: "smtp-2k-s32",
+        unit: MESSAGES,
+        scale: 1.0,
+        goal: Some(0.6),
+        run: |lab, time| load::messages(lab, MANY_SESSIONS, 2 << 10, Dialogue::Lockstep, time),
+    },
+    Bench {
+        name: "smtp-2k-connect-s4",
+        unit: MESSAGES,
+        scale: 1.0,
+        goal: Some(0.5),
+        run: |lab, time| load::messages(lab, SMTP_SESSIONS, 2 << 10, Dialogue::Connecting, time),
     },
     Bench {
         name: "smtp-100k-s4",
         unit: MESSAGES,
         scale: 1.0,
-        goal: Some(0.5),
+        goal: Some(0.6),
         run: |lab, time| load::messages(lab, SMTP_SESSIONS, 100 << 10, Dialogue::Lockstep, time),
+    },
+    Bench {
+        name: "smtp-5m-s4",
+        unit: MESSAGES,
+        scale: 1.0,
+        goal: Some(0.5),
+        run: |lab, time| load::messages(lab, SMTP_SESSIONS, 5 << 20, Dialogue::Lockstep, time),
     },
     Bench {
         name: "ftp-10k-s8-synthetic",
@@ -154,6 +189,23 @@ const BENCHES: &[Bench] = &[
 const IDLE_SESSION: &str = "idle-session";
 /// KiB for each session.
 const IDLE_GOAL: f64 = 10.0;
+
+/// What the gateway adds to the time of a message, in the slowest hundredth.
+const ADDED: &str = "smtp-2k-added-p99";
+/// Milliseconds.
+const ADDED_GOAL: f64 = 2.0;
+
+/// The gateway's growth while large messages are in flight.
+const IN_FLIGHT: &str = "smtp-5m-s32-memory";
+/// MiB of resident memory.
+const IN_FLIGHT_GOAL: f64 = 64.0;
+/// How long they send.
+const IN_FLIGHT_TIME: Duration = Duration::from_secs(5);
+/// How often memory is looked at.
+const SAMPLE: Duration = Duration::from_millis(10);
+
+/// Those that compare nothing by rate.
+const OTHERS: [&str; 3] = [ADDED, IN_FLIGHT, IDLE_SESSION];
 
 /// The servers of one lab.
 enum Servers {
@@ -192,7 +244,7 @@ impl Servers {
 /// Runs the benchmarks of these names, or all that have a goal.
 pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
     let all: Vec<&str> =
-        BENCHES.iter().map(|bench| bench.name).chain([IDLE_SESSION]).chain(hold::NAMES).collect();
+        BENCHES.iter().map(|bench| bench.name).chain(OTHERS).chain(hold::NAMES).collect();
     if let Some(unknown) = names.iter().find(|name| !all.contains(&name.as_str())) {
         bail!("there is no benchmark {unknown}; there are: {}", all.join(", "));
     }
@@ -222,6 +274,12 @@ pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
             report(output, bench.name, bench.unit, value, Some(baseline), bench.goal);
         }
     }
+    if names.is_empty() || named(ADDED) {
+        added(output)?;
+    }
+    if names.is_empty() || named(IN_FLIGHT) {
+        in_flight(output)?;
+    }
     if names.is_empty() || named(IDLE_SESSION) {
         // An agent of its own: memory that others left behind would hide what is looked for.
         let lab = Lab::new(Topology::Plain)?;
@@ -231,6 +289,56 @@ pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
         report(output, IDLE_SESSION, "KiB", value, None, Some(IDLE_GOAL));
     }
     hold::run(|name| names.is_empty() || named(name), output)?;
+    Ok(())
+}
+
+/// How much later the slowest hundredth of the messages has its 250 than without a gateway, in milliseconds.
+fn added(output: Output) -> Result<()> {
+    let labs = [Lab::new(Topology::Plain)?, Lab::new(Topology::Plain)?];
+    let _servers = [Servers::real(&labs[0])?, Servers::real(&labs[1])?];
+    let _vscan = Vscan::start(&labs[0], &settings())?;
+    let mut times = [Vec::new(), Vec::new()];
+    for lab in &labs {
+        load::message_times(lab, 2 << 10, WARM_UP)?;
+    }
+    for round in 0..ROUNDS {
+        for turn in [round % 2, 1 - round % 2] {
+            times[turn].extend(load::message_times(&labs[turn], 2 << 10, ROUND)?);
+        }
+    }
+    let [value, baseline] = times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() * 99 / 100] * 1e3
+    });
+    report_less(output, ADDED, "ms", value - baseline, None, ADDED_GOAL);
+    Ok(())
+}
+
+/// The gateway's growth while 32 sessions send messages of 5 MiB, in MiB. What the spool holds is in memory files, which
+/// do not count as resident.
+fn in_flight(output: Output) -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let _servers = Servers::real(&lab)?;
+    let vscan = Vscan::start(&lab, &settings())?;
+    let gateway = vscan.processes().gateway;
+    load::messages(&lab, 1, 2 << 10, Dialogue::Lockstep, WARM_UP)?;
+    let before = load::resident(gateway)?;
+    let over = AtomicBool::new(false);
+    let most = std::thread::scope(|scope| -> Result<f64> {
+        let watcher = scope.spawn(|| -> Result<f64> {
+            let mut most = before;
+            while !over.load(Ordering::Relaxed) {
+                most = most.max(load::resident(gateway)?);
+                std::thread::sleep(SAMPLE);
+            }
+            Ok(most)
+        });
+        let sent = load::messages(&lab, MANY_SESSIONS, 5 << 20, Dialogue::Lockstep, IN_FLIGHT_TIME);
+        over.store(true, Ordering::Relaxed);
+        sent?;
+        watcher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    report_less(output, IN_FLIGHT, "MiB", (most - before) / 1024.0, None, IN_FLIGHT_GOAL);
     Ok(())
 }
 

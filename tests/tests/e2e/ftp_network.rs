@@ -110,7 +110,10 @@ fn the_kernels_own_ftp_helper_does_no_harm(steering: Steering) -> Result<()> {
         }
         // It was at work: expect_create in the kernel's statistics, a number for each CPU.
         let created = lab.gateway.sh("awk 'NR > 1 { print $15 }' /proc/net/stat/nf_conntrack")?;
-        ensure!(created.split_whitespace().any(|count| count.trim_matches('0') != ""), "{created}");
+        ensure!(
+            created.split_whitespace().any(|count| !count.trim_matches('0').is_empty()),
+            "{created}"
+        );
     }
     Ok(())
 }
