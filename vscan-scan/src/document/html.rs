@@ -58,11 +58,13 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     }
 }
 
-/// The place of a word from `from` on, in whatever case.
+/// The place of a word from `from` on, in whatever case. It is looked for by its byte that is no letter, which is
+/// rarer than letters are.
 fn find(data: &[u8], word: &[u8], from: usize) -> Option<usize> {
+    let anchor = word.iter().position(|b| !b.is_ascii_alphabetic()).unwrap_or(0);
     let rest = data.get(from..)?;
-    let (low, high) = (word[0].to_ascii_lowercase(), word[0].to_ascii_uppercase());
-    memchr::memchr2_iter(low, high, rest)
+    memchr::memchr_iter(word[anchor], rest)
+        .filter_map(|at| at.checked_sub(anchor))
         .find(|&at| rest[at..].get(..word.len()).is_some_and(|w| w.eq_ignore_ascii_case(word)))
         .map(|at| from + at)
 }
