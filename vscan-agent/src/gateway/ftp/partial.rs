@@ -63,7 +63,10 @@ impl Partial {
     pub(super) fn recall_now(&mut self, place: Place<'_>, begin: &Begin) -> Option<Recalled> {
         let memory: &Arc<Memory> = &place.gateway.memory;
         let key = key(place, begin);
-        self.suspect = memory.caught(&key);
+        // Where everything is held a second look costs nobody anything, and the file may be another by now.
+        if place.config.ftp.delivery == FtpDelivery::Stream {
+            self.suspect = memory.caught(&key);
+        }
         if begin.source == Leg::Client {
             let joined = begin.verb == Verb::Appe || begin.restart > 0;
             self._claim = memory.claim(&key, joined);
