@@ -11,6 +11,7 @@ use crate::object::{Place, Walk};
 use crate::report::Reason;
 use lopdf::{Document, LoadOptions};
 use memchr::memmem;
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
 
@@ -44,7 +45,7 @@ struct Pdf<'a> {
 
 struct Stream<'a> {
     number: u32,
-    dictionary: Vec<u8>,
+    dictionary: Cow<'a, [u8]>,
     content: &'a [u8],
 }
 
@@ -317,7 +318,10 @@ fn is_regular(byte: u8) -> bool {
 }
 
 /// Names without their escapes `#xx` (7.3.5).
-fn plain_names(data: &[u8]) -> Vec<u8> {
+fn plain_names(data: &[u8]) -> Cow<'_, [u8]> {
+    if memchr::memchr(b'#', data).is_none() {
+        return Cow::Borrowed(data);
+    }
     let mut out = Vec::with_capacity(data.len());
     let mut rest = data;
     while let Some(at) = memchr::memchr(b'#', rest) {
@@ -335,7 +339,7 @@ fn plain_names(data: &[u8]) -> Vec<u8> {
         }
     }
     out.extend_from_slice(rest);
-    out
+    Cow::Owned(out)
 }
 
 /// What follows a key.
