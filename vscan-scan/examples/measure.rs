@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use vscan_scan::channel;
-use vscan_scan::engine::yara::{self, Yara};
+use vscan_scan::engine::{Engines, Signatures};
 use vscan_scan::limits::Limits;
 use vscan_scan::object::{self, Object};
 use vscan_scan::report::{Report, Verdict};
@@ -28,8 +28,9 @@ fn main() -> Result<()> {
 }
 
 fn files(rules: &Path, paths: &[&str]) -> Result<()> {
-    let loaded = yara::load(&[rules.to_owned()]).map_err(|e| anyhow::anyhow!("{}", e[0]))?;
-    let mut yara = Yara::new(&loaded);
+    let loaded =
+        Signatures::load(&[rules.to_owned()], None).map_err(|e| anyhow::anyhow!("{}", e[0]))?;
+    let mut engines = Engines::new(&loaded);
     let limits = Limits::default();
     let (mut count, mut bytes, mut scanned) = (0u64, 0u64, 0u64);
     let mut verdicts: BTreeMap<String, u64> = BTreeMap::new();
@@ -48,7 +49,7 @@ fn files(rules: &Path, paths: &[&str]) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(60);
         let name = path.file_name().and_then(|n| n.to_str());
         let report = object::scan(
-            &mut yara,
+            &mut engines,
             &limits,
             &Object { name, ..Object::new(ObjectKind::File, &data, deadline) },
         );

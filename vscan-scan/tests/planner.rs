@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use vscan_scan::engine::yara::{self, Yara};
+use vscan_scan::engine::{Engines, Signatures};
 use vscan_scan::object::{Engine, Part};
 use vscan_scan::sniff;
 use yara_x::{Compiler, Rules, Scanner, SourceCode};
@@ -108,15 +108,15 @@ fn plain(files: &[(PathBuf, Vec<u8>)]) -> Rules {
 /// Both sides of the comparison.
 struct Pair<'r> {
     plain: Scanner<'r>,
-    planned: Yara<'r>,
+    planned: Engines<'r>,
     found: BTreeSet<String>,
 }
 
 impl<'r> Pair<'r> {
-    fn new(rules: &'r Rules, loaded: &'r yara::Loaded) -> Self {
+    fn new(rules: &'r Rules, loaded: &'r Signatures) -> Self {
         let mut plain = Scanner::new(rules);
         plain.fast_scan(true).max_matches_per_pattern(10_000);
-        Self { plain, planned: Yara::new(loaded), found: BTreeSet::new() }
+        Self { plain, planned: Engines::new(loaded), found: BTreeSet::new() }
     }
 
     fn compare(&mut self, name: &str, data: &[u8]) {
@@ -305,7 +305,7 @@ fn differ(dir: &Path) -> (BTreeSet<String>, usize) {
         .collect();
     files.sort();
     let rules = plain(&files);
-    let loaded = yara::load(&[dir.to_owned()]).unwrap_or_else(|e| panic!("{}", e[0]));
+    let loaded = Signatures::load(&[dir.to_owned()], None).unwrap_or_else(|e| panic!("{}", e[0]));
     assert_eq!(loaded.count, rules.iter().len() as u64);
     let mut pair = Pair::new(&rules, &loaded);
     let mut count = 0;
@@ -340,7 +340,8 @@ fn tricky_rules_find_what_they_find_without_a_plan() {
         .map(|name| (dir.path().join(name), std::fs::read(dir.path().join(name)).unwrap()))
         .collect();
     let rules = plain(&files);
-    let loaded = yara::load(&[dir.path().to_owned()]).unwrap_or_else(|e| panic!("{}", e[0]));
+    let loaded =
+        Signatures::load(&[dir.path().to_owned()], None).unwrap_or_else(|e| panic!("{}", e[0]));
     let mut pair = Pair::new(&rules, &loaded);
     let wide = |text: &str| -> Vec<u8> { text.bytes().flat_map(|b| [b, 0]).collect() };
     let xor = |bytes: &[u8], key: u8| -> Vec<u8> { bytes.iter().map(|b| b ^ key).collect() };
@@ -430,13 +431,17 @@ fn few_units_run_on_what_nothing_is_found_in() {
         );
     }
     std::fs::write(dir.path().join("many.yar"), text).unwrap();
-    let loaded = yara::load(&[dir.path().to_owned()]).unwrap_or_else(|e| panic!("{}", e[0]));
-    let mut yara = Yara::new(&loaded);
-    let (needed, all) = yara.needed(b"nothing of the kind");
+    let loaded =
+        Signatures::load(&[dir.path().to_owned()], None).unwrap_or_else(|e| panic!("{}", e[0]));
+    let mut engines = Engines::new(&loaded);
+    let (needed, all) = engines.needed(b"nothing of the kind");
     assert_eq!(needed, 0);
     assert!(all >= 10, "{all} units");
-    assert_eq!(yara.needed(b"... a literal with the number 777! ...").0, 1);
-    let by_name: HashMap<&str, u32> =
-        [("by literal", loaded.shares().by_literal), ("always", loaded.shares().always)].into();
+    assert_eq!(engines.needed(b"... a literal with the number 777! ...").0, 1);
+    let by_name: HashMap<&str, u32> = [
+        ("by literal", loaded.rules[0].shares().by_literal),
+        ("always", loaded.rules[0].shares().always),
+    ]
+    .into();
     assert_eq!(by_name["by literal"], 1000);
 }

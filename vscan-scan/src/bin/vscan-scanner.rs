@@ -7,17 +7,22 @@ use serde::Serialize;
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
-use vscan_scan::engine::yara::{self, Diagnostic};
+use vscan_scan::engine::Signatures;
+use vscan_scan::engine::bundle::{self, Key};
+use vscan_scan::engine::plan::Shares;
+use vscan_scan::engine::source::Diagnostic;
+use vscan_scan::engine::yara::Set;
 use vscan_scan::limits::Limits;
 use vscan_scan::process::sys;
 use vscan_scan::process::zygote::{Config, Zygote};
 use vscan_scan::wire::Status;
 
-const USAGE: &str = "usage: vscan-scanner --rules PATH... --control-fd N [--status-fd N] [--limits JSON] [--workers N]
-       vscan-scanner --check --rules PATH...";
+const USAGE: &str = "usage: vscan-scanner --rules PATH... [--rules-key PATH] --control-fd N [--status-fd N] [--limits JSON] [--workers N]
+       vscan-scanner --check --rules PATH... [--rules-key PATH]
+       vscan-scanner --build BUNDLE --rules PATH... --rules-key PATH";
 
 const EX_USAGE: u8 = 64;
 const EX_DATAERR: u8 = 65;
@@ -29,6 +34,8 @@ const WORKERS_MAX: u32 = 1024;
 #[derive(Debug, Default)]
 struct Args {
     rules: Vec<PathBuf>,
+    key: Option<PathBuf>,
+    build: Option<PathBuf>,
     limits: Limits,
     workers: Option<u32>,
     control: Option<RawFd>,
@@ -41,6 +48,10 @@ struct Args {
 struct Checked<'a> {
     rules: u64,
     version: &'a str,
+    /// Of each set of YARA rules.
+    shares: Vec<Shares>,
+    /// Length of the bundle that was built.
+    bytes: u64,
     errors: &'a [Diagnostic],
     warnings: &'a [Diagnostic],
 }
@@ -51,7 +62,11 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(e) => return refuse(EX_USAGE, &format!("{e}\n{USAGE}")),
     };
-    if args.check { check(&args) } else { serve(args) }
+    match &args.build {
+        Some(path) => build(&args, path),
+        None if args.check => check(&args),
+        None => serve(args),
+    }
 }
 
 fn parse(args: impl Iterator<Item = OsString>) -> Result<Args, String> {
@@ -78,6 +93,8 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Args, String> {
                 parsed.limits =
                     serde_json::from_str(&value).map_err(|e| format!("--limits: {e}"))?
             }
+            "--rules-key" => parsed.key = Some(value.into()),
+            "--build" => parsed.build = Some(value.into()),
             "--workers" => parsed.workers = Some(number()?),
             "--control-fd" => parsed.control = Some(number()?.cast_signed()),
             "--status-fd" => parsed.status = Some(number()?.cast_signed()),
@@ -87,7 +104,10 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Args, String> {
     if parsed.rules.is_empty() {
         return Err("--rules is missing".into());
     }
-    if parsed.control.is_none() && !parsed.check {
+    if parsed.build.is_some() && parsed.key.is_none() {
+        return Err("--rules-key is missing".into());
+    }
+    if parsed.control.is_none() && !parsed.check && parsed.build.is_none() {
         return Err("--control-fd is missing".into());
     }
     if parsed.control.is_some() && parsed.control == parsed.status {
@@ -99,22 +119,70 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Args, String> {
     Ok(parsed)
 }
 
+/// The key, if there is one: only bundles need it, and say so.
+fn key(args: &Args) -> Result<Option<Key>, bundle::Error> {
+    match &args.key {
+        Some(path) if path.exists() => Key::read(path).map(Some),
+        Some(_) | None => Ok(None),
+    }
+}
+
+fn load(args: &Args) -> Result<Signatures, Vec<Diagnostic>> {
+    let place = args.key.clone().unwrap_or_default();
+    let key = key(args).map_err(|e| vec![Diagnostic::of_file(&place, e.to_string())])?;
+    Signatures::load(&args.rules, key.as_ref())
+}
+
 fn check(args: &Args) -> ExitCode {
-    let (checked, code) = match &yara::load(&args.rules) {
-        Ok(loaded) => {
-            let checked = Checked {
-                rules: loaded.count,
-                version: &loaded.version,
-                errors: &[],
-                warnings: &loaded.warnings,
-            };
-            (serde_json::to_string(&checked), ExitCode::SUCCESS)
-        }
-        Err(errors) => {
-            let checked = Checked { rules: 0, version: "", errors, warnings: &[] };
-            (serde_json::to_string(&checked), ExitCode::from(EX_DATAERR))
-        }
+    let (checked, code) = match &load(args) {
+        Ok(loaded) => report(loaded, 0),
+        Err(errors) => refusal(errors),
     };
+    print(checked, code)
+}
+
+/// Compiles the rules into a bundle.
+fn build(args: &Args, path: &Path) -> ExitCode {
+    let Some(place) = &args.key else { return refuse(EX_USAGE, USAGE) };
+    let key = match Key::read_or_make(place) {
+        Ok(key) => key,
+        Err(e) => return refuse(EX_OSERR, &format!("{}: {e}", place.display())),
+    };
+    let (checked, code) = match &Signatures::load(&args.rules, Some(&key)) {
+        Ok(loaded) => match &loaded.rules[..] {
+            [set] => match bundle::write(set, &loaded.version, &key, path) {
+                Ok(bytes) => report(loaded, bytes),
+                Err(e) => refusal(&[Diagnostic::of_file(path, e.to_string())]),
+            },
+            _ => refusal(&[Diagnostic::of_file(
+                path,
+                "a bundle is built of rules as text; bundles and other signatures are loaded beside it".into(),
+            )]),
+        },
+        Err(errors) => refusal(errors),
+    };
+    print(checked, code)
+}
+
+fn report(loaded: &Signatures, bytes: u64) -> (serde_json::Result<String>, ExitCode) {
+    let checked = Checked {
+        rules: loaded.count,
+        version: &loaded.version,
+        shares: loaded.rules.iter().map(Set::shares).collect(),
+        bytes,
+        errors: &[],
+        warnings: &loaded.warnings,
+    };
+    (serde_json::to_string(&checked), ExitCode::SUCCESS)
+}
+
+fn refusal(errors: &[Diagnostic]) -> (serde_json::Result<String>, ExitCode) {
+    let checked =
+        Checked { rules: 0, version: "", shares: Vec::new(), bytes: 0, errors, warnings: &[] };
+    (serde_json::to_string(&checked), ExitCode::from(EX_DATAERR))
+}
+
+fn print(checked: serde_json::Result<String>, code: ExitCode) -> ExitCode {
     match checked
         .map_err(std::io::Error::from)
         .and_then(|json| writeln!(std::io::stdout(), "{json}"))
@@ -149,7 +217,7 @@ fn serve(args: Args) -> ExitCode {
     if let Err(e) = detach() {
         return failed(status, EX_OSERR, format!("/dev/null: {e}"));
     }
-    let loaded = match yara::load(&args.rules) {
+    let loaded = match load(&args) {
         Ok(loaded) => loaded,
         Err(errors) => {
             let lines: Vec<String> = errors.iter().map(Diagnostic::to_string).collect();

@@ -12,6 +12,7 @@
 //! does not change.
 
 use super::needle::{How, NEEDLE_MAX, Needle};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// Distance of the windows of the data.
@@ -152,8 +153,16 @@ impl Stream {
     }
 }
 
+/// By which windows a literal is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    kind: Kind,
+    /// Where the first of them begins in the literal.
+    offset: u8,
+}
+
 /// What a window of a literal is put in by.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Kind {
     Long,
     Middle,
@@ -161,50 +170,70 @@ enum Kind {
     Xor,
 }
 
+/// Chooses the windows of each literal: those that the fewest others have, and that say the most.
+pub fn choose(needles: &[Needle]) -> Vec<Choice> {
+    let mut counts: HashMap<u64, u32, Mix> = HashMap::default();
+    for needle in needles {
+        for &kind in kinds(needle) {
+            for (hash, _) in windows(needle, kind) {
+                *counts.entry(hash).or_default() += 1;
+            }
+        }
+    }
+    let choose = |needle: &Needle| {
+        // The first kind whose windows say something, or the last.
+        let mut choice = None;
+        for &kind in kinds(needle) {
+            let all: Vec<u32> = windows(needle, kind)
+                .map(|(hash, poor)| poor + counts.get(&hash).copied().unwrap_or(0))
+                .collect();
+            let cost = |at: usize| all[at..at + kind.windows()].iter().sum::<u32>();
+            let best =
+                (0..(all.len() + 1).saturating_sub(kind.windows())).min_by_key(|&at| cost(at));
+            if let Some(best) = best {
+                choice = Some(Choice { kind, offset: best as u8 });
+                if cost(best) < POOR {
+                    break;
+                }
+            }
+        }
+        choice
+    };
+    // A literal that is shorter than it may be has no window, and is not found.
+    needles.iter().map(|n| choose(n).unwrap_or(Choice { kind: Kind::Short, offset: 0 })).collect()
+}
+
+impl Kind {
+    /// How many consecutive windows are put in.
+    fn windows(self) -> usize {
+        match self {
+            Kind::Short => 1,
+            Kind::Long | Kind::Middle | Kind::Xor => STEP,
+        }
+    }
+}
+
 impl Filter {
     /// A filter for literals of at least [`super::needle::NEEDLE_MIN`] and at most [`NEEDLE_MAX`] bytes.
     pub fn new(needles: &[Needle]) -> Self {
+        Self::of(needles, &choose(needles))
+    }
+
+    /// The same with windows that were chosen before.
+    pub fn of(needles: &[Needle], choices: &[Choice]) -> Self {
         let mut filter = Filter::default();
-        for needle in needles {
+        let mut chosen: Vec<(u64, Kind, u32, u8)> = Vec::new();
+        for (i, (needle, &Choice { kind, offset })) in needles.iter().zip(choices).enumerate() {
             filter.literals.push(Literal {
                 start: filter.bytes.len() as u32,
                 len: needle.bytes.len() as u8,
                 how: needle.how,
             });
             filter.bytes.extend_from_slice(&needle.bytes);
-        }
-        // How many literals have which window: the seldom ones are chosen.
-        let mut counts: HashMap<u64, u32, Mix> = HashMap::default();
-        for needle in needles {
-            for &kind in kinds(needle) {
-                for (hash, _) in windows(needle, kind) {
-                    *counts.entry(hash).or_default() += 1;
-                }
-            }
-        }
-        let mut chosen: Vec<(u64, Kind, u32, u8)> = Vec::new();
-        for (i, needle) in needles.iter().enumerate() {
-            // The first kind whose windows say something, or the last.
-            for (k, &kind) in kinds(needle).iter().enumerate() {
-                let all: Vec<(u64, u32)> = windows(needle, kind)
-                    .map(|(hash, poor)| (hash, poor + counts.get(&hash).copied().unwrap_or(0)))
-                    .collect();
-                let step = if kind == Kind::Short { 1 } else { STEP };
-                let cost = |at: usize| all[at..at + step].iter().map(|(_, cost)| cost).sum::<u32>();
-                let Some(best) =
-                    (0..(all.len() + 1).saturating_sub(step)).min_by_key(|&at| cost(at))
-                else {
-                    continue;
-                };
-                if cost(best) >= POOR && k + 1 < kinds(needle).len() {
-                    continue;
-                }
-                filter.xor |= kind == Kind::Xor;
-                for (offset, &(hash, _)) in all.iter().enumerate().skip(best).take(step) {
-                    chosen.push((hash, kind, i as u32, offset as u8));
-                }
-                break;
-            }
+            filter.xor |= kind == Kind::Xor;
+            let all =
+                windows(needle, kind).enumerate().skip(usize::from(offset)).take(kind.windows());
+            chosen.extend(all.map(|(offset, (hash, _))| (hash, kind, i as u32, offset as u8)));
         }
         filter.fill(chosen);
         filter
@@ -439,10 +468,11 @@ fn windows(needle: &Needle, kind: Kind) -> impl Iterator<Item = (u64, u32)> {
             Kind::Short => short_hash((word | FOLD) as u32),
             Kind::Xor => xor_hash(word),
         };
-        let mut folded: Vec<u8> = window.iter().map(|b| b | 0x20).collect();
-        folded.sort_unstable();
-        folded.dedup();
-        let poor = match folded.len() {
+        let mut different = [0u64; 4];
+        for b in window {
+            different[usize::from(b >> 6)] |= 1 << ((b | 0x20) & 63);
+        }
+        let poor = match different.iter().map(|set| set.count_ones()).sum::<u32>() {
             1 => 100 * POOR,
             2 => POOR,
             3 => POOR / 50,

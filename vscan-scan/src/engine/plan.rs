@@ -12,7 +12,7 @@ pub(crate) mod condition;
 pub(crate) mod formula;
 mod split;
 
-use super::filter::{Filter, Seen};
+use super::filter::{Choice, Filter, Seen};
 use super::needle::Needle;
 use formula::Formula;
 use serde::{Deserialize, Serialize};
@@ -32,16 +32,20 @@ pub(crate) struct Plan {
 }
 
 /// The part of a plan that is kept in a bundle; the rest follows from it.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Table {
     /// The literals of all patterns, each once.
     pub(crate) needles: Vec<Needle>,
+    /// How each of them is looked for.
+    pub(crate) choices: Vec<Choice>,
     /// The literals of each pattern, by their places in `needles`.
     pub(crate) patterns: Vec<Vec<u32>>,
     /// The components: when they are candidates, and in which unit they are.
     pub(crate) components: Vec<Component>,
     /// Number of units.
     pub(crate) units: u32,
+    /// Namespace and name of each rule, in the order in which they were written down.
+    pub(crate) order: Vec<(String, String)>,
 }
 
 /// Rules that stay together.
@@ -110,7 +114,7 @@ pub(crate) struct Gate {
 
 impl Plan {
     pub(crate) fn new(table: Table) -> Self {
-        let filter = Filter::new(&table.needles);
+        let filter = Filter::of(&table.needles, &table.choices);
         let patterns = Lists::new(
             table
                 .patterns
@@ -130,6 +134,10 @@ impl Plan {
         }
         let components = Lists::new(pairs, table.patterns.len());
         Self { filter, table, patterns, components, free }
+    }
+
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
     }
 
     pub(crate) fn shares(&self) -> Shares {

@@ -1,129 +1,46 @@
-//! The YARA engine: rules compiled from files and directories by yara-x, and a scanner that is reused.
+//! The YARA engine: rules compiled by yara-x, and scanners that are reused.
 //!
 //! No time-out of yara-x is set: it would start a thread, which the sandbox does not allow and a fork does
 //! not copy. Whoever waits for the scan ends the process at its deadline.
 
 use super::plan::{self, Gate, Plan, Shares, Source, Table, UnitSource};
+use super::source::Diagnostic;
 use crate::object::{Engine, Hit, Part};
 use crate::report::Detail;
-use serde::Serialize;
-use std::collections::{BTreeSet, HashMap};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 use yara_x::{Compiler, MetaValue, Rules, Scanner, SourceCode};
-
-/// Largest rule file; a larger one is a mistake in the path, not a rule set. The big public sets in one
-/// file have 20 MiB.
-const RULE_FILE_MAX: u64 = 64 << 20;
-
-/// Directories inside directories that are looked at for rules.
-const RULE_DEPTH_MAX: u32 = 16;
 
 /// Matches kept per pattern: conditions count, reports do not list them. yara-x keeps a million by default.
 const MATCHES_MAX: usize = 10_000;
 
-/// Something wrong with the rules, with its place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Diagnostic {
-    /// The file or directory.
-    pub file: PathBuf,
-    /// The line, from 1, where it is known.
-    pub line: Option<usize>,
-    /// The column, from 1, where it is known.
-    pub column: Option<usize>,
-    /// What is wrong, in one line.
-    pub message: String,
-    /// The same with the lines of the source, for a terminal; may be empty.
-    pub excerpt: String,
-}
-
-impl Diagnostic {
-    /// One without a place in the file.
-    fn of_file(file: &Path, message: String) -> Self {
-        Self { file: file.to_owned(), line: None, column: None, message, excerpt: String::new() }
-    }
-}
-
-impl std::fmt::Display for Diagnostic {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if let Some(line) = self.line {
-            write!(f, ":{line}")?;
-        }
-        write!(f, ": {}", self.message)
-    }
-}
-
-/// Compiled rules.
-pub struct Loaded {
-    /// The rules, in the units that [`super::plan`] makes.
-    units: Vec<Rules>,
-    plan: Plan,
+/// Compiled rules, in the units that [`super::plan`] makes.
+pub struct Set {
+    pub(super) units: Vec<Rules>,
+    pub(super) plan: Plan,
     /// The place of each rule, by namespace and name: findings are told in this order.
     order: HashMap<(String, String), u32>,
     /// Number of rules.
     pub count: u64,
-    /// Engine, version and the first bytes of the BLAKE3 hash of all sources: what a verdict depends on.
-    pub version: String,
-    /// What is doubtful in the rules.
-    pub warnings: Vec<Diagnostic>,
 }
 
-/// Compiles all rules under the paths: files as they are, directories with all their `*.yar` and `*.yara`.
-///
-/// Each file has a namespace of its own, so that equal names in different sets do not collide and a
-/// `global` rule bounds its own file only.
-///
-/// # Errors
-/// Everything that is wrong in any file, at once; then nothing is loaded. Paths without any rule are an
-/// error too: a scanner without rules calls everything clean.
-pub fn load(paths: &[PathBuf]) -> Result<Loaded, Vec<Diagnostic>> {
-    let mut errors = Vec::new();
-    let mut files = BTreeSet::new();
-    for path in paths {
-        collect(path, 0, true, &mut files, &mut errors);
-    }
-    let mut hasher = blake3::Hasher::new();
-    let mut sources = Vec::new();
-    for path in files {
-        match read(&path) {
-            Ok(text) => {
-                hasher.update(path.file_name().unwrap_or_default().as_encoded_bytes());
-                hasher.update(&(text.len() as u64).to_le_bytes());
-                hasher.update(&text);
-                sources.push(Source { path, text });
-            }
-            Err(message) => errors.push(Diagnostic::of_file(&path, message)),
-        }
-    }
-    if errors.is_empty() && sources.is_empty() {
-        let first = paths.first().cloned().unwrap_or_default();
-        let message = "no rules: neither a file nor a directory with *.yar or *.yara";
-        errors.push(Diagnostic::of_file(&first, message.into()));
-    }
-    let (table, texts) = plan::split(&sources);
-    let mut warnings = Vec::new();
-    let units: Vec<Rules> =
-        texts.iter().map(|unit| compile(&sources, unit, &mut errors, &mut warnings)).collect();
-    if !errors.is_empty() {
-        errors.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-        return Err(errors);
-    }
-    warnings.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-    let hash = hasher.finalize().to_hex();
-    let version = format!("yara-x {YARA_X} {}", &hash[..16]);
-    Ok(Loaded::new(units, table, version, warnings))
+/// Compiles rule files. Each has a namespace of its own, so that equal names in different sets do not collide and a
+/// `global` rule bounds its own file only. What is wrong is appended to `errors`; then the set is not whole.
+pub(super) fn build(
+    sources: &[Source],
+    errors: &mut Vec<Diagnostic>,
+    warnings: &mut Vec<Diagnostic>,
+) -> Set {
+    let (table, texts) = plan::split(sources);
+    let units = texts.iter().map(|unit| compile(sources, unit, errors, warnings)).collect();
+    Set::new(units, table)
 }
 
-impl Loaded {
-    fn new(units: Vec<Rules>, table: Table, version: String, warnings: Vec<Diagnostic>) -> Self {
-        let rules = units.iter().flat_map(Rules::iter);
-        let mut names: Vec<(String, String)> =
-            rules.map(|r| (r.namespace().to_owned(), r.identifier().to_owned())).collect();
-        let count = names.len() as u64;
-        names.sort();
-        let order = names.into_iter().zip(0..).collect();
-        Self { units, plan: Plan::new(table), order, count, version, warnings }
+impl Set {
+    pub(super) fn new(units: Vec<Rules>, table: Table) -> Self {
+        let count = units.iter().map(|unit: &Rules| unit.iter().len() as u64).sum();
+        let order = table.order.iter().cloned().zip(0..).collect();
+        Self { units, plan: Plan::new(table), order, count }
     }
 
     /// All rules, unit by unit.
@@ -203,54 +120,9 @@ fn diagnostic(
     }
 }
 
-/// Collects rule files. `named`: the configuration names this path itself, so it is read whatever its ending.
-fn collect(
-    path: &Path,
-    depth: u32,
-    named: bool,
-    files: &mut BTreeSet<PathBuf>,
-    errors: &mut Vec<Diagnostic>,
-) {
-    let mut fail = |path: &Path, message: String| errors.push(Diagnostic::of_file(path, message));
-    let meta = match fs::metadata(path) {
-        Ok(meta) => meta,
-        Err(e) => return fail(path, format!("cannot be read: {e}")),
-    };
-    if meta.is_dir() {
-        if depth >= RULE_DEPTH_MAX {
-            return fail(path, "too many directories inside each other".into());
-        }
-        let entries = match fs::read_dir(path) {
-            Ok(entries) => entries,
-            Err(e) => return fail(path, format!("cannot be read: {e}")),
-        };
-        for entry in entries {
-            match entry {
-                Ok(entry) => collect(&entry.path(), depth + 1, false, files, errors),
-                Err(e) => {
-                    errors.push(Diagnostic::of_file(path, format!("cannot be read: {e}")));
-                }
-            }
-        }
-    } else if named || path.extension().is_some_and(|e| e == "yar" || e == "yara") {
-        files.insert(path.to_owned());
-    }
-}
-
-fn read(file: &Path) -> Result<Vec<u8>, String> {
-    let meta = fs::metadata(file).map_err(|e| format!("cannot be read: {e}"))?;
-    if !meta.is_file() {
-        return Err("is no file".into());
-    }
-    if meta.len() > RULE_FILE_MAX {
-        return Err(format!("is larger than {RULE_FILE_MAX} bytes"));
-    }
-    fs::read(file).map_err(|e| format!("cannot be read: {e}"))
-}
-
 /// A scanner over loaded rules, for one thread.
 pub struct Yara<'r> {
-    loaded: &'r Loaded,
+    set: &'r Set,
     gate: Gate,
     /// One for each unit that has run.
     scanners: Vec<Option<Scanner<'r>>>,
@@ -258,21 +130,21 @@ pub struct Yara<'r> {
 
 impl<'r> Yara<'r> {
     /// A scanner; its memory is set up as units run for the first time.
-    pub fn new(loaded: &'r Loaded) -> Self {
-        let scanners = loaded.units.iter().map(|_| None).collect();
-        Self { loaded, gate: loaded.plan.gate(), scanners }
+    pub fn new(set: &'r Set) -> Self {
+        let scanners = set.units.iter().map(|_| None).collect();
+        Self { set, gate: set.plan.gate(), scanners }
     }
 
     /// Sets up everything that would be set up as objects come.
     pub fn warm(&mut self) {
         for (unit, scanner) in self.scanners.iter_mut().enumerate() {
-            scanner.get_or_insert_with(|| scanner_of(&self.loaded.units[unit]));
+            scanner.get_or_insert_with(|| scanner_of(&self.set.units[unit]));
         }
     }
 
     /// The units that would run on the data, of all units.
     pub fn needed(&mut self, data: &[u8]) -> (usize, usize) {
-        let units = self.loaded.plan.units(data, &mut self.gate);
+        let units = self.set.plan.units(data, &mut self.gate);
         (units.iter().filter(|&&needed| needed).count(), units.len())
     }
 }
@@ -293,10 +165,10 @@ impl Engine for Yara<'_> {
         let extension = extension(part.name);
         let filetype = part.kind.label().to_ascii_uppercase();
         let mut found: Vec<(u32, Hit)> = Vec::new();
-        let units = self.loaded.plan.units(part.data, &mut self.gate);
+        let units = self.set.plan.units(part.data, &mut self.gate);
         for (unit, _) in units.iter().enumerate().filter(|(_, needed)| **needed) {
             let scanner =
-                self.scanners[unit].get_or_insert_with(|| scanner_of(&self.loaded.units[unit]));
+                self.scanners[unit].get_or_insert_with(|| scanner_of(&self.set.units[unit]));
             for (variable, value) in [
                 ("filename", part.name),
                 ("filepath", &filepath),
@@ -310,7 +182,7 @@ impl Engine for Yara<'_> {
             let results = scanner.scan(part.data).map_err(|e| format!("yara: {e}"))?;
             for rule in results.matching_rules() {
                 let key = (rule.namespace().to_owned(), rule.identifier().to_owned());
-                let place = self.loaded.order.get(&key).copied().unwrap_or(u32::MAX);
+                let place = self.set.order.get(&key).copied().unwrap_or(u32::MAX);
                 let detail = part.detail.then(|| detail(&rule));
                 found.push((place, Hit { name: key.1, detail }));
             }

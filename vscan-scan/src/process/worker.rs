@@ -2,7 +2,7 @@
 
 use super::sys::{self, Mapping};
 use crate::channel;
-use crate::engine::yara::Yara;
+use crate::engine::Engines;
 use crate::limits::Limits;
 use crate::object::{self, Object};
 use crate::repair;
@@ -22,7 +22,12 @@ pub const EXIT_PROTOCOL: i32 = 76;
 pub const EXIT_PANIC: i32 = 70;
 
 /// Serves requests until the socket ends. Never returns.
-pub fn serve(socket: BorrowedFd<'_>, yara: &mut Yara<'_>, limits: &Limits, version: &str) -> ! {
+pub fn serve(
+    socket: BorrowedFd<'_>,
+    engines: &mut Engines<'_>,
+    limits: &Limits,
+    version: &str,
+) -> ! {
     let mut buffer = vec![0; DATAGRAM_MAX];
     loop {
         let (request, descriptor) = match channel::recv::<Request>(socket, &mut buffer) {
@@ -32,8 +37,9 @@ pub fn serve(socket: BorrowedFd<'_>, yara: &mut Yara<'_>, limits: &Limits, versi
             Err(_) => sys::exit(EXIT_PROTOCOL),
         };
         let id = request.id;
-        let scanned =
-            catch_unwind(AssertUnwindSafe(|| answer(yara, limits, version, &request, descriptor)));
+        let scanned = catch_unwind(AssertUnwindSafe(|| {
+            answer(engines, limits, version, &request, descriptor)
+        }));
         let panicked = scanned.is_err();
         let answer = scanned.unwrap_or_else(|_| {
             failed(version, &request.ask, "the scanner panicked over this object".into())
@@ -59,7 +65,7 @@ fn failed(version: &str, ask: &Ask, why: String) -> Answer {
 }
 
 fn answer(
-    yara: &mut Yara<'_>,
+    engines: &mut Engines<'_>,
     limits: &Limits,
     version: &str,
     request: &Request,
@@ -77,7 +83,7 @@ fn answer(
         match &request.ask {
             Ask::Report { detail } => {
                 let details = detail.then_some(hashes as fn(&[u8]) -> Hashes);
-                let report = object::scan(yara, limits, &Object { details, ..object });
+                let report = object::scan(engines, limits, &Object { details, ..object });
                 Answer::Report(Box::new(report))
             }
             Ask::Repair(plan) => Answer::Repair(object::repair(limits, &object, plan)),

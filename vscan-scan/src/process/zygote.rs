@@ -7,7 +7,7 @@
 use super::sys::{self, Forked};
 use super::{sandbox, worker};
 use crate::channel;
-use crate::engine::yara::{Loaded, Yara};
+use crate::engine::{Engines, Signatures};
 use crate::limits::Limits;
 use crate::object::{Engine, Part};
 use crate::sniff::Kind;
@@ -60,7 +60,7 @@ pub struct Config {
 
 /// The zygote with its workers.
 pub struct Zygote<'r> {
-    loaded: &'r Loaded,
+    loaded: &'r Signatures,
     config: Config,
     pid: Pid,
     data_bytes: u64,
@@ -93,7 +93,7 @@ impl<'r> Zygote<'r> {
     ///
     /// # Errors
     /// When the sandbox or a worker does not stand: then nothing may be scanned.
-    pub fn start(loaded: &'r Loaded, config: Config) -> Result<(Self, Vec<String>), Error> {
+    pub fn start(loaded: &'r Signatures, config: Config) -> Result<(Self, Vec<String>), Error> {
         let fail = |what| move |e: io::Error| Error::Call(what, e);
         let threads =
             std::fs::read_dir("/proc/self/task").map_err(fail("/proc/self/task"))?.count();
@@ -333,9 +333,9 @@ impl<'r> Zygote<'r> {
             let _ = io::stderr().write_all(text.as_bytes());
         }));
         // Memory and lazily set-up tables before the doors close.
-        let mut yara = Yara::new(self.loaded);
+        let mut engines = Engines::new(self.loaded);
         let warm = Part { data: b"vscan", kind: Kind::Text, name: "", path: &[], detail: false };
-        if let Err(e) = yara.scan(&warm, &mut Vec::new()) {
+        if let Err(e) = engines.scan(&warm, &mut Vec::new()) {
             refuse(&mut ready, &e);
         }
         let filter = match sandbox::worker_filter(std::process::id()) {
@@ -357,7 +357,7 @@ impl<'r> Zygote<'r> {
             refuse(&mut ready, &e);
         }
         drop(ready);
-        worker::serve(socket, &mut yara, &self.config.limits, &self.loaded.version)
+        worker::serve(socket, &mut engines, &self.config.limits, &self.loaded.version)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::condition::Reader;
 use super::formula::Formula;
 use super::{Component, Table};
+use crate::engine::filter;
 use crate::engine::needle::{NEEDLE_MIN, Needle, needles, worth};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ pub(crate) struct Source {
     pub(crate) text: Vec<u8>,
 }
 
-/// What one unit takes of one file: its text, with everything else of it blank, so that places stay the same.
+/// What one unit takes of one file. All of it lies at the same lines and columns as in the file.
 #[derive(Debug)]
 pub(crate) struct UnitSource {
     /// The file, by its place among the sources.
@@ -30,7 +31,7 @@ pub(crate) struct UnitSource {
 
 /// Rules in a unit whose rules need literals. A unit costs its share of memory, and a few dozen rules
 /// with few candidates among them are scanned at memory speed.
-const UNIT_RULES: u32 = 64;
+const UNIT_RULES: u32 = 128;
 
 /// Length of literals that are seldom enough.
 const ENOUGH: usize = 8;
@@ -58,18 +59,21 @@ struct Group {
 /// Splits the sources into units. Files that cannot be parsed are left whole: their errors are the compiler's to tell.
 pub(crate) fn split(sources: &[Source]) -> (Table, Vec<Vec<UnitSource>>) {
     let mut literals = Literals::default();
-    let mut groups = Vec::new();
+    let (mut groups, mut order) = (Vec::new(), Vec::new());
     for (i, source) in sources.iter().enumerate() {
-        file(i, source, &mut literals, &mut groups);
+        file(i, source, &mut literals, &mut groups, &mut order);
     }
     let units = assign(&groups, &literals);
     let mut table = Table {
+        choices: filter::choose(&literals.needles),
         needles: literals.needles,
         patterns: literals.patterns,
         components: Vec::new(),
         units: units.len() as u32,
+        order,
     };
     let mut texts = Vec::new();
+    let imports: Vec<_> = sources.iter().map(|source| imports(&source.text)).collect();
     for (u, unit) in units.iter().enumerate() {
         let mut of_file: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
         for &g in unit {
@@ -86,7 +90,7 @@ pub(crate) fn split(sources: &[Source]) -> (Table, Vec<Vec<UnitSource>>) {
                 .into_iter()
                 .map(|(source, spans)| UnitSource {
                     source,
-                    text: blanked(&sources[source].text, spans),
+                    text: extract(&sources[source].text, &imports[source], spans),
                 })
                 .collect(),
         );
@@ -128,10 +132,20 @@ impl Literals {
     }
 }
 
-fn file(i: usize, source: &Source, literals: &mut Literals, groups: &mut Vec<Group>) {
+fn file(
+    i: usize,
+    source: &Source,
+    literals: &mut Literals,
+    groups: &mut Vec<Group>,
+    order: &mut Vec<(String, String)>,
+) {
     let spans = rule_spans(&source.text);
     let ast = AST::from(Parser::new(&source.text));
     let rules: Vec<&Rule<'_>> = ast.rules().collect();
+    let namespace = source.path.to_string_lossy();
+    order.extend(
+        rules.iter().map(|r| (namespace.clone().into_owned(), r.identifier.name.to_owned())),
+    );
     let included = ast.items().any(|item| matches!(item, Item::Include(_)));
     let names: HashSet<&str> = rules.iter().map(|rule| rule.identifier.name).collect();
     let whole = included || rules.len() != spans.len() || names.len() != rules.len();
@@ -201,28 +215,42 @@ fn words(text: &[u8]) -> impl Iterator<Item = &str> {
         .filter_map(|word| std::str::from_utf8(word).ok())
 }
 
-/// The text with everything blank but the spans and the imports that they seem to use. No spans: the text as it is.
-fn blanked(text: &[u8], spans: Vec<(usize, usize)>) -> Vec<u8> {
+/// Where the imports of a file lie, and what they import.
+fn imports(text: &[u8]) -> Vec<(String, (usize, usize))> {
+    let place = |import: &yara_x_parser::ast::Import<'_>| {
+        let span = import.span();
+        (import.module_name.to_owned(), (span.start(), span.end()))
+    };
+    AST::from(Parser::new(text)).imports().map(place).collect()
+}
+
+/// The spans of a text and the imports that they seem to use, at their lines and columns, and nothing else of it. No
+/// spans: the text as it is.
+fn extract(
+    text: &[u8],
+    imports: &[(String, (usize, usize))],
+    mut spans: Vec<(usize, usize)>,
+) -> Vec<u8> {
     if spans.is_empty() {
         return text.to_vec();
     }
-    let mut blank: Vec<u8> =
-        text.iter().map(|&b| if b == b'\n' || b == b'\r' { b } else { b' ' }).collect();
-    for &(from, to) in &spans {
-        blank[from..to].copy_from_slice(&text[from..to]);
+    let used = imports.iter().filter(|(name, _)| {
+        spans.iter().any(|&(from, to)| words(&text[from..to]).any(|word| word == name))
+    });
+    let used: Vec<(usize, usize)> = used.map(|(_, span)| *span).collect();
+    spans.extend(used);
+    spans.sort_unstable();
+    let mut out = Vec::new();
+    let mut done = 0;
+    for (from, to) in spans {
+        let between = &text[done..from];
+        out.extend(between.iter().filter(|&&b| b == b'\n'));
+        let column = between.iter().rev().take_while(|&&b| b != b'\n').count();
+        out.resize(out.len() + column, b' ');
+        out.extend_from_slice(&text[from..to]);
+        done = to;
     }
-    let ast = AST::from(Parser::new(text));
-    for import in ast.imports() {
-        let span = import.span();
-        let used = spans
-            .iter()
-            .any(|&(from, to)| words(&text[from..to]).any(|word| word == import.module_name));
-        if used {
-            let (from, to) = (span.start(), span.end());
-            blank[from..to].copy_from_slice(&text[from..to]);
-        }
-    }
-    blank
+    out
 }
 
 /// Puts the groups into units: those that need a literal in the order of their files, which keeps related rules

@@ -1,21 +1,24 @@
 //! The engine, and the shipped rules: each detects what it is for and passes what is near it.
 
 use super::*;
+use crate::engine::{Engines, Signatures};
 use crate::limits::Limits;
 use crate::object::{self, Object};
 use crate::report::Report;
 use crate::wire::ObjectKind;
+use std::collections::BTreeSet;
+use std::fs;
 use std::time::{Duration, Instant};
 
-fn shipped() -> Loaded {
+fn shipped() -> Signatures {
     let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rules");
-    load(&[rules]).unwrap_or_else(|e| panic!("{e:?}"))
+    Signatures::load(&[rules], None).unwrap_or_else(|e| panic!("{e:?}"))
 }
 
-fn scan(yara: &mut Yara<'_>, name: &str, data: &[u8]) -> Report {
+fn scan(engines: &mut Engines<'_>, name: &str, data: &[u8]) -> Report {
     let deadline = Instant::now() + Duration::from_secs(60);
     object::scan(
-        yara,
+        engines,
         &Limits::default(),
         &Object { name: Some(name), ..Object::new(ObjectKind::File, data, deadline) },
     )
@@ -53,7 +56,7 @@ fn long(letter: &str) -> String {
 #[test]
 fn each_shipped_rule_detects_its_kind() {
     let loaded = shipped();
-    let mut yara = Yara::new(&loaded);
+    let mut engines = Engines::new(&loaded);
     let eicar =
         [&b"X5O!P%@AP[4\\PZX54(P^)7CC)7}"[..], b"$EICAR-STANDARD-ANTIVIRUS-", b"TEST-FILE!$H+H*"]
             .concat();
@@ -86,7 +89,7 @@ fn each_shipped_rule_detects_its_kind() {
         ("Webshell_JSP_Exec", "a.jsp", b"<% Runtime.getRuntime().exec(request.getParameter(\"cmd\")); %>".to_vec()),
     ];
     for (rule, name, data) in &samples {
-        let report = scan(&mut yara, name, data);
+        let report = scan(&mut engines, name, data);
         assert!(names(&report).contains(rule), "{rule} on {name}: {report:?}");
     }
     let all: BTreeSet<&str> = loaded.rules().map(|r| r.identifier()).collect();
@@ -105,7 +108,7 @@ fn each_shipped_rule_detects_its_kind() {
 #[test]
 fn shipped_rules_pass_what_is_near() {
     let loaded = shipped();
-    let mut yara = Yara::new(&loaded);
+    let mut engines = Engines::new(&loaded);
     let eicar =
         ["X5O!P%@AP[4\\PZX54(P^)7CC)7}", "$EICAR-STANDARD-ANTIVIRUS-", "TEST-FILE!$H+H*"].concat();
     for (name, data) in [
@@ -122,7 +125,7 @@ fn shipped_rules_pass_what_is_near() {
         ("admin.ps1", b"powershell -ExecutionPolicy Bypass -File .\\install.ps1".to_vec()),
         ("letter.doc", ole(b"\0AutoOpen\0MsgBox(\"hello\")")),
     ] {
-        let report = scan(&mut yara, name, &data);
+        let report = scan(&mut engines, name, &data);
         assert!(report.findings.is_empty(), "{name}: {report:?}");
     }
 }
@@ -130,12 +133,12 @@ fn shipped_rules_pass_what_is_near() {
 #[test]
 fn the_shipped_rule_files_are_not_detected() {
     let loaded = shipped();
-    let mut yara = Yara::new(&loaded);
+    let mut engines = Engines::new(&loaded);
     for entry in
         fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rules")).unwrap()
     {
         let path = entry.unwrap().path();
-        let report = scan(&mut yara, "x", &fs::read(&path).unwrap());
+        let report = scan(&mut engines, "x", &fs::read(&path).unwrap());
         assert!(report.findings.is_empty(), "{}: {report:?}", path.display());
     }
 }
@@ -154,10 +157,11 @@ fn files_do_not_touch_each_other_and_variables_are_set() {
         "d.yar",
         "import \"pe\" import \"math\" import \"hash\" rule modules { condition: pe.is_pe or math.entropy(0, filesize) < 0.0 or hash.md5(0, 1) == \"\" }",
     );
-    let loaded = load(&[dir.path().to_owned()]).unwrap_or_else(|e| panic!("{e:?}"));
-    let mut yara = Yara::new(&loaded);
-    assert_eq!(names(&scan(&mut yara, "A.Exe", b"MZ needle")), ["same", "vars"]);
-    assert_eq!(names(&scan(&mut yara, "b", b"MZ needle")), ["same"]);
+    let loaded =
+        Signatures::load(&[dir.path().to_owned()], None).unwrap_or_else(|e| panic!("{e:?}"));
+    let mut engines = Engines::new(&loaded);
+    assert_eq!(names(&scan(&mut engines, "A.Exe", b"MZ needle")), ["same", "vars"]);
+    assert_eq!(names(&scan(&mut engines, "b", b"MZ needle")), ["same"]);
 }
 
 #[test]
@@ -166,7 +170,9 @@ fn the_version_changes_with_the_rules_only() {
     let path = dir.path().join("a.yar");
     let version = |text: &str| {
         fs::write(&path, text).unwrap();
-        load(std::slice::from_ref(&path)).map(|l| l.version).unwrap_or_else(|e| panic!("{e:?}"))
+        Signatures::load(std::slice::from_ref(&path), None)
+            .map(|l| l.version)
+            .unwrap_or_else(|e| panic!("{e:?}"))
     };
     let first = version("rule a { condition: true }");
     assert_ne!(first, version("rule a { condition: false }"));
