@@ -25,21 +25,44 @@ struct Complaint {
     message: String,
 }
 
-/// What `vscan-scanner --check` prints.
+/// What `vscan-scanner --check` and `--build` print.
 #[derive(Debug, Deserialize)]
-struct Checked {
-    rules: u64,
-    errors: Vec<Diagnostic>,
-    warnings: Vec<Diagnostic>,
+pub(super) struct Checked {
+    pub(super) rules: u64,
+    pub(super) version: String,
+    pub(super) shares: Vec<Shares>,
+    pub(super) bytes: u64,
+    pub(super) errors: Vec<Diagnostic>,
+    pub(super) warnings: Vec<Diagnostic>,
+}
+
+/// How many rules of one set run on which objects.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub(super) struct Shares {
+    pub(super) by_literal: u32,
+    pub(super) by_header: u32,
+    pub(super) always: u32,
+    pub(super) literals: u32,
+    pub(super) units: u32,
 }
 
 #[derive(Debug, Deserialize)]
-struct Diagnostic {
+pub(super) struct Diagnostic {
     file: PathBuf,
     line: Option<usize>,
     column: Option<usize>,
     message: String,
     excerpt: String,
+}
+
+impl std::fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", printable(&self.file.to_string_lossy()))?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        write!(f, ": {}", printable(&self.message))
+    }
 }
 
 pub(super) fn run(path: &Path, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
@@ -55,7 +78,7 @@ pub(super) fn run(path: &Path, output: Output, out: &mut dyn Write) -> Result<()
             complaints.extend(of_config(&errors, path));
         }
         Ok(config) => {
-            match check_rules(&scanner(&config)?, &config.scan.rules) {
+            match check_rules(&config, &config.scan.rules, None) {
                 Ok(checked) => {
                     rules = checked.rules;
                     if !checked.errors.is_empty() {
@@ -195,9 +218,19 @@ pub(super) fn scanner(config: &Config) -> Result<PathBuf, Failure> {
     }
 }
 
-fn check_rules(scanner: &Path, rules: &[PathBuf]) -> Result<Checked, Failure> {
-    let mut command = Command::new(scanner);
-    command.arg("--check").arg("--rules").args(rules);
+/// Has the scanner compile rules; into a bundle, if one is named.
+pub(super) fn check_rules(
+    config: &Config,
+    rules: &[PathBuf],
+    bundle: Option<&Path>,
+) -> Result<Checked, Failure> {
+    let scanner = scanner(config)?;
+    let mut command = Command::new(&scanner);
+    match bundle {
+        Some(bundle) => command.arg("--build").arg(bundle),
+        None => command.arg("--check"),
+    };
+    command.arg("--rules").args(rules).arg("--rules-key").arg(config.rules_key());
     let result = command.stdin(Stdio::null()).stderr(Stdio::piped()).output().map_err(|e| {
         Failure::new(
             EX_UNAVAILABLE,

@@ -12,6 +12,7 @@ mod flows;
 mod notices;
 mod pages;
 mod quarantine;
+mod rules;
 mod scan;
 mod senders;
 mod status;
@@ -106,6 +107,13 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Notices { command } => {
             let queue = || Ok(config()?.paths.state_dir.join(notify::QUEUE_FILE));
             notices::run(&control()?, &queue, command, cli.output, out)?;
+        }
+        Command::Rules(command) => {
+            let config = match config() {
+                Err(ConfigErrors::Unreadable { .. }) => Config::defaults(),
+                other => other?,
+            };
+            rules::run(command, &config, cli.output, out)?;
         }
         Command::Reload => {
             client::ask_once(&control()?, &Request::Reload)?;

@@ -54,6 +54,7 @@ async fn scan(
     let spec = Spec {
         program: super::check::scanner(config)?,
         rules: rules.clone(),
+        rules_key: config.rules_key(),
         limits: serde_json::to_string(&config.scan.limits)
             .map_err(|e| Failure::new(EX_CONFIG, e))?,
         workers,

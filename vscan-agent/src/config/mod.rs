@@ -80,6 +80,12 @@ impl Config {
         }
     }
 
+    /// The secret that authenticates compiled rules.
+    #[must_use]
+    pub fn rules_key(&self) -> PathBuf {
+        self.scan.rules_key.clone().unwrap_or_else(|| self.paths.state_dir.join("rules.key"))
+    }
+
     /// Where the control socket is, of a configuration that may be wrong everywhere else: a running agent can be asked
     /// also while its file is being edited.
     ///

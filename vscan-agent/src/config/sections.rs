@@ -270,6 +270,7 @@ fn scan(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Scan {
     let deadline = positive(r, &mut t, "deadline", d.deadline);
     let scan = Scan {
         rules,
+        rules_key: t.opt(r, "rules_key"),
         skip_extensions: t
             .list::<Extension>(r, "skip_extensions", Vec::new())
             .into_iter()

@@ -274,6 +274,8 @@ impl Smtp {
 pub struct Scan {
     /// Files and directories of rules. Never empty.
     pub rules: Vec<PathBuf>,
+    /// The secret that authenticates compiled rules; none: `rules.key` in the state directory.
+    pub rules_key: Option<PathBuf>,
     /// Extensions (lower case, without the dot) of files that are not scanned.
     pub skip_extensions: Vec<String>,
     /// Types of files that are not scanned, by their first bytes: names of formats and classes of `vscan_scan::formats`.
@@ -431,6 +433,7 @@ impl Default for Scan {
     fn default() -> Self {
         Self {
             rules: vec![PathBuf::from("/etc/vscan/rules.d")],
+            rules_key: None,
             skip_extensions: Vec::new(),
             skip_types: Vec::new(),
             verify_type: true,

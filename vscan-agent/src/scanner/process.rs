@@ -27,6 +27,8 @@ pub struct Spec {
     pub program: PathBuf,
     /// Rule files and directories.
     pub rules: Vec<PathBuf>,
+    /// The key that authenticates compiled rules.
+    pub rules_key: PathBuf,
     /// The limits, as the JSON that the scanner takes.
     pub limits: String,
     /// Number of workers.
@@ -99,6 +101,8 @@ pub fn spawn(spec: &Spec) -> Result<Starting, StartError> {
         command.arg("--rules").arg(path);
     }
     command
+        .arg("--rules-key")
+        .arg(&spec.rules_key)
         .args(["--limits", &spec.limits])
         .args(["--workers", &spec.workers.to_string()])
         .args(["--control-fd", &inherited_number(&theirs)])

@@ -215,6 +215,7 @@ fn scanner_spec(config: &Config) -> Result<process::Spec, Fatal> {
     Ok(process::Spec {
         program,
         rules: config.scan.rules.clone(),
+        rules_key: config.rules_key(),
         limits,
         workers: config.scan.workers.get(),
     })
