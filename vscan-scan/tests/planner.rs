@@ -436,7 +436,7 @@ fn few_units_run_on_what_nothing_is_found_in() {
     let mut engines = Engines::new(&loaded);
     let (needed, all) = engines.needed(b"nothing of the kind");
     assert_eq!(needed, 0);
-    assert!(all >= 10, "{all} units");
+    assert!(all >= 8, "{all} units");
     assert_eq!(engines.needed(b"... a literal with the number 777! ...").0, 1);
     let by_name: HashMap<&str, u32> = [
         ("by literal", loaded.rules[0].shares().by_literal),
