@@ -103,16 +103,56 @@ const KINDS: &[(&str, Kind)] = &[
     ("ooxml", Kind::Relationships),
 ];
 
+fn files_of(target: &str) -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(!files.is_empty(), "the corpus of {target} is gone");
+    files.sort();
+    files
+}
+
 #[test]
 fn the_corpora_of_decoders_are_survived() {
     for &(target, kind) in KINDS {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-        let files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
-        assert!(!files.is_empty(), "the corpus of {target} is gone");
-        for path in files {
+        for path in files_of(target) {
             let data = std::fs::read(&path).unwrap();
             for len in (0..=data.len()).step_by(data.len() / 100 + 1) {
                 kinds::walk_as(kind, &data[..len]);
+            }
+        }
+    }
+}
+
+/// Bytes changed here and there, copied and taken away: what hostile files are.
+#[test]
+fn changes_of_the_corpora_are_survived() {
+    const CHANGES: u32 = 40;
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % below.max(1) as u64).unwrap()
+    };
+    for &(target, kind) in KINDS {
+        for path in files_of(target) {
+            let whole = std::fs::read(&path).unwrap();
+            for _ in 0..CHANGES {
+                let mut data = whole.clone();
+                for _ in 0..=random(4) {
+                    let at = random(data.len());
+                    match random(4) {
+                        0 => data[at] = [0, 1, 0x7f, 0x80, 0xff][random(5)],
+                        1 => data[at] ^= 1 << random(8),
+                        2 => data.truncate(at.max(1)),
+                        _ => {
+                            let (from, len) = (random(data.len()), random(16));
+                            let piece: Vec<u8> = data[from..].iter().copied().take(len).collect();
+                            data.splice(at..at, piece);
+                        }
+                    }
+                }
+                kinds::walk_as(kind, &data);
             }
         }
     }
