@@ -110,6 +110,7 @@ impl Settings {
             Topology::OnGateway => {
                 text.push_str("publish = [\"192.0.2.1\", \"2001:db8:2::1\"]\n");
             }
+            Topology::FromGateway if more("smtp").contains("own_mail") => {}
             Topology::FromGateway => text.push_str("intercept_own = true\n"),
             Topology::Plain
             | Topology::Masquerade

@@ -50,7 +50,7 @@ fn infected() -> Vec<u8> {
 fn a_mail_server_on_the_gateway_sends(steering: Steering) -> Result<()> {
     let lab = Lab::new(Topology::FromGateway)?;
     let sink = Sink::start(lab.server(), 25, Behaviour::default())?;
-    let vscan = Vscan::start(&lab, &Settings::new(steering))?;
+    let vscan = Vscan::start(&lab, &Settings::new(steering).with("smtp", "own_mail = true"))?;
     let recipient = |family: Family| format!("bob-{family:?}@server.example").to_lowercase();
     let routes = FAMILIES.map(|family| (recipient(family), lab.dial(family, 25)));
     let relay = PostfixRelay::start(lab.client(), &routes)?;

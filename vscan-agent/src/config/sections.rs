@@ -255,6 +255,7 @@ fn smtp(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Smtp {
             .into_iter()
             .map(|EhloKeyword(keyword)| keyword)
             .collect(),
+        own_mail: t.get(r, "own_mail", d.own_mail),
         noop_interval: positive(r, &mut t, "noop_interval", d.noop_interval),
     };
     t.finish(r);

@@ -252,6 +252,8 @@ pub struct Smtp {
     pub bare_newline: BareNewline,
     /// Extensions that are taken out of the EHLO reply, besides those that vscan cannot follow.
     pub hide_extensions: Vec<String>,
+    /// Whether mail that a server on the gateway itself sends is intercepted too.
+    pub own_mail: bool,
     /// How often the server is kept awake while a message is held.
     pub noop_interval: Duration,
 }
@@ -423,6 +425,7 @@ impl Default for Smtp {
             starttls: StartTls::Pass,
             bare_newline: BareNewline::Lookalikes,
             hide_extensions: Vec::new(),
+            own_mail: false,
             // within the five minutes of RFC 5321 4.5.3.2.7, and seldom: Exim hangs up at the eleventh NOOP of a session
             noop_interval: Duration::from_secs(4 * 60),
         }

@@ -420,9 +420,11 @@ impl Rules {
                 ACCEPT,
             ],
         );
-        if !gateway.intercept_own {
-            return;
-        }
+        let own: &[Protocol] = match (gateway.intercept_own, plan.config.smtp.own_mail) {
+            (true, _) => &[Protocol::Ftp, Protocol::Smtp],
+            (false, true) => &[Protocol::Smtp],
+            (false, false) => return,
+        };
         self.add("output", vec![neq(meta(MetaKey::L4proto), number(TCP)), ACCEPT]);
         self.add("output", vec![is_local(), ACCEPT]);
         self.add(
@@ -434,7 +436,7 @@ impl Rules {
                 ACCEPT,
             ],
         );
-        let ours = ports(plan.config, &[Protocol::Ftp, Protocol::Smtp]);
+        let ours = ports(plan.config, own);
         self.add("output", vec![neq(payload("tcp", "dport"), ours), ACCEPT]);
         self.add("output", vec![m.on_connection(m.bypass), ACCEPT]);
         for exempt in matches("daddr", &gateway.exempt) {

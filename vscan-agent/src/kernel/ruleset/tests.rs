@@ -55,6 +55,19 @@ fn what_depends_on_the_dialogue_is_intercepted() {
 }
 
 #[test]
+fn of_its_own_connections_only_those_that_were_asked_for() {
+    let own = |gateway: &str, rest: &str| -> Vec<String> {
+        let rules = of_chain(&config(gateway, rest), "output");
+        rules.into_iter().filter(|rule| rule.contains("dport")).collect()
+    };
+    assert!(own("", "").is_empty());
+    let mail = own("", "[smtp]\nown_mail = true");
+    assert!(mail[0].contains("25") && !mail[0].contains("21"), "{mail:?}");
+    let both = own("intercept_own = true", "");
+    assert!(both[0].contains("25") && both[0].contains("21"), "{both:?}");
+}
+
+#[test]
 fn outside_clients_reach_only_what_is_public() {
     let access = "[[access]]\naction = \"allow\"\n";
     let c = config("publish = [\"10.0.0.25\"]", access);
