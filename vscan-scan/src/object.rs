@@ -33,13 +33,15 @@ pub struct Part<'a> {
 pub struct Hit {
     /// Its name.
     pub name: String,
+    /// The engine, where it is not the one that was asked: several may stand behind it.
+    pub engine: Option<&'static str>,
     /// More, where [`Part::detail`] asks for it.
     pub detail: Option<Detail>,
 }
 
 impl From<&str> for Hit {
     fn from(name: &str) -> Self {
-        Self { name: name.to_owned(), detail: None }
+        Self { name: name.to_owned(), engine: None, detail: None }
     }
 }
 
@@ -509,7 +511,7 @@ impl Walk<'_> {
         let part = Part { data, kind, name, path: &self.path, detail: self.details.is_some() };
         let result = self.engine.scan(&part, &mut hits);
         for hit in hits.drain(..) {
-            let engine = self.engine.name();
+            let engine = hit.engine.unwrap_or(self.engine.name());
             self.report.add_detailed(&hit.name, engine, &self.path, number, hit.detail);
         }
         if let Err(e) = result {

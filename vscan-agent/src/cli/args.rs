@@ -202,7 +202,22 @@ pub enum RulesCommand {
         to: PathBuf,
     },
 
-    /// Show what is loaded: how many rules, and how many of them run on which objects.
+    /// Make one list of lists of hashes, for millions of them: it is mapped, not read.
+    ///
+    /// Lines are `HASH [SIZE] [NAME]`, with blanks or colons between them, as ClamAV's .hdb and .hsb and the output of
+    /// sha256sum have it: SHA-256, SHA-1 or MD5. A size spares hashing whatever has another one.
+    Hashes {
+        /// The lists.
+        #[arg(required = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
+        lists: Vec<PathBuf>,
+
+        /// The list to write; its name ends in .vhl. It replaces an older one at once, or not at all.
+        #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+        to: PathBuf,
+    },
+
+    /// Show what is loaded: rules, how many of them run on which objects, hashes, and what of ClamAV's signatures is
+    /// not used.
     List {
         /// Files and directories of rules, instead of the configured ones; may be given more than once.
         #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]

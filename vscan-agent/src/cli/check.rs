@@ -8,6 +8,7 @@ use crate::notify::Templates;
 use crate::observe::control::{Answer, Request};
 use crate::observe::wire::printable;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -31,6 +32,9 @@ pub(super) struct Checked {
     pub(super) rules: u64,
     pub(super) version: String,
     pub(super) shares: Vec<Shares>,
+    pub(super) hashes: u64,
+    pub(super) allowed: u64,
+    pub(super) skipped: BTreeMap<String, u64>,
     pub(super) bytes: u64,
     pub(super) errors: Vec<Diagnostic>,
     pub(super) warnings: Vec<Diagnostic>,
@@ -78,7 +82,7 @@ pub(super) fn run(path: &Path, output: Output, out: &mut dyn Write) -> Result<()
             complaints.extend(of_config(&errors, path));
         }
         Ok(config) => {
-            match check_rules(&config, &config.scan.rules, None) {
+            match check_rules(&config, &config.scan.rules, Task::Check) {
                 Ok(checked) => {
                     rules = checked.rules;
                     if !checked.errors.is_empty() {
@@ -218,17 +222,29 @@ pub(super) fn scanner(config: &Config) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Has the scanner compile rules; into a bundle, if one is named.
+/// What the scanner's program does with rules without scanning.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Task<'a> {
+    /// Compiles them.
+    Check,
+    /// Compiles them into a bundle.
+    Build(&'a Path),
+    /// Makes one list of lists of hashes.
+    Hashes(&'a Path),
+}
+
+/// Has the scanner's program do it.
 pub(super) fn check_rules(
     config: &Config,
     rules: &[PathBuf],
-    bundle: Option<&Path>,
+    task: Task<'_>,
 ) -> Result<Checked, Failure> {
     let scanner = scanner(config)?;
     let mut command = Command::new(&scanner);
-    match bundle {
-        Some(bundle) => command.arg("--build").arg(bundle),
-        None => command.arg("--check"),
+    match task {
+        Task::Check => command.arg("--check"),
+        Task::Build(bundle) => command.arg("--build").arg(bundle),
+        Task::Hashes(list) => command.arg("--hashes").arg(list),
     };
     command.arg("--rules").args(rules).arg("--rules-key").arg(config.rules_key());
     let result = command.stdin(Stdio::null()).stderr(Stdio::piped()).output().map_err(|e| {

@@ -1,10 +1,11 @@
 //! `vscan rules`: what the scanner makes of rules, without a gateway. Rules are compiled by the scanner's program.
 
 use super::args::{Output, RulesCommand};
-use super::check::{Checked, Shares, check_rules};
+use super::check::{Checked, Shares, Task, check_rules};
 use super::failure::{EX_DATAERR, Failure};
 use crate::config::Config;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -14,7 +15,10 @@ struct Told<'a> {
     rules: u64,
     version: &'a str,
     shares: &'a [Shares],
-    bundle_bytes: Option<u64>,
+    hashes: u64,
+    allowed: u64,
+    skipped: &'a BTreeMap<String, u64>,
+    written_bytes: Option<u64>,
     warnings: usize,
 }
 
@@ -24,24 +28,34 @@ pub(super) fn run(
     output: Output,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let (rules, bundle) = match command {
-        RulesCommand::Build { rules, to } => (rules, Some(to)),
-        RulesCommand::List { rules } => (rules, None),
+    let (rules, task) = match command {
+        RulesCommand::Build { rules, to } => (rules, Task::Build(to)),
+        RulesCommand::List { rules } => (rules, Task::Check),
+        RulesCommand::Hashes { lists, to } => (lists, Task::Hashes(to)),
+    };
+    let written = match task {
+        Task::Check => None,
+        Task::Build(to) | Task::Hashes(to) => Some(to),
     };
     let rules: &[PathBuf] = if rules.is_empty() { &config.scan.rules } else { rules };
-    let checked = check_rules(config, rules, bundle.map(PathBuf::as_path))?;
+    let checked = check_rules(config, rules, task)?;
     refuse(&checked)?;
     if output == Output::Json {
         let told = Told {
             rules: checked.rules,
             version: &checked.version,
             shares: &checked.shares,
-            bundle_bytes: bundle.is_some().then_some(checked.bytes),
+            hashes: checked.hashes,
+            allowed: checked.allowed,
+            skipped: &checked.skipped,
+            written_bytes: written.is_some().then_some(checked.bytes),
             warnings: checked.warnings.len(),
         };
         return Ok(super::json(&told, out)?);
     }
-    writeln!(out, "{} rules, {}", checked.rules, checked.version)?;
+    if !matches!(task, Task::Hashes(_)) {
+        writeln!(out, "{} rules and signatures, {}", checked.rules, checked.version)?;
+    }
     for shares in &checked.shares {
         writeln!(
             out,
@@ -50,11 +64,20 @@ pub(super) fn run(
             shares.by_literal, shares.literals, shares.by_header, shares.always, shares.units
         )?;
     }
+    if checked.hashes > 0 {
+        writeln!(out, "  {} hashes", checked.hashes)?;
+    }
+    if checked.allowed > 0 {
+        writeln!(out, "  {} hashes and names are let pass", checked.allowed)?;
+    }
+    for (reason, count) in &checked.skipped {
+        writeln!(out, "  {count} signatures of ClamAV are not used: {reason}")?;
+    }
     if !checked.warnings.is_empty() {
         writeln!(out, "{} warnings; `vscan check` shows them", checked.warnings.len())?;
     }
-    if let Some(bundle) = bundle {
-        writeln!(out, "{} is written, {} bytes", bundle.display(), checked.bytes)?;
+    if let Some(to) = written {
+        writeln!(out, "{} is written, {} bytes", to.display(), checked.bytes)?;
     }
     Ok(())
 }

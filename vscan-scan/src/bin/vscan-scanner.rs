@@ -4,6 +4,7 @@
 
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::{OwnedFd, RawFd};
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 use vscan_scan::engine::Signatures;
 use vscan_scan::engine::bundle::{self, Key};
+use vscan_scan::engine::hashes::{self, Hashes};
 use vscan_scan::engine::plan::Shares;
 use vscan_scan::engine::source::Diagnostic;
 use vscan_scan::engine::yara::Set;
@@ -22,7 +24,8 @@ use vscan_scan::wire::Status;
 
 const USAGE: &str = "usage: vscan-scanner --rules PATH... [--rules-key PATH] --control-fd N [--status-fd N] [--limits JSON] [--workers N]
        vscan-scanner --check --rules PATH... [--rules-key PATH]
-       vscan-scanner --build BUNDLE --rules PATH... --rules-key PATH";
+       vscan-scanner --build BUNDLE --rules PATH... --rules-key PATH
+       vscan-scanner --hashes LIST --rules PATH...";
 
 const EX_USAGE: u8 = 64;
 const EX_DATAERR: u8 = 65;
@@ -36,6 +39,7 @@ struct Args {
     rules: Vec<PathBuf>,
     key: Option<PathBuf>,
     build: Option<PathBuf>,
+    hashes: Option<PathBuf>,
     limits: Limits,
     workers: Option<u32>,
     control: Option<RawFd>,
@@ -44,13 +48,19 @@ struct Args {
 }
 
 /// What `--check` prints.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Checked<'a> {
     rules: u64,
     version: &'a str,
     /// Of each set of YARA rules.
     shares: Vec<Shares>,
-    /// Length of the bundle that was built.
+    /// Hashes of files and of sections of Windows programs.
+    hashes: u64,
+    /// Lines of lists of what is let pass.
+    allowed: u64,
+    /// Signatures of ClamAV that are not used, by the reason.
+    skipped: BTreeMap<&'static str, u64>,
+    /// Length of the bundle or list that was built.
     bytes: u64,
     errors: &'a [Diagnostic],
     warnings: &'a [Diagnostic],
@@ -62,10 +72,11 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(e) => return refuse(EX_USAGE, &format!("{e}\n{USAGE}")),
     };
-    match &args.build {
-        Some(path) => build(&args, path),
-        None if args.check => check(&args),
-        None => serve(args),
+    match (&args.build, &args.hashes) {
+        (Some(path), _) => build(&args, path),
+        (None, Some(path)) => hash_list(&args, path),
+        (None, None) if args.check => check(&args),
+        (None, None) => serve(args),
     }
 }
 
@@ -94,6 +105,7 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Args, String> {
                     serde_json::from_str(&value).map_err(|e| format!("--limits: {e}"))?
             }
             "--rules-key" => parsed.key = Some(value.into()),
+            "--hashes" => parsed.hashes = Some(value.into()),
             "--build" => parsed.build = Some(value.into()),
             "--workers" => parsed.workers = Some(number()?),
             "--control-fd" => parsed.control = Some(number()?.cast_signed()),
@@ -107,7 +119,8 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Args, String> {
     if parsed.build.is_some() && parsed.key.is_none() {
         return Err("--rules-key is missing".into());
     }
-    if parsed.control.is_none() && !parsed.check && parsed.build.is_none() {
+    let serves = !parsed.check && parsed.build.is_none() && parsed.hashes.is_none();
+    if parsed.control.is_none() && serves {
         return Err("--control-fd is missing".into());
     }
     if parsed.control.is_some() && parsed.control == parsed.status {
@@ -150,7 +163,7 @@ fn build(args: &Args, path: &Path) -> ExitCode {
     };
     let (checked, code) = match &Signatures::load(&args.rules, Some(&key)) {
         Ok(loaded) => match &loaded.rules[..] {
-            [set] => match bundle::write(set, &loaded.version, &key, path) {
+            [set] if loaded.count == set.count => match bundle::write(set, &loaded.version, &key, path) {
                 Ok(bytes) => report(loaded, bytes),
                 Err(e) => refusal(&[Diagnostic::of_file(path, e.to_string())]),
             },
@@ -164,11 +177,31 @@ fn build(args: &Args, path: &Path) -> ExitCode {
     print(checked, code)
 }
 
+/// Compiles hash lists into one.
+fn hash_list(args: &Args, path: &Path) -> ExitCode {
+    let (checked, code) = match hashes::compile(&args.rules) {
+        Ok((image, count, warnings)) => match hashes::write(&image, path) {
+            Ok(()) => {
+                let bytes = image.len() as u64;
+                let checked =
+                    Checked { hashes: count, bytes, warnings: &warnings, ..Checked::default() };
+                (serde_json::to_string(&checked), ExitCode::SUCCESS)
+            }
+            Err(e) => refusal(&[Diagnostic::of_file(path, format!("cannot be written: {e}"))]),
+        },
+        Err(errors) => refusal(&errors),
+    };
+    print(checked, code)
+}
+
 fn report(loaded: &Signatures, bytes: u64) -> (serde_json::Result<String>, ExitCode) {
     let checked = Checked {
         rules: loaded.count,
         version: &loaded.version,
         shares: loaded.rules.iter().map(Set::shares).collect(),
+        hashes: loaded.hashes.iter().chain(&loaded.sections).map(Hashes::count).sum(),
+        allowed: loaded.allowed.count(),
+        skipped: loaded.skipped.clone(),
         bytes,
         errors: &[],
         warnings: &loaded.warnings,
@@ -177,8 +210,7 @@ fn report(loaded: &Signatures, bytes: u64) -> (serde_json::Result<String>, ExitC
 }
 
 fn refusal(errors: &[Diagnostic]) -> (serde_json::Result<String>, ExitCode) {
-    let checked =
-        Checked { rules: 0, version: "", shares: Vec::new(), bytes: 0, errors, warnings: &[] };
+    let checked = Checked { errors, ..Checked::default() };
     (serde_json::to_string(&checked), ExitCode::from(EX_DATAERR))
 }
 

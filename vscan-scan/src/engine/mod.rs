@@ -3,30 +3,58 @@
 //!
 //! In front of YARA rules stand a [literal filter](filter) and a [plan] of when which of them run.
 
+pub mod allow;
 pub mod bundle;
+pub mod clamav;
 pub mod filter;
+pub mod hashes;
 pub mod needle;
 pub mod plan;
 pub mod source;
 pub mod yara;
 
 use crate::object::{Engine, Hit, Part};
+use allow::Allowed;
 use bundle::Key;
+use clamav::Database;
+use hashes::{Asked, Hashes};
 use plan::Source;
-use source::{Diagnostic, Format};
-use std::path::PathBuf;
+use source::{CLAM_OTHER, Diagnostic, Format};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use yara::{Set, YARA_X, Yara};
 
 /// Everything that objects are compared with.
 pub struct Signatures {
     /// YARA rules: those that were compiled from text, and each bundle.
     pub rules: Vec<Set>,
+    /// Hashes of files.
+    pub hashes: Vec<Hashes>,
+    /// Hashes of sections of Windows programs.
+    pub sections: Option<Hashes>,
+    /// What is let pass.
+    pub allowed: Allowed,
+    /// ClamAV's signatures that have no like here, by the reason.
+    pub skipped: BTreeMap<&'static str, u64>,
     /// Number of rules and signatures.
     pub count: u64,
     /// Engines, their versions, and the first bytes of the BLAKE3 hash of all sources: what a verdict depends on.
     pub version: String,
     /// What is doubtful.
     pub warnings: Vec<Diagnostic>,
+}
+
+/// The files on their way to being signatures.
+#[derive(Default)]
+struct Loading {
+    hasher: blake3::Hasher,
+    sources: Vec<Source>,
+    rules: Vec<Set>,
+    lists: Vec<Hashes>,
+    entries: Vec<hashes::Entry>,
+    allowed: Allowed,
+    clamav: Database,
+    warnings: Vec<Diagnostic>,
 }
 
 impl Signatures {
@@ -36,47 +64,20 @@ impl Signatures {
     /// Everything that is wrong in any file, at once; then nothing is loaded. Paths without any signature are an
     /// error too: a scanner without them calls everything clean.
     pub fn load(paths: &[PathBuf], key: Option<&Key>) -> Result<Self, Vec<Diagnostic>> {
-        let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+        let mut errors = Vec::new();
         let files = source::collect(paths, &mut errors);
-        if errors.is_empty() && files.is_empty() {
-            let first = paths.first().cloned().unwrap_or_default();
-            let message = "no rules: neither a file nor a directory with *.yar or *.yara";
-            errors.push(Diagnostic::of_file(&first, message.into()));
-        }
-        let mut hasher = blake3::Hasher::new();
-        let mut sources = Vec::new();
-        let mut rules = Vec::new();
-        for (format, path) in files {
-            let read = match format {
-                Format::Yara => source::text(&path).map(|text| {
-                    hasher.update(path.file_name().unwrap_or_default().as_encoded_bytes());
-                    hasher.update(&(text.len() as u64).to_le_bytes());
-                    hasher.update(&text);
-                    sources.push(Source { path: path.clone(), text });
-                }),
-                Format::Bundle => {
-                    bundle::read(&path, key).map_err(|e| e.to_string()).map(|bundle| {
-                        hasher.update(bundle.version.as_bytes());
-                        rules.push(bundle.set);
-                    })
-                }
-            };
-            if let Err(message) = read {
+        let mut loading = Loading::default();
+        // Names that are left out come first.
+        let ignoring = |format: Format| format == Format::ClamIgnored;
+        let (first, rest): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|(format, _)| ignoring(*format));
+        for (format, path) in first.into_iter().chain(rest) {
+            if let Err(message) = loading.read(format, &path, key) {
                 errors.push(Diagnostic::of_file(&path, message));
             }
         }
-        if !sources.is_empty() {
-            rules.push(yara::build(&sources, &mut errors, &mut warnings));
-        }
-        let place = |d: &Diagnostic| (d.file.clone(), d.line, d.column);
-        if !errors.is_empty() {
-            errors.sort_by_key(place);
-            return Err(errors);
-        }
-        warnings.sort_by_key(place);
-        let count = rules.iter().map(|set| set.count).sum();
-        let hash = hasher.finalize().to_hex();
-        Ok(Self { rules, count, version: format!("yara-x {YARA_X} {}", &hash[..16]), warnings })
+        let first = paths.first().cloned().unwrap_or_default();
+        loading.finish(&first, errors)
     }
 
     /// All YARA rules.
@@ -85,21 +86,185 @@ impl Signatures {
     }
 }
 
+impl Loading {
+    fn read(&mut self, format: Format, path: &Path, key: Option<&Key>) -> Result<(), String> {
+        match format {
+            Format::Yara => {
+                let text = source::text(path)?;
+                self.saw(path, &text);
+                self.sources.push(Source { path: path.to_owned(), text });
+            }
+            Format::Bundle => {
+                let bundle = bundle::read(path, key).map_err(|e| e.to_string())?;
+                self.hasher.update(bundle.version.as_bytes());
+                self.rules.push(bundle.set);
+            }
+            Format::HashText => {
+                let text = source::list(path)?;
+                self.saw(path, &text);
+                for (number, line) in text.split(|&b| b == b'\n').enumerate() {
+                    match hashes::line(&String::from_utf8_lossy(line)) {
+                        Ok(entry) => self.entries.extend(entry),
+                        Err(message) => self.doubt(path, number + 1, message),
+                    }
+                }
+            }
+            Format::HashList => {
+                let list = Hashes::open(path)?;
+                self.hasher.update(list.identity());
+                self.lists.push(list);
+            }
+            Format::Allow => {
+                let text = source::text(path)?;
+                self.saw(path, &text);
+                let wrong = self.allowed.read(&text);
+                // A line that does not count would let a file be refused, which tells of itself; one that
+                // counts for longer than was meant would not.
+                if let Some((line, message)) = wrong.into_iter().next() {
+                    return Err(format!("line {line}: {message}"));
+                }
+            }
+            Format::ClamIgnored => {
+                let text = source::text(path)?;
+                self.saw(path, &text);
+                self.clamav.read_ignored(&text);
+            }
+            Format::ClamText => {
+                let text = source::list(path)?;
+                self.saw(path, &text);
+                self.clam_text(path, &ending(path), &text);
+            }
+            Format::ClamDatabase => {
+                let bytes = source::list(path)?;
+                self.saw(path, &bytes);
+                let files = clamav::unpack(&bytes)?;
+                let ignored = |name: &str| matches!(&*ending(Path::new(name)), "ign" | "ign2");
+                for (_, text) in files.iter().filter(|(name, _)| ignored(name)) {
+                    self.clamav.read_ignored(text);
+                }
+                for (name, text) in &files {
+                    let ending = ending(Path::new(name));
+                    if source::CLAM_TEXT.contains(&&*ending) {
+                        self.clam_text(&path.join(name), &ending, text);
+                    } else if CLAM_OTHER.contains(&&*ending) {
+                        let lines =
+                            text.split(|&b| b == b'\n').filter(|line| !line.is_empty()).count();
+                        let kind =
+                            if ending == "cbc" { "bytecode" } else { "other kinds of ClamAV" };
+                        let count = if ending == "cbc" { 1 } else { lines as u64 };
+                        *self.clamav.skipped.entry(kind).or_default() += count;
+                    } else if matches!(&*ending, "yar" | "yara") {
+                        self.sources.push(Source { path: path.join(name), text: text.clone() });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn clam_text(&mut self, path: &Path, ending: &str, text: &[u8]) {
+        for (line, message) in self.clamav.read(ending, text) {
+            self.doubt(path, line, message);
+        }
+    }
+
+    /// What was read shapes every verdict.
+    fn saw(&mut self, path: &Path, content: &[u8]) {
+        self.hasher.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        self.hasher.update(&(content.len() as u64).to_le_bytes());
+        self.hasher.update(content);
+    }
+
+    fn doubt(&mut self, path: &Path, line: usize, message: String) {
+        self.warnings.push(Diagnostic { line: Some(line), ..Diagnostic::of_file(path, message) });
+    }
+
+    fn finish(
+        mut self,
+        first: &Path,
+        mut errors: Vec<Diagnostic>,
+    ) -> Result<Signatures, Vec<Diagnostic>> {
+        if self.clamav.rule_count > 0 {
+            let text = format!("{}{}", clamav::IMPORTS, self.clamav.rules).into_bytes();
+            self.sources.push(Source { path: PathBuf::from("ClamAV signatures"), text });
+        }
+        if !self.sources.is_empty() {
+            self.rules.push(yara::build(&self.sources, &mut errors, &mut self.warnings));
+        }
+        self.entries.append(&mut self.clamav.files);
+        let mut made = |entries: Vec<hashes::Entry>| {
+            let list = Hashes::of_image(hashes::image(entries));
+            list.map_err(|e| errors.push(Diagnostic::of_file(first, e))).ok()
+        };
+        if !self.entries.is_empty() {
+            self.lists.extend(made(std::mem::take(&mut self.entries)));
+        }
+        let sections = std::mem::take(&mut self.clamav.sections);
+        let sections = if sections.is_empty() { None } else { made(sections) };
+        self.allowed.add(std::mem::take(&mut self.clamav.allowed), None);
+        if let Err(e) = self.allowed.finish() {
+            errors.push(Diagnostic::of_file(first, e));
+        }
+        let count = self.rules.iter().map(|set| set.count).sum::<u64>()
+            + self.lists.iter().chain(&sections).map(Hashes::count).sum::<u64>();
+        if errors.is_empty() && count == 0 {
+            let message =
+                "no rules: neither a file nor a directory with *.yar, *.yara or other signatures";
+            errors.push(Diagnostic::of_file(first, message.into()));
+        }
+        let place = |d: &Diagnostic| (d.file.clone(), d.line, d.column);
+        if !errors.is_empty() {
+            errors.sort_by_key(place);
+            return Err(errors);
+        }
+        self.warnings.sort_by_key(place);
+        let hash = self.hasher.finalize().to_hex();
+        Ok(Signatures {
+            rules: self.rules,
+            hashes: self.lists,
+            sections,
+            allowed: self.allowed,
+            skipped: self.clamav.skipped,
+            count,
+            version: format!("yara-x {YARA_X} {}", &hash[..16]),
+            warnings: self.warnings,
+        })
+    }
+}
+
+fn ending(path: &Path) -> String {
+    path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase()
+}
+
 /// All engines over all signatures, for one thread.
 pub struct Engines<'s> {
+    signatures: &'s Signatures,
     yara: Vec<Yara<'s>>,
 }
 
 impl<'s> Engines<'s> {
     /// Engines; their memory is set up as it is needed.
     pub fn new(signatures: &'s Signatures) -> Self {
-        Self { yara: signatures.rules.iter().map(Yara::new).collect() }
+        Self { signatures, yara: signatures.rules.iter().map(Yara::new).collect() }
     }
 
     /// Units of YARA rules that would run on the data, and all units.
     pub fn needed(&mut self, data: &[u8]) -> (usize, usize) {
         let each = self.yara.iter_mut().map(|yara| yara.needed(data));
         each.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    }
+
+    /// What hash lists know.
+    fn known(&self, part: &Part<'_>, hits: &mut Vec<Hit>) {
+        let hit = |name| Hit { name, engine: Some("hash"), detail: None };
+        if !self.signatures.hashes.is_empty() {
+            let mut asked = Asked::new(part.data);
+            hits.extend(self.signatures.hashes.iter().filter_map(|list| asked.of(list)).map(hit));
+        }
+        if let Some(list) = &self.signatures.sections {
+            let sections = clamav::sections(part.data).into_iter();
+            hits.extend(sections.filter_map(|section| Asked::new(section).of(list)).map(hit));
+        }
     }
 }
 
@@ -109,10 +274,24 @@ impl Engine for Engines<'_> {
     }
 
     fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<Hit>) -> Result<(), String> {
+        let before = hits.len();
+        self.known(part, hits);
         let mut result = Ok(());
         for yara in &mut self.yara {
             // What the others find counts all the same.
             result = result.and(yara.scan(part, hits));
+        }
+        let allowed = &self.signatures.allowed;
+        if hits.len() > before && allowed.count() > 0 {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
+            if allowed.file(part.data, now) {
+                hits.truncate(before);
+            }
+            let mut place = 0;
+            hits.retain(|hit| {
+                place += 1;
+                place <= before || !allowed.name(&hit.name, now)
+            });
         }
         result
     }

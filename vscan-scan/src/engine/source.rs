@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 /// file have 20 MiB.
 const TEXT_MAX: u64 = 64 << 20;
 
+/// Largest file of hashes or ClamAV's signatures; a compiled list has no such bound.
+const LIST_MAX: u64 = 1 << 30;
+
 /// Directories inside directories that are looked at.
 const DEPTH_MAX: u32 = 16;
 
@@ -52,7 +55,30 @@ pub(super) enum Format {
     Yara,
     /// Rules compiled by `vscan rules build`.
     Bundle,
+    /// A hash list as text.
+    HashText,
+    /// A hash list compiled by `vscan rules hashes`.
+    HashList,
+    /// What is let pass.
+    Allow,
+    /// Names of ClamAV's signatures that are left out.
+    ClamIgnored,
+    /// ClamAV's signatures, one a line.
+    ClamText,
+    /// ClamAV's databases, which hold such files.
+    ClamDatabase,
 }
+
+/// Endings of ClamAV's signatures that are read.
+pub(super) const CLAM_TEXT: &[&str] = &[
+    "hdb", "hsb", "hdu", "hsu", "mdb", "msb", "mdu", "msu", "ndb", "ndu", "ldb", "ldu", "fp", "sfp",
+];
+
+/// Endings of ClamAV's other signatures, in its databases: counted.
+pub(super) const CLAM_OTHER: &[&str] = &[
+    "cbc", "cdb", "crb", "cfg", "ftm", "idb", "pdb", "wdb", "gdb", "imp", "pwdb", "db", "zmd",
+    "rmd", "cat",
+];
 
 impl Format {
     /// The format that the ending of a name stands for.
@@ -61,6 +87,12 @@ impl Format {
         Some(match &*ending {
             "yar" | "yara" => Format::Yara,
             "vrb" => Format::Bundle,
+            "hashes" | "sha256" | "sha1" | "md5" => Format::HashText,
+            "vhl" => Format::HashList,
+            "allow" => Format::Allow,
+            "ign" | "ign2" => Format::ClamIgnored,
+            "cvd" | "cld" | "cud" => Format::ClamDatabase,
+            ending if CLAM_TEXT.contains(&ending) => Format::ClamText,
             _ => return None,
         })
     }
@@ -112,14 +144,23 @@ fn below(
     }
 }
 
-/// The text of a file, within its bound.
+/// The text of a rule file, within its bound.
 pub(super) fn text(file: &Path) -> Result<Vec<u8>, String> {
+    whole(file, TEXT_MAX)
+}
+
+/// The content of a list or database, within its bound.
+pub(super) fn list(file: &Path) -> Result<Vec<u8>, String> {
+    whole(file, LIST_MAX)
+}
+
+fn whole(file: &Path, most: u64) -> Result<Vec<u8>, String> {
     let meta = fs::metadata(file).map_err(|e| format!("cannot be read: {e}"))?;
     if !meta.is_file() {
         return Err("is no file".into());
     }
-    if meta.len() > TEXT_MAX {
-        return Err(format!("is larger than {TEXT_MAX} bytes"));
+    if meta.len() > most {
+        return Err(format!("is larger than {most} bytes"));
     }
     fs::read(file).map_err(|e| format!("cannot be read: {e}"))
 }

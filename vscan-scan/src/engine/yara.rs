@@ -3,6 +3,7 @@
 //! No time-out of yara-x is set: it would start a thread, which the sandbox does not allow and a fork does
 //! not copy. Whoever waits for the scan ends the process at its deadline.
 
+use super::clamav;
 use super::plan::{self, Gate, Plan, Shares, Source, Table, UnitSource};
 use super::source::Diagnostic;
 use crate::object::{Engine, Hit, Part};
@@ -184,7 +185,13 @@ impl Engine for Yara<'_> {
                 let key = (rule.namespace().to_owned(), rule.identifier().to_owned());
                 let place = self.set.order.get(&key).copied().unwrap_or(u32::MAX);
                 let detail = part.detail.then(|| detail(&rule));
-                found.push((place, Hit { name: key.1, detail }));
+                // Rules made of ClamAV's signatures bear their names.
+                let clamav = rule.metadata().find_map(|(key, value)| match value {
+                    MetaValue::String(name) if key == clamav::NAME_KEY => Some(name.to_owned()),
+                    _ => None,
+                });
+                let engine = Some(if clamav.is_some() { "clamav" } else { "yara" });
+                found.push((place, Hit { name: clamav.unwrap_or(key.1), engine, detail }));
             }
         }
         found.sort_by_key(|(place, _)| *place);

@@ -123,6 +123,17 @@ impl Mapping {
         Ok(Self { at, len })
     }
 
+    /// The same without reading the file ahead: for one of which little is asked. The same holds of shrinking.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
+    pub fn sparse(file: impl AsFd, len: usize) -> io::Result<Self> {
+        // SAFETY: as above.
+        let at =
+            unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, file, 0)? };
+        Ok(Self { at, len })
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: mapped readable for `len` bytes as long as `self` lives. The gateway does not write to an
