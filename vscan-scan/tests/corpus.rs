@@ -7,9 +7,6 @@ mod checks;
 #[path = "../fuzz/checks/repair.rs"]
 mod repairs;
 
-#[path = "../fuzz/checks/kinds.rs"]
-mod kinds;
-
 use std::path::{Path, PathBuf};
 use vscan_scan::sniff::Kind;
 use vscan_scan::wire::ObjectKind;
@@ -117,7 +114,7 @@ fn the_corpora_of_decoders_are_survived() {
         for path in files_of(target) {
             let data = std::fs::read(&path).unwrap();
             for len in (0..=data.len()).step_by(data.len() / 100 + 1) {
-                kinds::walk_as(kind, &data[..len]);
+                checks::walk_as(kind, &data[..len]);
             }
         }
     }
@@ -152,7 +149,7 @@ fn changes_of_the_corpora_are_survived() {
                         }
                     }
                 }
-                kinds::walk_as(kind, &data);
+                checks::walk_as(kind, &data);
             }
         }
     }

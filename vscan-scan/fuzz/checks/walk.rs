@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 use vscan_scan::limits::Limits;
-use vscan_scan::object::{Engine, Hit, Object, Part, scan};
+use vscan_scan::object::{Engine, Hit, Object, Part, scan, scan_as};
 use vscan_scan::report::{Report, Verdict};
+use vscan_scan::sniff::Kind;
 use vscan_scan::wire::ObjectKind;
 
-pub(crate) struct Nothing;
+struct Nothing;
 
 impl Engine for Nothing {
     fn name(&self) -> &'static str {
@@ -26,9 +27,25 @@ pub(crate) fn walk(kind: ObjectKind, data: &[u8]) {
     holds(&report, data.len(), &limits);
 }
 
-pub(crate) fn holds(report: &Report, len: usize, limits: &Limits) {
+fn holds(report: &Report, len: usize, limits: &Limits) {
     assert!(report.parts <= limits.members);
     // A part may be read whole before it is found to exceed what is left of the limit.
     assert!(report.bytes <= len as u64 + limits.unpacked_size + limits.object_size);
     assert_eq!(report.verdict == Verdict::Clean, report.unread.is_empty());
+}
+
+/// What lies before the bytes: an image of a disc begins with 16 sectors that say nothing.
+fn before(kind: Kind) -> Vec<u8> {
+    if kind == Kind::Iso { vec![0; 32 * 1024] } else { Vec::new() }
+}
+
+/// The decoder of this type by itself, whatever the bytes begin with.
+pub(crate) fn walk_as(kind: Kind, data: &[u8]) {
+    let limits =
+        Limits { object_size: 1 << 20, unpacked_size: 4 << 20, members: 1000, ..Limits::default() };
+    let data = [&before(kind)[..], data].concat();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let object = Object::new(ObjectKind::File, &data, deadline);
+    let report = scan_as(&mut Nothing, &limits, &object, kind);
+    holds(&report, data.len(), &limits);
 }

@@ -1,7 +1,7 @@
-//! Any bytes as `iso`; see `checks::kinds`.
+//! Any bytes as `iso`; see `checks::walk_as`.
 #![no_main]
 
-#[path = "../checks/kinds.rs"]
+#[path = "../checks/walk.rs"]
 mod checks;
 
 use vscan_scan::sniff::Kind;
