@@ -24,6 +24,7 @@ on_both!(
     bounce_is_refused,
     a_late_refusal_of_the_server_reaches_the_client,
     an_unscannable_file_is_refused,
+    the_scanner_s_words_are_in_the_reply,
 );
 
 fn plain(steering: Steering) -> Result<()> {
@@ -90,6 +91,35 @@ fn transfers(steering: Steering, topology: Topology) -> Result<()> {
         assert_eq!(metrics.sum("vscan_objects_total", &infected), 12.0);
         path_ran(steering, &vscan)?;
     }
+    Ok(())
+}
+
+/// `226-vscan: ...` of what was delivered, by real clients' and our own reading; where a copy is kept of what was not.
+fn the_scanner_s_words_are_in_the_reply(steering: Steering) -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let server = Vsftpd::start(lab.server(), 21)?;
+    fs::write(server.files().join("good"), b"nothing in it")?;
+    fs::write(server.files().join("bad"), fixtures::eicar())?;
+    let rules = "[[treat]]\nverdict = \"infected\"\nname = [\"bad\"]\naction = \"quarantine\"\n\
+                 [[treat]]\nuser = [\"alice\"]\naction = \"pass\"\n";
+    let settings = Settings::new(steering).with("ftp", "announce = true").with("", rules);
+    let _vscan = Vscan::start(&lab, &settings)?;
+    let mut client = Client::connect(lab.client(), lab.dial(Family::V4, 21), Mode::Epsv)?;
+    let down = client.download("RETR good")?;
+    ensure!(down.reply.starts_with("226-vscan: scanned, clean\r\n226 "), "{}", down.reply);
+    let up = client.upload("up", &fixtures::eicar())?;
+    ensure!(
+        up.reply.starts_with("226-vscan: NOT CLEAN, delivered by policy: EICAR"),
+        "{}",
+        up.reply
+    );
+    let bad = client.download("RETR bad")?;
+    ensure!(bad.data.is_none() && bad.reply.starts_with("550 bad: blocked"), "{}", bad.reply);
+    ensure!(bad.reply.contains("; kept as ") && bad.reply.contains(" on "), "{}", bad.reply);
+    let url = format!("ftp://alice:secret@{}/good", lab.dial(Family::V4, 21).ip());
+    let curl = lab.client().run(["curl", "-sS", "-v", &url])?;
+    ensure!(curl.success() && curl.out.contains("nothing in it"), "{}", curl.err);
+    ensure!(curl.err.contains("< 226-vscan: scanned, clean"), "{}", curl.err);
     Ok(())
 }
 

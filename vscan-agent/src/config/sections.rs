@@ -230,6 +230,7 @@ fn ftp(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Ftp {
         tls: t.get(r, "tls", d.tls),
         resume: t.get(r, "resume", d.resume),
         noop_interval: positive(r, &mut t, "noop_interval", d.noop_interval),
+        announce: t.get(r, "announce", d.announce),
         server_patience: patience.and_then(OrNone::into_option),
     };
     if ftp.hold_back < HOLD_BACK_MIN {

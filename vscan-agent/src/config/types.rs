@@ -231,6 +231,8 @@ pub struct Ftp {
     pub noop_interval: Duration,
     /// How long a server waits for an upload that is held, while it is kept awake; none: it is learnt.
     pub server_patience: Option<Duration>,
+    /// Whether the reply to a file that was delivered says what the scanner says of it.
+    pub announce: bool,
 }
 
 /// Least `ftp.hold_back`: the first block of a file tells whether it was caught before, and is to be
@@ -411,6 +413,7 @@ impl Default for Ftp {
             tls: FtpTls::Pass,
             resume: Resume::Whole,
             noop_interval: Duration::from_secs(30),
+            announce: false,
             server_patience: None,
         }
     }

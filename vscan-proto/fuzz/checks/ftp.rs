@@ -126,7 +126,7 @@ fn step(session: &mut Session, now: &mut Instant, kind: u8, length: u8, bytes: &
         10 => session.handle_event(*now, Event::Received(result)),
         11 => {
             let reason = String::from_utf8_lossy(bytes).into_owned();
-            session.handle_event(*now, Event::Judged(Judgement::Refuse { reason }));
+            session.handle_event(*now, Event::judged(Judgement::Refuse { reason }));
         }
         12 => session.handle_event(*now, Event::Sent(result)),
         13 => session.handle_event(*now, Event::Spliced(result)),

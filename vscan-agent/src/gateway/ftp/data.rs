@@ -262,7 +262,9 @@ impl<'a> Data<'a> {
                 if let Some(record) = &mut self.record {
                     record.verdict = Some(judged.verdict);
                 }
-                Event::Judged(judged.judgement)
+                let announces = self.place.config.ftp.announce;
+                let words = if announces { judged.words } else { String::new() };
+                Event::Judged { judgement: judged.judgement, words }
             }
             Done::Sent(result) => Event::Sent(result.map(|leg| self.close(leg))),
             Done::Sniffed(leg, stream, skip) => {

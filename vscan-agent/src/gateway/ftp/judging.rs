@@ -25,12 +25,30 @@ pub(super) struct Judged {
     pub(super) judgement: Judgement,
     pub(super) verdict: Verdict,
     pub(super) treated: Option<Object>,
+    /// What the client hears of it, if it hears of deliveries at all.
+    pub(super) words: String,
 }
 
 impl Judged {
     fn refused(reason: impl Into<String>, verdict: Verdict) -> Self {
         let reason = reason.into();
-        Self { judgement: Judgement::Refuse { reason }, verdict, treated: None }
+        Self {
+            judgement: Judgement::Refuse { reason },
+            verdict,
+            treated: None,
+            words: String::new(),
+        }
+    }
+}
+
+impl Judged {
+    /// Takes what another form of the object came to; the worse one counts.
+    fn found(mut self, inspection: &Inspection) -> Self {
+        if inspection.verdict > self.verdict {
+            self.verdict = inspection.verdict;
+            self.words.clone_from(&inspection.words);
+        }
+        self
     }
 }
 
@@ -128,6 +146,7 @@ impl Case<'_> {
                 Ruling::Deliver(treated) if may_treat => Some(treated),
                 Ruling::Deliver(_) | Ruling::Pass | Ruling::Block { .. } => None,
             },
+            words: inspection.words,
         };
         if !self.begin.ascii || judged.judgement != Judgement::Release {
             return judged;
@@ -149,9 +168,9 @@ impl Case<'_> {
             let inspection = self.inspect(&form).await;
             let judgement = judgement(&inspection, false);
             if judgement != Judgement::Release {
-                return Judged { judgement, verdict: inspection.verdict, treated: None };
+                return Judged { judgement, treated: None, ..judged.found(&inspection) };
             }
-            judged.verdict = judged.verdict.max(inspection.verdict);
+            judged = judged.found(&inspection);
         }
         judged
     }

@@ -173,6 +173,13 @@ pub enum Judgement {
     },
 }
 
+impl Event {
+    /// The object was judged, and the client hears nothing of it but what is done.
+    pub fn judged(judgement: Judgement) -> Self {
+        Self::Judged { judgement, words: String::new() }
+    }
+}
+
 /// What the driver remembers of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recalled {
@@ -214,7 +221,13 @@ pub enum Event {
     Received(Result<(), Broken>),
     /// Outcome of [`Output::Inspect`]; may also come in the middle of [`Output::Receive`] from the
     /// server, for an object that is refused before its end (its size).
-    Judged(Judgement),
+    Judged {
+        /// What is to be done.
+        judgement: Judgement,
+        /// What the client hears of it in front of the server's last word on a file that is delivered: one line of
+        /// printable ASCII, e.g. `scanned, clean`. Empty: nothing.
+        words: String,
+    },
     /// Outcome of [`Output::Check`]: the piece is of another version, or ends elsewhere. The leg to the
     /// server is gone, the client's is not.
     Mismatched {

@@ -197,6 +197,8 @@ pub(super) struct Core {
     denials: u8,
     /// The last RNFR named a file that passes unscanned.
     pub(super) renames_skipped: bool,
+    /// What the client shall hear of the file in hand when it is delivered.
+    pub(super) announced: Option<Box<str>>,
 }
 
 impl Core {
@@ -225,6 +227,7 @@ impl Core {
             identity: Identity::default(),
             denials: 0,
             renames_skipped: false,
+            announced: None,
         }
     }
 

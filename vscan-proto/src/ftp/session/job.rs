@@ -157,6 +157,11 @@ impl Job {
         core.drop_client(reset);
         core.drop_upstream(reset);
         core.synchronise();
+        if let Some(words) = core.announced.take()
+            && outcome == Outcome::Delivered
+        {
+            core.tell_client(text::announcement(&words, &reply));
+        }
         core.tell_client(reply);
         core.output(Output::End(outcome));
         State::Idle

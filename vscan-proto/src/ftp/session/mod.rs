@@ -341,11 +341,14 @@ impl Session {
                 Some(Transfer::Upload(upload)) => upload.received(core, now, result),
                 Some(Transfer::Unscanned(_)) | None => {}
             },
-            Event::Judged(judgement) => match self.state.transfer() {
-                Some(Transfer::Download(download)) => download.judged(now, judgement),
-                Some(Transfer::Upload(upload)) => upload.judged(now, judgement),
-                Some(Transfer::Unscanned(_)) | None => {}
-            },
+            Event::Judged { judgement, words } => {
+                core.announced = (!words.is_empty()).then(|| words.into_boxed_str());
+                match self.state.transfer() {
+                    Some(Transfer::Download(download)) => download.judged(now, judgement),
+                    Some(Transfer::Upload(upload)) => upload.judged(now, judgement),
+                    Some(Transfer::Unscanned(_)) | None => {}
+                }
+            }
             Event::Sent(result) => match self.state.transfer() {
                 Some(Transfer::Download(download)) => download.sent(core, now, result),
                 Some(Transfer::Upload(upload)) => upload.sent(core, now, result),

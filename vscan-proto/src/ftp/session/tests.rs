@@ -155,8 +155,11 @@ fn event(text: &str, addresses: &Addresses) -> Event {
             other => panic!("recalled {other}?"),
         }),
         ["mismatched", word] => Event::Mismatched { released: word == "released" },
-        ["judged", "release"] => Event::Judged(Judgement::Release),
-        ["judged", reason] => Event::Judged(Judgement::Refuse { reason: reason.into() }),
+        ["judged", "release"] => Event::judged(Judgement::Release),
+        ["judged", "announced", words] => {
+            Event::Judged { judgement: Judgement::Release, words: words.into() }
+        }
+        ["judged", reason] => Event::judged(Judgement::Refuse { reason: reason.into() }),
         _ => panic!("no such event: {text}"),
     }
 }

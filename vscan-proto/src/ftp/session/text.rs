@@ -124,6 +124,16 @@ pub(super) fn stored_as(opening: &[u8], done: &Reply) -> Bytes {
     text.freeze()
 }
 
+/// What the scanner says of a file, as a first line of the reply that tells of its delivery (RFC 959 section 4.2).
+pub(super) fn announcement(words: &str, reply: &[u8]) -> Bytes {
+    let mut text = BytesMut::with_capacity(words.len() + 14);
+    text.put_slice(reply.get(..3).unwrap_or(b"226"));
+    text.put_slice(b"-vscan: ");
+    text.put_slice(words.as_bytes());
+    text.put_slice(b"\r\n");
+    text.freeze()
+}
+
 /// The answer to STAT during a transfer.
 pub(super) fn status(command: &Command, phase: &str) -> Bytes {
     let mut text = BytesMut::new();

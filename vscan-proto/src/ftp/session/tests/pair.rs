@@ -175,7 +175,7 @@ impl World {
             Output::Receive(Leg::Client) => self
                 .events
                 .push_back(Event::Received(if self.client_breaks { broken } else { Ok(()) })),
-            Output::Inspect => self.events.push_back(Event::Judged(if self.infected {
+            Output::Inspect => self.events.push_back(Event::judged(if self.infected {
                 Judgement::Refuse { reason: "eicar".into() }
             } else {
                 Judgement::Release
@@ -220,7 +220,7 @@ impl World {
                     Event::Received(_)
                         | Event::Recalled(_)
                         | Event::Mismatched { .. }
-                        | Event::Judged(_)
+                        | Event::Judged { .. }
                         | Event::Sent(_)
                         | Event::Spliced(_)
                 )
@@ -430,7 +430,7 @@ fn arbitrary_step(rig: &mut Rig, kind: u8, choice: u8, text: &[u8]) {
         }),
         3 => session.handle_event(now, Event::Connected(leg)),
         4 => session.handle_event(now, Event::Received(result)),
-        5 => session.handle_event(now, Event::Judged(Judgement::Release)),
+        5 => session.handle_event(now, Event::judged(Judgement::Release)),
         6 => session.handle_event(now, Event::Sent(result)),
         7 => session.handle_event(now, Event::Spliced(result)),
         8 => session.handle_event(

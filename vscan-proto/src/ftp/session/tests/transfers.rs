@@ -32,6 +32,29 @@ fn a_clean_download() {
 }
 
 #[test]
+fn the_scanner_s_words_come_in_front_of_the_last_one() {
+    passive!(
+        ("c RETR a.txt", &["begin RETR a.txt Upstream", "s RETR a.txt"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("! received ok", &["inspect"]),
+        ("! judged announced clean", &[]),
+        ("s 226-do¶226 ne", &["c 150 coming", "send Client"]),
+        ("! sent ok", &["c 226-vscan: clean", "c 226-do", "c 226 ne", "end delivered"]),
+        // Only of that file.
+        ("c NOOP", &["s NOOP"]),
+        ("s 200 ok", &["c 200 ok"]),
+    );
+    // What was not delivered is not praised.
+    passive!(
+        ("c RETR a.txt", &["begin RETR a.txt Upstream", "s RETR a.txt"]),
+        ("s 150 coming", &["receive Upstream"]),
+        ("! received ok", &["inspect"]),
+        ("! judged announced clean", &[]),
+        ("s 451 disk", &["close Client", "c 451 disk", "end server_refused"]),
+    );
+}
+
+#[test]
 fn the_final_reply_is_awaited_and_may_be_late() {
     passive!(
         ("c RETR a.txt", &["begin RETR a.txt Upstream", "s RETR a.txt"]),
