@@ -1,8 +1,9 @@
 //! The client's side of the grammar: command lines (RFC 5321 section 4.1.1).
 //!
 //! Only as much is parsed as the session machine has to know; the line itself is relayed as it
-//! came. Verbs are matched exactly: what a lenient server might take for one of them is
-//! [`Verb::Other`], and the machine waits for the reply to such a line before it reads on.
+//! came. Verbs are matched exactly. What a lenient server might take for one of them
+//! ([`Command::is_inexact`]) is not for the server: it would take part in a dialogue that vscan does
+//! not follow.
 
 /// A command that the session machine tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,11 +87,35 @@ impl<'a> Command<'a> {
         Self { verb, argument: argument.trim_ascii() }
     }
 
+    /// Whether a line with an unknown verb is what a lenient server takes for a known one: white
+    /// space or control characters in front of it (Postfix), or something else than a space behind.
+    pub fn is_inexact(line: &[u8]) -> bool {
+        let start = line.iter().position(u8::is_ascii_alphabetic).unwrap_or(line.len());
+        VERBS.iter().any(|(name, _)| {
+            let word = line[start..].get(..name.len());
+            word.is_some_and(|word| name.eq_ignore_ascii_case(word))
+        })
+    }
+
     /// The address of a MAIL or RCPT as it stands on the wire, without angle brackets; empty for
-    /// the null sender. None if there is no `:`.
+    /// the null sender. None if it is not plain where it begins and ends: servers that are lenient
+    /// may find another one in the line.
     pub fn path(&self) -> Option<&'a [u8]> {
         let colon = memchr::memchr(b':', self.argument)?;
-        Some(path(self.argument[colon + 1..].trim_ascii_start()).0)
+        let (word, argument) = (&self.argument[..colon], self.argument[colon + 1..].trim_ascii());
+        let known = if self.verb == Verb::Rcpt { &b"TO"[..] } else { b"FROM" };
+        if !word.trim_ascii().eq_ignore_ascii_case(known) {
+            return None;
+        }
+        let (address, rest) = path(argument);
+        let ends = rest.first().is_none_or(|byte| matches!(byte, b' ' | b'\t'));
+        let bracketed = argument.starts_with(b"<");
+        let closed = if bracketed {
+            argument.len() - rest.len() == address.len() + 2
+        } else {
+            !argument.is_empty() && memchr::memchr2(b'<', b'>', address).is_none()
+        };
+        (ends && closed).then_some(address)
     }
 
     /// The number of a `SIZE=` parameter (RFC 1870 section 6); [`u64::MAX`] if it does not fit.
@@ -188,6 +213,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_lenient_servers_take_for_a_verb() {
+        for line in
+            [&b" DATA"[..], b"DATA\0", b"\tbdat 5", b"MAILFROM:<>", b"RCPT:TO:<a>", b"\0Ehlo c"]
+        {
+            assert!(Command::is_inexact(line), "{}", line.escape_ascii());
+        }
+        for line in [&b""[..], b".", b"XCLIENT ADDR=1.2.3.4", b"XDATA", b"354 go", b"DAT", b"*"] {
+            assert!(!Command::is_inexact(line), "{}", line.escape_ascii());
+        }
+    }
+
     fn path(line: &[u8]) -> Option<&[u8]> {
         Command::parse(line).path()
     }
@@ -198,8 +235,21 @@ mod tests {
         assert_eq!(path(b"MAIL FROM: <>"), Some(&b""[..]));
         assert_eq!(path(b"MAIL FROM:a@b BODY=8BITMIME"), Some(&b"a@b"[..]));
         assert_eq!(path(b"MAIL FROM:<\"a>\\\"b\"@c>"), Some(&b"\"a>\\\"b\"@c"[..]));
-        assert_eq!(path(b"MAIL FROM:<a@b"), Some(&b"a@b"[..]));
-        assert_eq!(path(b"MAIL"), None);
+        assert_eq!(path(b"saml from : <a@b>"), Some(&b"a@b"[..]));
+        assert_eq!(path(b"RCPT TO:<a@b> NOTIFY=NEVER"), Some(&b"a@b"[..]));
+        for line in [
+            &b"MAIL"[..],
+            b"MAIL FROM:",
+            b"MAIL FROM:<a@b",
+            b"RCPT <a@b>",
+            b"RCPT FROM:<a@b>",
+            b"RCPT x TO:<a@b>",
+            b"RCPT TO:a@b<c@d>",
+            b"RCPT TO:<a@b>c@d",
+            b"RCPT TO:<a@b><c@d>",
+        ] {
+            assert_eq!(path(line), None, "{}", line.escape_ascii());
+        }
     }
 
     #[test]

@@ -179,7 +179,8 @@ pub enum Form {
 pub struct Envelope<'a> {
     /// The sender as on the wire, without angle brackets.
     pub sender: &'a [u8],
-    /// The recipients that the server accepted; the first 1000 of them.
+    /// The recipients that the server accepted; the first 1000 of them. If there are more, or some
+    /// whose address cannot be told from the command, the last one is empty.
     pub recipients: &'a [Vec<u8>],
     /// How many the server accepted.
     pub accepted: u32,
@@ -397,9 +398,24 @@ enum Asked {
 #[derive(Debug, Default)]
 struct Transaction {
     sender: Box<[u8]>,
-    /// The first [`RECIPIENTS_KEPT`] that were accepted.
+    /// The first [`RECIPIENTS_KEPT`] that were accepted, and an empty one for all that are not
+    /// named.
     recipients: Vec<Vec<u8>>,
     accepted: u32,
+}
+
+impl Transaction {
+    /// The server has accepted a recipient; empty if its address is not known.
+    fn add(&mut self, recipient: Vec<u8>) {
+        self.accepted = self.accepted.saturating_add(1);
+        let unnamed = self.recipients.last().is_some_and(Vec::is_empty);
+        let named = self.recipients.len() - usize::from(unnamed);
+        if !recipient.is_empty() && named < RECIPIENTS_KEPT {
+            self.recipients.insert(named, recipient);
+        } else if !unnamed {
+            self.recipients.push(Vec::new());
+        }
+    }
 }
 
 /// A command whose reply is to come, or a reply of vscan's own that waits for its turn.

@@ -9,6 +9,8 @@ pub enum Anomaly {
     EarlyTalker,
     /// A command line with a bare CR or LF. Not relayed: servers disagree on what it means.
     BareNewlineInCommand,
+    /// What only lenient servers take for a command that vscan has to follow. Not relayed.
+    InexactCommand,
     /// A command line that is too long.
     CommandTooLong,
     /// Too many lines that had to be refused.
@@ -54,6 +56,7 @@ impl Anomaly {
         match self {
             Self::EarlyTalker => "smtp_early_talker",
             Self::BareNewlineInCommand => "smtp_bare_newline_in_command",
+            Self::InexactCommand => "smtp_inexact_command",
             Self::CommandTooLong => "smtp_command_too_long",
             Self::TooManyErrors => "smtp_too_many_errors",
             Self::ForbiddenCommand => "smtp_forbidden_command",
@@ -81,6 +84,7 @@ impl fmt::Display for Anomaly {
         f.write_str(match self {
             Self::EarlyTalker => "the client spoke before the greeting",
             Self::BareNewlineInCommand => "bare CR or LF in a command line, refused",
+            Self::InexactCommand => "what only lenient servers take for a command, refused",
             Self::CommandTooLong => "command line too long, refused",
             Self::TooManyErrors => "too many refused lines, closed",
             Self::ForbiddenCommand => "a command that leads past the gateway, refused",

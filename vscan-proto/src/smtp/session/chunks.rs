@@ -30,10 +30,6 @@ impl Session {
     pub(super) fn bdat(&mut self, chunk: Option<Chunk>) {
         match chunk {
             None => self.answer(compose(501, "5.5.4", "BDAT needs a chunk size")),
-            Some(chunk) if !self.offer.chunking => {
-                self.anomaly_once(Anomaly::ChunkedTransfer);
-                self.refuse_chunk(chunk, compose(502, "5.5.1", "BDAT was not offered"));
-            }
             Some(chunk) if chunk.kind == ChunkKind::Malformed => {
                 self.refuse_chunk(chunk, malformed());
             }
@@ -46,6 +42,12 @@ impl Session {
 
     /// BDAT was read and all earlier replies are in.
     pub(super) fn decide_chunk(&mut self, chunk: Chunk) {
+        // Asked only now: a client that remembers the offer pipelines even the EHLO (Exim's
+        // PIPECONNECT).
+        if !self.offer.chunking {
+            self.anomaly_once(Anomaly::ChunkedTransfer);
+            return self.refuse_chunk(chunk, compose(502, "5.5.1", "BDAT was not offered"));
+        }
         match self.transaction.take() {
             Some(transaction) if transaction.accepted > 0 => {
                 let receiving = self.receiving(transaction, framing(chunk));

@@ -218,6 +218,7 @@ impl Session {
             }
             Verb::Rcpt => {
                 let recipient = command.path().filter(|path| path.len() <= PATH_MAX);
+                // Without a name it still counts: no rule for somebody else may speak for it.
                 let recipient = recipient.unwrap_or_default().to_vec();
                 self.forward(line, Pending::Rcpt { recipient }, State::Commands);
             }
@@ -232,6 +233,10 @@ impl Session {
             }
             Verb::Data => self.answer(compose(501, "5.5.4", "DATA takes no parameter")),
             Verb::Bdat => self.bdat(command.chunk()),
+            Verb::Other if Command::is_inexact(line.content()) => {
+                self.anomaly_once(Anomaly::InexactCommand);
+                self.refuse_line("5.5.2", "Command not recognized");
+            }
             Verb::Auth | Verb::Other => self.forward(line, Pending::Opaque, State::Barrier),
             Verb::StartTls => match self.config.starttls {
                 StartTls::Pass => self.forward(line, Pending::StartTls, State::Barrier),

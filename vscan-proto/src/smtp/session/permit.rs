@@ -31,17 +31,16 @@ impl Session {
     /// Refuses a MAIL or RCPT that the access rules do not permit; `line` is the whole of it.
     pub(super) fn denies(&mut self, command: &Command<'_>, line: &[u8]) -> bool {
         let Some(permit) = self.config.permit.clone() else { return false };
-        let address = command.path().unwrap_or_default();
-        let permitted = |authenticated| {
-            if command.verb == Verb::Mail {
-                address.len() <= PATH_MAX && permit.sender(address, authenticated)
-            } else if command.verb == Verb::Rcpt {
-                address.len() <= PATH_MAX
-                    && self.senders().all(|sender| permit.recipient(sender, address, authenticated))
-            } else {
-                // What a lenient server may take for one of them must not go past the rules.
-                command.verb != Verb::Other || !looks_like_an_envelope(line)
-            }
+        // Of an address that is not plain nobody knows whether it is permitted.
+        let plain = command.path().filter(|address| address.len() <= PATH_MAX);
+        let permitted = |authenticated| match command.verb {
+            Verb::Mail => plain.is_some_and(|address| permit.sender(address, authenticated)),
+            Verb::Rcpt => plain.is_some_and(|address| {
+                self.senders().all(|sender| permit.recipient(sender, address, authenticated))
+            }),
+            // What a lenient server may take for one of them must not go past the rules.
+            Verb::Other => !looks_like_an_envelope(line),
+            _ => true,
         };
         if permitted(self.access.authenticated) {
             return false;
@@ -57,6 +56,7 @@ impl Session {
         };
         let tell = self.access.denials < TOLD;
         self.access.denials = self.access.denials.saturating_add(1);
+        let address = command.path().unwrap_or(command.argument);
         let address = address[..address.len().min(PATH_MAX)].into();
         let recipient = command.verb == Verb::Rcpt;
         self.actions.push_back(Output::Denied { recipient, address, tell });

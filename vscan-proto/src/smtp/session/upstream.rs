@@ -6,9 +6,7 @@ use crate::line::Line;
 use crate::smtp::data::END;
 use crate::smtp::reply::{EhloFilter, Offer, ReplyLine, compose};
 
-use super::{
-    Anomaly, Leg, Output, Pending, RECIPIENTS_KEPT, Session, StartTls, State, Transaction,
-};
+use super::{Anomaly, Leg, Output, Pending, Session, StartTls, State, Transaction};
 
 /// The longest reply that is not relayed line by line, in bytes: an EHLO answer, a final reply.
 const HELD_REPLY_MAX: usize = 16 << 10;
@@ -192,10 +190,7 @@ impl Session {
             Some(Pending::Mail { .. }) => {}
             Some(Pending::Rcpt { recipient }) => {
                 if let Some(transaction) = self.transaction.as_mut().filter(|_| positive) {
-                    transaction.accepted = transaction.accepted.saturating_add(1);
-                    if !recipient.is_empty() && transaction.recipients.len() < RECIPIENTS_KEPT {
-                        transaction.recipients.push(recipient);
-                    }
+                    transaction.add(recipient);
                 }
             }
             Some(Pending::Opaque) => {
@@ -215,7 +210,11 @@ impl Session {
             Some(Pending::Offer) => self.offer_reply(code, &text),
             Some(Pending::Final) => self.final_reply(code, text),
             Some(Pending::Ours | Pending::OurRset) if code == 421 => self.unsolicited(code, text),
-            Some(Pending::OurRset) => self.rset_reply = positive.then_some(text),
+            // What was pipelined behind it may have begun the next transaction.
+            Some(Pending::OurRset) => {
+                let idle = self.pending.iter().all(|it| matches!(it, Pending::Answer(_)));
+                self.rset_reply = (positive && idle).then_some(text);
+            }
             Some(Pending::Ours) => {}
             None => self.unsolicited(code, text),
         }

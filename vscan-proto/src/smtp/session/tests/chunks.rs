@@ -133,6 +133,63 @@ fn pipelined_with_the_envelope() {
     );
 }
 
+/// A client that remembers what the server offers does not wait for it: Exim's PIPECONNECT.
+#[test]
+fn pipelined_with_the_greeting() {
+    check(
+        &[
+            c("EHLO c\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nBDAT 4 LAST\r\nNOOP"),
+            s("220 mx\r\n250-mx\r\n250-PIPECONNECT\r\n250 CHUNKING\r\n250 ok\r\n250 ok\r\n"),
+            pass(),
+            Sent,
+            s("250 taken\r\n"),
+        ],
+        "> EHLO c
+        > MAIL FROM:<a@b>
+        > RCPT TO:<c@d>
+        ! smtp_early_talker
+        < 220 mx
+        < 250-mx
+        < 250-PIPECONNECT
+        < 250 CHUNKING
+        < 250 ok
+        < 250 ok
+        ! sender <a@b>
+        ! Inspect a chunked one
+        > BDAT 4 LAST
+        ! SendMessage
+        > [message]
+        < 250 taken
+        ! finished delivered 250 from a@b to 1 4",
+    );
+}
+
+/// Behind the RSET that follows a refused chunk the client may have begun the next transaction when
+/// the server answers it: the client's own RSET is about that one.
+#[test]
+fn the_answer_to_an_old_rset_is_not_kept() {
+    check_chunks(
+        &[
+            c("BDAT 4\r\nDATA"),
+            c("NOOP\r\nBDAT 0 FIRST\r\nMAIL FROM:<e@f>\r\n"),
+            s("250 noop\r\n250 reset\r\n250 ok\r\n"),
+            c("RSET\r\n"),
+            s("250 reset again\r\n"),
+        ],
+        "< 250 2.0.0 4 bytes received
+        > NOOP
+        > RSET
+        > MAIL FROM:<e@f>
+        ! finished abandoned - from a@b to 1 4
+        < 250 noop
+        < 501 5.5.4 BDAT takes a size and LAST, nothing else
+        < 250 ok
+        ! sender <e@f>
+        > RSET
+        < 250 reset again",
+    );
+}
+
 #[test]
 fn refused_chunks_are_never_commands() {
     check(
@@ -141,16 +198,17 @@ fn refused_chunks_are_never_commands() {
             c("EHLO c\r\n"),
             s("250 mx\r\n"),
             c("NOOP\r\nBDAT 16 LAST\r\nQUIT\r\nDATA\r\nxx\r\nNOOP\r\nBDAT x\r\nBDAT 0\r\n"),
-            s("250 one\r\n250 two\r\n"),
+            s("250 one\r\n"),
+            s("250 two\r\n"),
         ],
         "< 220 mx
         > EHLO c
         < 250 mx
         > NOOP
-        > NOOP
-        ! smtp_chunked_transfer
         < 250 one
+        ! smtp_chunked_transfer
         < 502 5.5.1 BDAT was not offered
+        > NOOP
         < 250 two
         < 501 5.5.4 BDAT needs a chunk size
         < 502 5.5.1 BDAT was not offered",

@@ -598,6 +598,40 @@ fn the_envelope_is_known_while_the_message_is() {
     assert_eq!(bench.session.envelope(), None);
 }
 
+/// A recipient whose address is not known must not hide behind those that are: the envelope says so.
+#[test]
+fn recipients_that_cannot_be_named_are_shown() {
+    let long = format!("RCPT TO:<@{}:c@d>\r\n", "r".repeat(PATH_MAX));
+    for command in ["RCPT TO:e@f<c@d>\r\n", "RCPT <c@d>\r\n", &long] {
+        let mut bench = Bench::new(Config::default());
+        let steps = [
+            opened(),
+            vec![c(command), s("250 ok\r\n"), c(command), s("250 ok\r\n")],
+            vec![c("RCPT TO:<g@h>\r\n"), s("250 ok\r\n"), c("DATA\r\n"), c("Hi\r\n.\r\n")],
+        ];
+        steps.concat().iter().for_each(|step| bench.step(step));
+        let envelope = bench.session.envelope().unwrap();
+        assert_eq!(envelope.recipients, [&b"c@d"[..], b"g@h", b""], "{command}");
+        assert_eq!(envelope.accepted, 4);
+    }
+}
+
+#[test]
+fn the_first_recipients_are_named() {
+    let mut bench = Bench::new(Config::default());
+    opened().iter().for_each(|step| bench.step(step));
+    for number in 1..RECIPIENTS_KEPT + 3 {
+        bench.step(&c(format!("RCPT TO:<{number}@d>\r\n")));
+        bench.step(&s("250 ok\r\n"));
+    }
+    bench.step(&c("DATA\r\nHi"));
+    let envelope = bench.session.envelope().unwrap();
+    assert_eq!(envelope.recipients.len(), RECIPIENTS_KEPT + 1);
+    assert_eq!(envelope.recipients[RECIPIENTS_KEPT - 1], b"999@d");
+    assert_eq!(envelope.recipients[RECIPIENTS_KEPT], b"");
+    assert_eq!(envelope.accepted as usize, RECIPIENTS_KEPT + 3);
+}
+
 /// Clients like Python's smtplib say RSET behind a refusal; the server has had one by then.
 #[test]
 fn one_rset_is_enough() {

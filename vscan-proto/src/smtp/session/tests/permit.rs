@@ -106,10 +106,23 @@ fn what_only_looks_like_an_envelope_is_not_relayed() {
         &[s("220 mx\r\n"), c(" RCPT TO:<x>\r\n"), c("RCPTTO:<x>\r\n"), c("XFOO\r\n")],
         "< 220 mx
         < 500 5.5.2 Command not recognized
-        ! Denied { recipient: false, address: [120], tell: true }
+        ! Denied { recipient: false, address: [82, 67, 80, 84, 32, 84, 79, 58, 60, 120, 62], tell: true }
         < 500 5.5.2 Command not recognized
         ! Denied { recipient: false, address: [], tell: true }
         > XFOO",
+    );
+}
+
+/// Of two addresses in a command servers may take either.
+#[test]
+fn an_address_that_is_not_plain_is_not_permitted() {
+    checked(
+        &[s("220 mx\r\n"), c("MAIL FROM:<own><eve>\r\nMAIL FROM:<own>\r\nRCPT <x>\r\n")],
+        "< 220 mx
+        < 550 5.7.1 This sender is not permitted here by vscan
+        > MAIL FROM:<own>
+        ! Denied { recipient: false, address: [70, 82, 79, 77, 58, 60, 111, 119, 110, 62, 60, 101, 118, 101, 62], tell: true }
+        ! Denied { recipient: true, address: [60, 120, 62], tell: true }",
     );
 }
 

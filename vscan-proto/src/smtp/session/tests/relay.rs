@@ -161,11 +161,11 @@ fn garbage_is_refused_and_then_hung_up_on() {
 
 #[test]
 fn unknown_commands_wait_for_their_reply() {
-    // A server that takes " DATA" for DATA would swallow what is pipelined behind it.
+    // A server that takes XDATA for DATA would swallow what is pipelined behind it.
     check(
-        &[s("220 mx\r\n"), c(" DATA\r\nevil\r\n.\r\n"), s("354 go\r\n")],
+        &[s("220 mx\r\n"), c("XDATA\r\nevil\r\n.\r\n"), s("354 go\r\n")],
         "< 220 mx
-        >  DATA
+        > XDATA
         ! smtp_unexpected_go_ahead
         ! Reset",
     );
@@ -175,6 +175,33 @@ fn unknown_commands_wait_for_their_reply() {
         > XYZ
         < 500 what
         > NOOP",
+    );
+}
+
+/// Postfix skips white space in front of a command and ends it at a NUL: it would accept recipients
+/// that no rule is asked about, and LMTP would have answers that nobody waits for.
+#[test]
+fn what_a_lenient_server_takes_for_a_command_is_not_relayed() {
+    check(
+        &[
+            opened(),
+            vec![
+                c(" RCPT TO:<x@y>\r\n\tDATA\r\nBDAT\0 5\r\n"),
+                c(" BURL imap://x LAST\r\n STARTTLS\r\n\0LHLO c\r\nXCLIENT A=B\r\n"),
+            ],
+        ]
+        .concat(),
+        &then(
+            OPENED,
+            "< 500 5.5.2 Command not recognized
+            < 500 5.5.2 Command not recognized
+            < 500 5.5.2 Command not recognized
+            ! smtp_inexact_command
+            < 500 5.5.2 Command not recognized
+            < 500 5.5.2 Command not recognized
+            < 500 5.5.2 Command not recognized
+            > XCLIENT A=B",
+        ),
     );
 }
 
