@@ -171,9 +171,11 @@ impl<'a> Driver<'a> {
             {
                 return Poll::Ready(end);
             }
-            let moved = self.poll_read_upstream(cx)
-                || self.feed_early()
-                || self.poll_read_client(cx)
+            // What comes behind the machine's last word is the blind relay's to read.
+            let reads = self.end != Some(End::Blind);
+            let moved = reads && self.poll_read_upstream(cx)
+                || reads && self.feed_early()
+                || reads && self.poll_read_client(cx)
                 || self.poll_inspection(cx)
                 || self.poll_timer(cx)
                 || self.poll_drain(cx);
