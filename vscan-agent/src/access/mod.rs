@@ -11,6 +11,8 @@ pub mod explain;
 mod ftp;
 mod smtp;
 
+pub use smtp::plain;
+
 #[cfg(test)]
 mod tests;
 

@@ -44,7 +44,8 @@ fn matches(rule: &Access, patterns: &[Glob], address: &[u8]) -> bool {
 
 /// The address without what changes nothing about it: a source route (RFC 5321 appendix C), needless quotes, the dot at
 /// the end of the domain. None if it is not plain then: routed by `%` or `!`, with white space or control characters.
-fn plain(address: &[u8]) -> Option<String> {
+#[must_use]
+pub fn plain(address: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(address).ok()?;
     let routed = text.starts_with('@').then(|| text.split_once(':')).flatten();
     let text = routed.map_or(text, |(_, mailbox)| mailbox);

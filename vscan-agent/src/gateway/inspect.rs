@@ -39,7 +39,8 @@ pub struct About<'a> {
     pub from_client: bool,
     /// Its name on the wire; for a message its sender.
     pub name: &'a [u8],
-    /// The forward-paths of a message that the server accepted; none for files.
+    /// The forward-paths of a message that the server accepted, an empty one for those that are not
+    /// named; none for files.
     pub recipients: &'a [Vec<u8>],
 }
 
@@ -232,7 +233,8 @@ impl Gateway {
 /// What a message is known by in the flow table: its first recipient, and how many there are besides.
 fn addressees(recipients: &[Vec<u8>]) -> Vec<u8> {
     let Some((first, more)) = recipients.split_first() else { return Vec::new() };
-    let mut text = [b"to ", first.as_slice()].concat();
+    let first = if first.is_empty() { b"?" } else { first.as_slice() };
+    let mut text = [b"to ", first].concat();
     if !more.is_empty() {
         text.extend_from_slice(format!(" and {} more", more.len()).as_bytes());
     }

@@ -460,7 +460,14 @@ impl<'a> Case<'a> {
             server: opened.server.to_string(),
             user: self.user.as_deref().map(text),
             sender: if message { text(self.about.name) } else { String::new() },
-            recipients: self.about.recipients.iter().take(LISTED_MAX).map(|r| text(r)).collect(),
+            recipients: self
+                .about
+                .recipients
+                .iter()
+                .filter(|recipient| !recipient.is_empty())
+                .take(LISTED_MAX)
+                .map(|recipient| text(recipient))
+                .collect(),
             name: if message { String::new() } else { text(self.about.name) },
             size: self.size,
             verdict: verdict_str(self.report.verdict),

@@ -3,6 +3,7 @@
 //! [`decide`] gives each thing that was found its list of treatments; [`Decision::step`] says what the object
 //! as a whole comes to, and [`Decision::fail`] goes on to the next treatment where one was not possible.
 
+use crate::access::plain;
 use crate::config::{Config, Direction, Party, Protocol, Treat, Treatment, extension};
 use std::net::IpAddr;
 use vscan_scan::report::{Part, Reason, Report, Verdict};
@@ -362,7 +363,7 @@ fn decide_point<'c>(config: &'c Config, facts: &Facts<'_>, point: &Point<'_>) ->
     };
     let by_recipient = config.treat.iter().any(|t| !t.recipient.is_empty());
     let rule = if by_recipient && !facts.recipients.is_empty() {
-        // Those that are not named match only rules for everybody.
+        // Past those that are named there may be anybody.
         let more = (facts.recipients.len() >= RECIPIENTS_MAX).then_some(unnamed);
         let all = facts.recipients.iter().map(Vec::as_slice).chain(more);
         // Of equal ones the first.
@@ -419,7 +420,11 @@ fn matches(treat: &Treat, facts: &Facts<'_>, point: &Point<'_>, recipient: Optio
         && any(&treat.user, |g| user.as_ref().is_some_and(|user| g.matches(user)))
         && any(&treat.sender, |m| facts.sender.is_some_and(|sender| m.matches(sender)))
         && any(&treat.recipient, |m| {
-            recipient.is_some_and(|address| !address.is_empty() && m.matches(address))
+            recipient.is_some_and(|address| match plain(address) {
+                Some(address) if !address.is_empty() => m.matches(address.as_bytes()),
+                // It may be anybody: what refuses somebody's mail holds for it, and nothing else.
+                _ => treat.action.first().is_some_and(|action| action.refuses()),
+            })
         })
         && treat.min_size.is_none_or(|min| facts.size >= min)
         && treat.max_size.is_none_or(|max| facts.size <= max)

@@ -311,6 +311,32 @@ fn over_several_recipients_the_strictest_wins() {
     );
     // Past those that are named there may be anybody.
     assert_eq!(decided(&["abuse@example.com"; RECIPIENTS_MAX]), "quarantine treat[2]");
+    assert_eq!(decided(&["abuse@example.com", ""]), "quarantine treat[2]");
+}
+
+/// However a recipient is written: it cannot take another one's place.
+#[test]
+fn recipients_that_are_not_plain_get_no_favours_and_every_refusal() {
+    let rules = "\
+[[treat]]\nrecipient = \"boss@example.com\"\naction = [\"quarantine\"]\n
+[[treat]]\nrecipient = \"*@test.example\"\naction = \"pass\"\n
+[[treat]]\nrecipient = \"*.example.org\"\naction = [\"replace\", \"block\"]\n
+[[treat]]\naction = \"warn\"\n";
+    let (config, report) = (config(rules), two_portions());
+    let decided = |recipient: &[u8]| said(&decide(&config, &mail(&report, &[recipient.to_vec()])));
+    assert_eq!(decided(b"bob@example.com"), "warn treat[3]");
+    assert_eq!(decided(b"bob@test.example"), "pass treat[1]");
+    for boss in [
+        &b"\"boss\"@example.com"[..],
+        b"\"b\\oss\"@Example.COM.",
+        b"@relay.example:boss@example.com",
+        b"boss%example.com@test.example",
+        b"example.com!boss@test.example",
+        b"\"boss@example.com\"@test.example",
+        b"",
+    ] {
+        assert_eq!(decided(boss), "quarantine treat[0]", "{}", boss.escape_ascii());
+    }
 }
 
 #[test]

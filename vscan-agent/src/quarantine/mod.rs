@@ -155,7 +155,12 @@ impl Store {
             client: about.client,
             server: about.server,
             user: about.user.map(text),
-            recipients: about.recipients.iter().map(|r| text(r)).collect(),
+            recipients: about
+                .recipients
+                .iter()
+                .filter(|r| !r.is_empty())
+                .map(|r| text(r))
+                .collect(),
             name: text(about.name),
             kind: about.kind.to_owned(),
             r#type: report.kind.clone(),
