@@ -8,7 +8,11 @@ use vscan_tests::peers::Postfix;
 use vscan_tests::smtp::{Behaviour, Client, Sink, wire};
 use vscan_tests::{fixtures, on_both, wait};
 
-on_both!(each_treatment_changes_what_it_says, a_real_server_takes_treated_mail);
+on_both!(
+    each_treatment_changes_what_it_says,
+    a_real_server_takes_treated_mail,
+    a_real_server_takes_treated_chunks
+);
 
 /// Recipients by whom the rules of these tests are told apart.
 const RULES: &str = r#"
@@ -202,5 +206,57 @@ fn a_real_server_takes_treated_mail(steering: Steering) -> Result<()> {
     let all: String = mail.lines().map(str::trim_end).collect();
     let wanted: String = fixtures::base64(&clean).lines().collect();
     ensure!(all.contains(&wanted), "the clean attachment was changed");
+    Ok(())
+}
+
+/// A message by BDAT: what was made of it goes to Postfix as one chunk of the right length, smaller or larger than what
+/// came. A recipient that only Postfix would see in a command is none: nobody else's rule speaks for it.
+fn a_real_server_takes_treated_chunks(steering: Steering) -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let server = Postfix::start(lab.server())?;
+    let _vscan = Vscan::start(&lab, &settings(steering))?;
+    let mut client = Client::connect(lab.client(), lab.dial(Family::V4, 25))?;
+    let peer = client.peer();
+    let message = message();
+    let (first, second) = message.split_at(message.find("epilogue").context("no epilogue")?);
+    for name in ["strip", "replace"] {
+        peer.ask("MAIL FROM:<alice@client.example>", "250")?;
+        peer.ask(&format!("RCPT TO:<{name}@server.example>"), "250")?;
+        peer.ask(" RCPT TO:<warn@server.example>", "500")?;
+        peer.send(format!("BDAT {}\r\n{first}BDAT 0\r\n", first.len()))?;
+        peer.send(format!("BDAT {} LAST\r\n{second}NOOP\r\n", second.len()))?;
+        for answer in ["first", "empty", "last", "NOOP"] {
+            peer.expect("250").context(answer)?;
+        }
+    }
+    client.quit()?;
+    let mut mails = Vec::new();
+    wait::until("two mails do not arrive", Duration::from_secs(10), || {
+        mails = server.inbox()?;
+        Ok((mails.len() >= 2).then_some(()))
+    })
+    .with_context(|| server.log())?;
+    ensure!(mails.len() == 2, "{} mails", mails.len());
+
+    // As Postfix stores it, behind the fields that it puts on top.
+    let original = rest(&message).replace("\r\n", "\n");
+    let infected = "--=-part\nContent-Type: application/octet-stream; name=\"eicar.com\"\n";
+    let (head, tail) = original.split_once(infected).context("the portion")?;
+    let (_, tail) = tail.split_once("--=-part\n").context("the next portion")?;
+    let stored = |field: &str| -> Result<String> {
+        let mails = mails.iter().filter_map(|mail| std::str::from_utf8(mail).ok());
+        let found =
+            mails.filter_map(|mail| mail.find(field).map(|at| mail[at..].to_owned())).next();
+        found.with_context(|| format!("no mail with {field}: {mails:?}", mails = server.log()))
+    };
+    let field = "X-Vscan: removed 1 portion (EICAR_Test_File) by gw.example\n";
+    assert_eq!(stored(field)?, format!("{field}{head}--=-part\n{tail}"));
+    let field = "X-Vscan: replaced 1 portion (EICAR_Test_File) by gw.example\n";
+    let replaced = stored(field)?;
+    let notice = replaced
+        .strip_prefix(&format!("{field}{head}--=-part\n"))
+        .and_then(|rest| rest.strip_suffix(&format!("--=-part\n{tail}")))
+        .with_context(|| replaced.clone())?;
+    ensure!(notice.contains("eicar.com: EICAR_Test_File"), "{notice}");
     Ok(())
 }
