@@ -19,6 +19,7 @@ pub struct Decoder {
     at: At,
     stuffed: bool,
     look_alike: bool,
+    odd_dot: bool,
 }
 
 /// What one call of [`Decoder::decode`] found.
@@ -65,7 +66,7 @@ impl Default for Decoder {
 impl Decoder {
     /// A decoder that stands right behind the CRLF of DATA.
     pub fn new() -> Self {
-        Self { at: At::LineStart, stuffed: false, look_alike: false }
+        Self { at: At::LineStart, stuffed: false, look_alike: false, odd_dot: false }
     }
 
     /// Whether a dot at a line start was seen that the receiver takes away (RFC 5321 section
@@ -78,6 +79,13 @@ impl Decoder {
     /// a dot between two of CR, LF, CRLF, with or without NULs beside it.
     pub fn look_alike(&self) -> bool {
         self.look_alike
+    }
+
+    /// Whether a dot was seen behind a bare LF. Servers that take a bare LF for a line end (Postfix
+    /// with `smtpd_forbid_bare_newline = no`, Exim) take that dot away as well: their message is what
+    /// [`Unstuffer::lenient`] makes of it.
+    pub fn odd_dot(&self) -> bool {
+        self.odd_dot
     }
 
     /// Reads on. Not to be called again after `end`.
@@ -140,7 +148,11 @@ impl Decoder {
         for dot in memchr_iter(b'.', text) {
             self.at = match before(self.at, &text[..dot]) {
                 At::LineStart => At::Dot,
-                At::Cr | At::Lf | At::Nul => At::OddDot,
+                At::Lf => {
+                    self.odd_dot = true;
+                    At::OddDot
+                }
+                At::Cr | At::Nul => At::OddDot,
                 At::Text | At::Dot | At::DotCr | At::OddDot => continue,
             };
             return from + dot + 1;
@@ -215,6 +227,7 @@ impl BareNewlines {
 #[derive(Debug, Clone)]
 pub struct Unstuffer {
     at: At,
+    lenient: bool,
 }
 
 impl Default for Unstuffer {
@@ -226,14 +239,20 @@ impl Default for Unstuffer {
 impl Unstuffer {
     /// An unstuffer at the start of a message.
     pub fn new() -> Self {
-        Self { at: At::LineStart }
+        Self { at: At::LineStart, lenient: false }
+    }
+
+    /// One that takes away the dot behind a bare LF too, as some servers do.
+    pub fn lenient() -> Self {
+        Self { lenient: true, ..Self::new() }
     }
 
     /// Gives `out` the pieces of `bytes`, as a [`Decoder`] handed them out, without the stuffing.
     pub fn unstuff<'a>(&mut self, bytes: &'a [u8], mut out: impl FnMut(&'a [u8])) {
         let mut from = 0;
         for dot in memchr_iter(b'.', bytes) {
-            if before(self.at, &bytes[from..dot]) == At::LineStart {
+            let at = before(self.at, &bytes[from..dot]);
+            if at == At::LineStart || self.lenient && at == At::Lf {
                 if dot > from {
                     out(&bytes[from..dot]);
                 }

@@ -25,9 +25,12 @@ const SENDFILE_STEP: usize = 1 << 20;
 ///
 /// # Errors
 /// There is no room for it, or the spool failed.
-pub(super) fn unstuffed(spool: &Spool, wire: &Object) -> Result<Object, SpoolError> {
+pub(super) fn unstuffed(
+    spool: &Spool,
+    wire: &Object,
+    mut unstuffer: Unstuffer,
+) -> Result<Object, SpoolError> {
     let mut writer = spool.writer();
-    let mut unstuffer = Unstuffer::new();
     let mut result = Ok(());
     let mut piece = |bytes: &[u8]| {
         unstuffer.unstuff(bytes, |piece| {
@@ -103,12 +106,13 @@ pub(super) fn stuffed(spool: &Spool, message: &Object) -> Result<Object, SpoolEr
     })
 }
 
-/// Whether something on the wire looks like the end of the message, and is none. What is received is
-/// looked through as it comes; this is for what vscan has made itself.
+/// What reads the message on the wire again, to its end: whether something looks like that end and is none, or is read
+/// in another way by some servers. What is received is looked through as it comes; this is for what vscan has made
+/// itself.
 ///
 /// # Errors
 /// The spool failed.
-pub(super) fn look_alike(wire: &Object) -> Result<bool, SpoolError> {
+pub(super) fn decoded(wire: &Object) -> Result<Decoder, SpoolError> {
     let mut decoder = Decoder::new();
     let mut buffer = vec![0; CHUNK];
     let mut offset = 0;
@@ -116,7 +120,7 @@ pub(super) fn look_alike(wire: &Object) -> Result<bool, SpoolError> {
         loop {
             let count = wire.read_at(&mut buffer, offset)?;
             if count == 0 {
-                return Ok(decoder.look_alike());
+                return Ok(decoder);
             }
             offset += count as u64;
             decoder.decode(&buffer[..count]);
@@ -260,7 +264,10 @@ mod tests {
             let original = object(&spool, &message);
             let wire = stuffed(&spool, &original).unwrap();
             assert_eq!(wire.len(), original.len() + 2, "{shift}");
-            assert!(content(&unstuffed(&spool, &wire).unwrap()) == message, "{shift}");
+            assert!(
+                content(&unstuffed(&spool, &wire, Unstuffer::new()).unwrap()) == message,
+                "{shift}"
+            );
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Written as one `poll` function: an idle session is this struct and nothing else. Bytes are read
 //! into one buffer per thread, never into one per session.
 
-use super::deliver::{Delivery, look_alike, stuffed, unstuffed};
+use super::deliver::{Delivery, decoded, stuffed, unstuffed};
 use crate::{
     config::{BareNewline, Config, verdict_str},
     gateway::{
@@ -29,6 +29,7 @@ use tokio::{
     net::TcpStream,
     time::Sleep,
 };
+use vscan_proto::smtp::data::Unstuffer;
 use vscan_proto::smtp::{
     self, Anomaly, Finished, Form, Message, Outcome as Fate, Output, Ruling, Session,
 };
@@ -402,11 +403,18 @@ impl<'a> Driver<'a> {
         let shown = writer.finish().and_then(|object| {
             self.hold = Hold::Complete(object.clone());
             match form {
-                Form::Stuffed => unstuffed(&self.gateway.spool, &object),
-                Form::Plain | Form::Chunked => Ok(object),
+                Form::Stuffed => unstuffed(&self.gateway.spool, &object, Unstuffer::new()),
+                Form::Plain | Form::Chunked => Ok(object.clone()),
             }
+            .and_then(|shown| {
+                let lenient = self
+                    .machine
+                    .is_ambiguous()
+                    .then(|| unstuffed(&self.gateway.spool, &object, Unstuffer::lenient()));
+                Ok((shown, lenient.transpose()?))
+            })
         });
-        let object = match shown {
+        let (object, lenient) = match shown {
             Ok(object) => object,
             Err(error) => return self.spool_failed(&error),
         };
@@ -424,6 +432,13 @@ impl<'a> Driver<'a> {
                 name: &sender,
                 recipients: &recipients,
             };
+            // What a lenient server makes of it has to pass as well.
+            if let Some(lenient) = &lenient {
+                let inspection = gateway.inspect(config, flow, lenient, about).await;
+                if !matches!(inspection.outcome, Outcome::Pass) {
+                    return inspection;
+                }
+            }
             gateway.inspect(config, flow, &object, about).await
         }));
     }
@@ -447,17 +462,21 @@ impl<'a> Driver<'a> {
         let spool = &self.gateway.spool;
         let wire = match self.machine.form() {
             Some(Form::Plain | Form::Stuffed) => {
-                stuffed(spool, treated).and_then(|wire| Ok((look_alike(&wire)?, wire)))
+                let pass = self.config.smtp.bare_newline == BareNewline::Pass;
+                stuffed(spool, treated).and_then(|wire| {
+                    let decoder = decoded(&wire)?;
+                    Ok((decoder.odd_dot() || decoder.look_alike() && !pass, wire))
+                })
             }
             Some(Form::Chunked) => Ok((false, treated.clone())),
             None => return,
         };
         match wire {
-            Ok((true, _)) if self.config.smtp.bare_newline != BareNewline::Pass => {
+            Ok((true, _)) => {
                 tracing::error!(flow = %self.flow.id(), "a treated message has a bare newline beside a dot");
                 self.machine.handle_ruling(Ruling::Failed { permanent: true });
             }
-            Ok((_, wire)) => {
+            Ok((false, wire)) => {
                 let size = wire.len();
                 self.hold = Hold::Complete(wire);
                 self.machine.handle_ruling(Ruling::Deliver { size });

@@ -162,6 +162,29 @@ fn sentences_and_numbers_are_no_look_alikes() {
     }
 }
 
+/// The dot behind a bare LF is text in RFC 5321 and stuffing for servers that are lenient.
+#[test]
+fn a_dot_behind_a_bare_lf_has_two_readings() {
+    for (message, odd, lenient) in [
+        (&b"a\n.b\r\n"[..], true, &b"a\nb\r\n"[..]),
+        (b"a\n..b\r\n..c\r\n", true, b"a\n.b\r\n.c\r\n"),
+        (b"\n.--x\n.--y\n", true, b"\n--x\n--y\n"),
+        (b"a\r\n..b\r.c\n", false, b"a\r\n.b\r.c\n"),
+        (b"a\nb.\n", false, b"a\nb.\n"),
+    ] {
+        for at in 0..=message.len() {
+            let (mut decoder, mut unstuffer) = (Decoder::new(), Unstuffer::lenient());
+            let mut out = Vec::new();
+            for piece in [&message[..at], &message[at..]] {
+                decoder.decode(piece);
+                unstuffer.unstuff(piece, |piece| out.extend_from_slice(piece));
+            }
+            assert_eq!(decoder.odd_dot(), odd, "{}", message.escape_ascii());
+            assert_eq!(out, lenient, "{} at {at}", message.escape_ascii());
+        }
+    }
+}
+
 fn bare(chunks: &[&[u8]]) -> bool {
     let mut scan = BareNewlines::default();
     chunks.iter().for_each(|chunk| scan.check(chunk));

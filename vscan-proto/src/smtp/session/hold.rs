@@ -65,6 +65,8 @@ pub(super) struct Held {
     /// Size in bytes as it came.
     pub(super) size: u64,
     pub(super) form: Form,
+    /// Some servers read it in another way than it says.
+    ambiguous: bool,
     /// How many replies the client waits for.
     pub(super) answers: u32,
     pub(super) keepalive: Instant,
@@ -75,6 +77,12 @@ pub(super) struct Held {
 }
 
 impl Session {
+    /// Whether servers that take a bare LF for a line end have another message than the one that is
+    /// held for the ruling: see [`Decoder::odd_dot`].
+    pub fn is_ambiguous(&self) -> bool {
+        matches!(&self.state, State::Checking(held) if held.ambiguous)
+    }
+
     /// The ruling on the message that was to be inspected. Ignored if nothing is held any more.
     pub fn handle_ruling(&mut self, ruling: Ruling) {
         if !self.is_checking() {
@@ -240,6 +248,7 @@ impl Session {
     /// No more of the message comes.
     pub(super) fn message_end(&mut self, receiving: Receiving) {
         let Receiving { transaction, framing, size, fate, keepalive } = receiving;
+        let ambiguous = matches!(&framing, Framing::Dots { decoder, .. } if decoder.odd_dot());
         let (form, whole) = match framing {
             Framing::Dots { decoder, .. } if decoder.stuffed() => (Form::Stuffed, true),
             Framing::Dots { .. } => (Form::Plain, true),
@@ -251,6 +260,7 @@ impl Session {
             transaction,
             size,
             form,
+            ambiguous,
             keepalive,
             ruling_due: self.activity + self.config.ruling_timeout,
             deadline: self.activity + self.config.answer_timeout,
