@@ -11,7 +11,8 @@ use vscan_tests::{fixtures, on_both, wait};
 on_both!(
     each_treatment_changes_what_it_says,
     a_real_server_takes_treated_mail,
-    a_real_server_takes_treated_chunks
+    a_real_server_takes_treated_chunks,
+    what_a_lenient_server_unstuffs_is_scanned_so
 );
 
 /// Recipients by whom the rules of these tests are told apart.
@@ -258,5 +259,48 @@ fn a_real_server_takes_treated_chunks(steering: Steering) -> Result<()> {
         .and_then(|rest| rest.strip_suffix(&format!("--=-part\n{tail}")))
         .with_context(|| replaced.clone())?;
     ensure!(notice.contains("eicar.com: EICAR_Test_File"), "{notice}");
+    Ok(())
+}
+
+/// Postfix takes a bare LF for a line end and a dot behind it for stuffing: what the recipient has is scanned too.
+fn what_a_lenient_server_unstuffs_is_scanned_so(steering: Steering) -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let server = Postfix::start(lab.server())?;
+    let vscan = Vscan::start(&lab, &settings(steering))?;
+    let mut client = Client::connect(lab.client(), lab.dial(Family::V4, 25))?;
+    let mail = |name: &str, portion: &[u8]| {
+        let line = |bytes: &[u8]| -> String {
+            let groups = bytes.chunks(3).flat_map(|chunk| {
+                let [a, b, c] = [0, 1, 2].map(|n| chunk.get(n).copied().unwrap_or_default());
+                [a >> 2, (a << 4 | b >> 4) & 63, (b << 2 | c >> 6) & 63, c & 63]
+            });
+            let sixes =
+                std::iter::once(u8::try_from(bytes.len()).unwrap_or_default()).chain(groups);
+            sixes.map(|six| if six == 0 { '`' } else { char::from(six + 32) }).collect()
+        };
+        let lines: String = portion.chunks(45).map(|bytes| format!(".{}\n", line(bytes))).collect();
+        format!("Subject: {name}\r\n\r\nsee here\n.begin 644 a.com\n{lines}.`\n.end\n\r\n.\r\n")
+    };
+    let clean = client.send(mail("clean", &fixtures::random(300, 5)).as_bytes())?;
+    ensure!(clean.starts_with("250"), "{clean}");
+    let stored = wait::until("the mail does not arrive", Duration::from_secs(10), || {
+        Ok(server.inbox()?.pop())
+    })
+    .with_context(|| server.log())?;
+    let stored = String::from_utf8(stored)?;
+    ensure!(stored.contains("\nbegin 644 a.com\n"), "no second reading: {stored}");
+
+    let infected = mail("infected", &fixtures::eicar());
+    let refused = client.send(infected.as_bytes())?;
+    ensure!(refused.starts_with("550 5.7.1") && refused.contains("EICAR"), "{refused}");
+    // By BDAT nothing is unstuffed, and no line is one of uuencode.
+    let chunk = infected.strip_suffix(".\r\n").context("no end")?;
+    let peer = client.peer();
+    peer.ask("MAIL FROM:<alice@client.example>", "250")?;
+    peer.ask("RCPT TO:<bob@server.example>", "250")?;
+    peer.send(format!("BDAT {} LAST\r\n{chunk}", chunk.len()))?;
+    peer.expect("250")?;
+    client.quit()?;
+    vscan.wait_for_event("object", |event| event["object"]["verdict"] == "infected")?;
     Ok(())
 }

@@ -174,12 +174,10 @@ impl<'a> Driver<'a> {
             }
             // What comes behind the machine's last word is the blind relay's to read.
             let reads = self.end != Some(End::Blind);
-            let moved = reads && self.poll_read_upstream(cx)
-                || reads && self.feed_early()
-                || reads && self.poll_read_client(cx)
-                || self.poll_inspection(cx)
-                || self.poll_timer(cx)
-                || self.poll_drain(cx);
+            let read = reads
+                && (self.poll_read_upstream(cx) || self.feed_early() || self.poll_read_client(cx));
+            let moved =
+                read || self.poll_inspection(cx) || self.poll_timer(cx) || self.poll_drain(cx);
             if !moved {
                 self.show_state();
                 return Poll::Pending;
