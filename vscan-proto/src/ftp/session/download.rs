@@ -348,9 +348,19 @@ impl Download {
             }
             Body::Lost | Body::Unsent if waited(timing.close) => text::TRANSFER_ABORTED,
             Body::Recalling | Body::Waiting | Body::Clean | Body::Sent if waited(timing.reply) => {
-                return super::end_with(core, now, text::SERVER_SILENT, Some(Outcome::TimedOut));
+                return super::end_with(core, text::SERVER_SILENT, Some(Outcome::TimedOut));
             }
-            _ => return self.advance(core, now),
+            Body::Recalling
+            | Body::Waiting
+            | Body::Receiving
+            | Body::Passing
+            | Body::Scanning
+            | Body::Lost
+            | Body::Clean
+            | Body::Refused(_)
+            | Body::Sending
+            | Body::Sent
+            | Body::Unsent => return self.advance(core, now),
         };
         self.fail(core, Outcome::TimedOut, Bytes::from_static(reply))
     }

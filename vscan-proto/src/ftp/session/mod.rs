@@ -383,11 +383,11 @@ impl Session {
             State::Upload(upload) => upload.expired(core, now),
             State::Unscanned(unscanned) => unscanned.expired(core, now),
             State::Idle if late && !core.expect.is_empty() => {
-                end_with(core, now, text::SERVER_SILENT, None)
+                end_with(core, text::SERVER_SILENT, None)
             }
-            State::Idle if late => end_with(core, now, text::IDLE, None),
+            State::Idle if late => end_with(core, text::IDLE, None),
             State::Relay { .. } | State::Prepare(_) | State::Abort(_) if late => {
-                end_with(core, now, text::SERVER_SILENT, None)
+                end_with(core, text::SERVER_SILENT, None)
             }
             State::Ending { .. } if late => {
                 core.output(Output::Close);
@@ -621,12 +621,7 @@ impl Session {
 }
 
 /// Says the last word and closes at once: the server does not answer.
-fn end_with(
-    core: &mut Core,
-    _now: Instant,
-    text: &'static [u8],
-    transfer: Option<Outcome>,
-) -> State {
+fn end_with(core: &mut Core, text: &'static [u8], transfer: Option<Outcome>) -> State {
     core.drop_client(transfer.is_some());
     core.drop_upstream(transfer.is_some());
     core.tell_client(text);

@@ -112,9 +112,11 @@ impl Unscanned {
             return self.reached(core, now);
         }
         if !self.job.offered {
-            let way = match self.job.command.verb {
-                Verb::Retr | Verb::Stor => self.job.way_to(core, now, self.job.restart),
-                _ => self.job.way(core, now),
+            let has_place = matches!(self.job.command.verb, Verb::Retr | Verb::Stor);
+            let way = if has_place {
+                self.job.way_to(core, now, self.job.restart)
+            } else {
+                self.job.way(core, now)
             };
             match way {
                 Way::Ready => self.job.offer(core, now),
@@ -184,7 +186,7 @@ impl Unscanned {
             Body::Waiting if self.waits_for_client(core) => text::NO_DATA_CONNECTION,
             Body::Broken => text::TRANSFER_ABORTED,
             Body::Waiting | Body::Sniffing | Body::Passed | Body::Passing => {
-                return super::end_with(core, now, text::SERVER_SILENT, Some(Outcome::TimedOut));
+                return super::end_with(core, text::SERVER_SILENT, Some(Outcome::TimedOut));
             }
         };
         Job::finish(core, Outcome::TimedOut, Bytes::from_static(reply), true)

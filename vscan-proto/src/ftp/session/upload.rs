@@ -99,15 +99,16 @@ impl Upload {
 
     /// An upload that has begun already; perhaps the client got its 150.
     pub(super) fn taken_over(core: &mut Core, now: Instant, job: Job, opened: bool) -> Box<Self> {
-        let plan = match job.command.verb {
-            Verb::Appe => Plan::Join,
-            Verb::Stor if job.restart > 0 => Plan::Join,
-            Verb::Stor if core.settings.delivery == Delivery::Stream => Plan::Stream,
+        let stores = job.command.verb == Verb::Stor;
+        let plan = if job.command.verb == Verb::Appe || stores && job.restart > 0 {
+            Plan::Join
+        } else if stores && core.settings.delivery == Delivery::Stream {
+            Plan::Stream
+        } else {
             // A STOU's name is not known before the server has chosen it.
-            _ => Plan::Hold,
+            Plan::Hold
         };
-        let recalls = plan != Plan::Hold
-            || core.settings.resume == Resume::Whole && job.command.verb == Verb::Stor;
+        let recalls = plan != Plan::Hold || core.settings.resume == Resume::Whole && stores;
         if recalls {
             core.output(Output::Recall);
         }
@@ -134,8 +135,11 @@ impl Upload {
                 self.plan = Plan::Hold;
                 Body::Opening
             }
-            (_, Plan::Hold) => Body::Opening,
-            (_, Plan::Join | Plan::Stream) => Body::Asking,
+            (Recalled::Nothing | Recalled::Scanned | Recalled::Suspect, Plan::Hold) => {
+                Body::Opening
+            }
+            (Recalled::Nothing | Recalled::Scanned | Recalled::Suspect, Plan::Join)
+            | (Recalled::Nothing | Recalled::Scanned, Plan::Stream) => Body::Asking,
         };
     }
 
@@ -276,13 +280,30 @@ impl Upload {
             core.output(Output::Receive(Leg::Upstream));
             self.body = Body::Fetching;
         }
-        match (&self.body, &self.job.done) {
-            (Body::Fetched, Some(_)) => self.join(core, now, Base::Received),
-            (Body::Unfetched, Some(_)) => {
+        if self.job.done.is_none() {
+            return State::Upload(self);
+        }
+        match self.body {
+            Body::Fetched => self.join(core, now, Base::Received),
+            Body::Unfetched => {
                 let reply = text::server_broke_off(&self.job.command);
                 Job::finish(core, Outcome::Broken, reply, true)
             }
-            _ => State::Upload(self),
+            Body::Recalling
+            | Body::Busy
+            | Body::Asking
+            | Body::Fetching
+            | Body::Opening
+            | Body::Receiving
+            | Body::Passing
+            | Body::Lost
+            | Body::Scanning { .. }
+            | Body::Refused(_)
+            | Body::Clean
+            | Body::Sending
+            | Body::Sent
+            | Body::Unsent
+            | Body::Clearing(_) => State::Upload(self),
         }
     }
 
@@ -380,13 +401,16 @@ impl Upload {
         if let Some(reply) = self.offer(core, now) {
             return Job::finish(core, Outcome::ServerRefused, reply, true);
         }
-        match (&self.body, &self.job.done) {
-            (Body::Clean, _) if self.job.is_accepted() && core.upstream_is_connected() => {
-                core.output(Output::Send(Leg::Upstream));
-                self.body = Body::Sending;
-                State::Upload(self)
-            }
-            (Body::Sent, Some(done)) => {
+        if matches!(self.body, Body::Clean)
+            && self.job.is_accepted()
+            && core.upstream_is_connected()
+        {
+            core.output(Output::Send(Leg::Upstream));
+            self.body = Body::Sending;
+        }
+        let Some(done) = &self.job.done else { return State::Upload(self) };
+        match self.body {
+            Body::Sent => {
                 let reply = match &self.job.opening {
                     // The 150 that names the file (RFC 1123 section 4.1.2.9) was kept from the client.
                     Some(opening) if self.job.command.verb == Verb::Stou => {
@@ -396,12 +420,26 @@ impl Upload {
                 };
                 Job::finish(core, Outcome::Delivered, reply, false)
             }
-            (Body::Unsent, Some(_)) => {
+            Body::Unsent => {
                 // An acceptance of what did not arrive whole is not passed on.
                 let reply = text::server_broke_off(&self.job.command);
                 Job::finish(core, Outcome::Broken, reply, true)
             }
-            _ => State::Upload(self),
+            Body::Recalling
+            | Body::Busy
+            | Body::Asking
+            | Body::Fetching
+            | Body::Fetched
+            | Body::Unfetched
+            | Body::Opening
+            | Body::Receiving
+            | Body::Passing
+            | Body::Lost
+            | Body::Scanning { .. }
+            | Body::Refused(_)
+            | Body::Clean
+            | Body::Sending
+            | Body::Clearing(_) => State::Upload(self),
         }
     }
 
@@ -503,7 +541,7 @@ impl Upload {
         }
         let reply = match &self.body {
             Body::Opening if self.plan == Plan::Stream && !self.job.is_accepted() => {
-                return super::end_with(core, now, text::SERVER_SILENT, Some(Outcome::TimedOut));
+                return super::end_with(core, text::SERVER_SILENT, Some(Outcome::TimedOut));
             }
             Body::Opening if self.job.offered => {
                 return self.clear(core, now, Outcome::Broken, String::new());
@@ -518,7 +556,7 @@ impl Upload {
                 return Job::finish(core, outcome, reply, true);
             }
             Body::Recalling | Body::Asking | Body::Fetched | Body::Clean | Body::Sent => {
-                return super::end_with(core, now, text::SERVER_SILENT, Some(Outcome::TimedOut));
+                return super::end_with(core, text::SERVER_SILENT, Some(Outcome::TimedOut));
             }
             Body::Busy
             | Body::Fetching
