@@ -156,6 +156,8 @@ pub(super) enum Effect {
     Ascii(bool),
     Directory(Bytes),
     Parent,
+    /// RNFR: whether the file that is renamed next passes unscanned.
+    RenamesSkipped(bool),
     /// Back to the beginning (REIN).
     Reset,
 }
@@ -195,7 +197,7 @@ pub(super) struct Core {
     /// Whom the server takes the client for; kept where access rules ask for it.
     pub(super) identity: Identity,
     denials: u8,
-    /// The last RNFR named a file that passes unscanned.
+    /// The last RNFR that the server accepted named a file that passes unscanned.
     pub(super) renames_skipped: bool,
     /// What the client shall hear of the file in hand when it is delivered.
     pub(super) announced: Option<Box<str>>,
@@ -358,9 +360,13 @@ impl Core {
             Some(Effect::Ascii(ascii)) => self.ascii = ascii,
             Some(Effect::Directory(to)) => self.directory = paths::below(&self.directory, &to),
             Some(Effect::Parent) => self.directory = paths::below(&self.directory, b".."),
+            Some(Effect::RenamesSkipped(skipped)) => self.renames_skipped = skipped,
             Some(Effect::Reset) => {
                 self.ascii = true;
                 self.directory = Vec::new();
+                self.restart = 0;
+                // Not every server takes a position for a part of the login.
+                self.position = Position::Unknown;
             }
             None => {}
         }

@@ -305,7 +305,7 @@ fn renames_across(core: &mut Core, command: &Command) -> bool {
     }
     let word = command.word();
     if word.eq_ignore_ascii_case(b"RNFR") {
-        core.renames_skipped = is_skipped(core, command);
+        core.effect = Some(Effect::RenamesSkipped(is_skipped(core, command)));
     }
     word.eq_ignore_ascii_case(b"RNTO") && core.renames_skipped != is_skipped(core, command)
 }

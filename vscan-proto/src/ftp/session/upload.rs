@@ -453,7 +453,9 @@ impl Upload {
     ) -> State {
         core.drop_upstream(self.job.offered);
         self.job.since = now;
-        let began = self.job.offered && self.job.refusal().is_none();
+        // A transfer that was opened left something behind, even if the server broke it off since.
+        let began =
+            self.job.offered && (self.job.opening.is_some() || self.job.refusal().is_none());
         self.body = Body::Clearing(Clearing { outcome, reason, began, deleted: None });
         self.clearing(core, now)
     }

@@ -515,6 +515,15 @@ fn a_server_that_does_not_wait() {
         ("s 426 cut", &["s DELE a"]),
         ("s 250 gone", &["c 550 a: eicar", "end blocked"]),
     ]);
+    // The server waited for data no longer: what it made of the command is there all the same.
+    with(&[
+        ("! connected upstream", &["s STOR a"]),
+        ("s 150 go", &[]),
+        ("s 426 timeout", &[]),
+        ("! received ok", &["inspect"]),
+        ("! judged eicar", &["reset Upstream", "s DELE a"]),
+        ("s 250 gone", &["c 550 a: eicar", "end blocked"]),
+    ]);
     // The client is heard to its end before it learns of the server's refusal.
     with(&[
         ("! connected upstream", &["s STOR a"]),
@@ -551,6 +560,35 @@ fn a_server_that_gives_up_is_remembered() {
                     "c 421 No transfer timeout",
                 ],
             ),
+        ],
+    );
+}
+
+#[test]
+fn a_position_does_not_outlive_the_login() {
+    passive(
+        &hold(),
+        &[
+            REST,
+            ACCEPTED,
+            ("c REIN", &["close Client", "close Upstream", "s REIN"]),
+            ("s 220 again", &["c 220 again"]),
+            ("c TYPE I", &["s TYPE I"]),
+            ("s 200 I", &["c 200 I"]),
+            ("c PASV", &["listen Client", "s PASV"]),
+            ("! listening client 2000", &[]),
+            (
+                "s 227 (1,2,3,4,4,2)",
+                &["dial 1026", "c 227 Entering Passive Mode (192,0,2,1,7,208)."],
+            ),
+            ("! connected upstream", &[]),
+            // The server may remember what the client has forgotten.
+            ("c STOR a", &["begin STOR a Client", "recall"]),
+            ("! recalled nothing", &["c 150 Ok to send data."]),
+            ("! connected client", &["receive Client"]),
+            ("! received ok", &["inspect"]),
+            ("! judged release", &["s REST 0"]),
+            ("s 350 ok", &["s STOR a"]),
         ],
     );
 }

@@ -126,6 +126,9 @@ fn renaming_is_no_way_around_the_scan() {
             ("s 250 ok", &["c 250 ok"]),
             ("c RNFR a.exe", &["s RNFR a.exe"]),
             ("s 350 to", &["c 350 to"]),
+            // Some servers keep the file that was named before one that they refuse.
+            ("c RNFR none.iso", &["s RNFR none.iso"]),
+            ("s 550 no", &["c 550 no"]),
             (
                 "c RNTO a.iso",
                 &[
