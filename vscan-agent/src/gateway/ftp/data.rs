@@ -378,8 +378,10 @@ impl<'a> Data<'a> {
             return Some(Event::Received(Err(Broken { leg })));
         };
         let (place, watch) = (self.place, self.watch());
+        let remembered = self.record.as_ref().filter(|r| partial::remembers(place, &r.begin));
+        let trail = remembered.map(|r| (partial::key(place, &r.begin), r.started));
         self.begin([true, true], async move {
-            Done::Streamed(leg, passing::stream(place, from, to, leg, watch).await)
+            Done::Streamed(leg, passing::stream(place, from, to, leg, watch, trail).await)
         });
         None
     }

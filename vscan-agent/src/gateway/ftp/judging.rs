@@ -20,6 +20,10 @@ use vscan_scan::{
 /// Said of a piece whose client has pieces of another version.
 const OTHER_VERSION: &str = "the file changed on the server; transfer it from its beginning";
 
+/// Said of a file whose later pieces its client has of another version.
+const OTHER_BEGINNING: &str =
+    "the file changed on the server while pieces of it were transferred; try again later";
+
 /// What was found, and what is to be sent in the place of what was received if that was treated.
 pub(super) struct Judged {
     pub(super) judgement: Judgement,
@@ -115,19 +119,23 @@ impl Case<'_> {
 
     /// The client gets what it asked for, unless it has pieces of another version.
     fn give(&self, object: &Object, judged: Judged, rules: String) -> Judged {
-        if !self.remembers || self.begin.ascii || judged.verdict != Verdict::Clean {
+        if !self.remembers {
             return judged;
         }
-        let version = Arc::new(Version::of(object, rules));
+        let clean = judged.verdict == Verdict::Clean && judged.treated.is_none();
+        // What was treated reaches the client in the other's place.
+        let delivered = judged.treated.as_ref().unwrap_or(object);
+        let version = Arc::new(Version::of(delivered, rules));
         let (client, restart) = (self.place.client.ip(), self.begin.restart);
         let given = blocking::in_place(|| {
-            self.memory.give(client, &self.key, restart, self.begun, object, &version)
+            self.memory.give(client, &self.key, restart, self.begun, delivered, &version, clean)
         });
         match given {
             Ok(true) => judged,
             Ok(false) => {
                 self.place.flow.anomaly("ftp_version_changed", "a piece of another version");
-                Judged::refused(OTHER_VERSION, judged.verdict)
+                let why = if restart > 0 { OTHER_VERSION } else { OTHER_BEGINNING };
+                Judged::refused(why, judged.verdict)
             }
             Err(error) => {
                 tracing::error!(flow = %self.place.flow.id(), "spool: {error}");

@@ -32,6 +32,10 @@ const ENTRIES_MAX: usize = 4096;
 /// by themselves, short enough for a server that has got a clean one.
 const CAUGHT_FOR: Duration = Duration::from_secs(600);
 
+/// How long a client that has pieces of a version, but not its beginning, gets no other version from
+/// the beginning on: long enough for a download in segments whose first one is tried again.
+const PIECES_FOR: Duration = Duration::from_secs(600);
+
 /// How much of the time after which a server gave up it is trusted to wait the next time.
 const PATIENCE_PART: (u32, u32) = (3, 4);
 
@@ -54,6 +58,12 @@ pub(super) struct Version {
 impl Version {
     pub(super) fn of(object: &Object, rules: String) -> Self {
         Self { hash: object.hash(), len: object.len(), blocks: object.blocks(), rules }
+    }
+
+    /// One that no object begins with.
+    fn unknown() -> Self {
+        let hash = blake3::hash(b"unknown");
+        Self { hash, len: u64::MAX, blocks: Vec::new(), rules: String::new() }
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -107,6 +117,15 @@ impl Version {
 struct Given {
     version: Arc<Version>,
     at: Instant,
+    /// Whether that may include its beginning.
+    begins: bool,
+}
+
+impl Given {
+    /// Whether what begins at `restart`, of a transfer begun then, may be put together with it.
+    fn meets(&self, restart: u64, begun: Instant) -> bool {
+        restart > 0 || self.at > begun || !self.begins && self.at + PIECES_FOR > begun
+    }
 }
 
 /// A caught file.
@@ -183,6 +202,31 @@ struct State {
 }
 
 impl State {
+    /// What the client has pieces of: of this file, or, where it goes on at `restart` with one that it has nothing
+    /// of here, of the one of the same path at another server. A host with several addresses may be two servers that
+    /// each have another version.
+    fn given(&mut self, place: &(IpAddr, Key), restart: u64) -> Option<Given> {
+        let given = self.given.get(place).cloned();
+        if given.is_some() || restart == 0 {
+            return given;
+        }
+        let (client, key) = place;
+        let elsewhere = self
+            .given
+            .entries
+            .iter()
+            .filter(|((to, other), _)| to == client && other.path == key.path);
+        elsewhere.max_by_key(|(_, (given, _))| given.at).map(|(_, (given, _))| given.clone())
+    }
+
+    fn put_given(&mut self, place: (IpAddr, Key), given: Given) {
+        self.blocks += given.version.blocks.len();
+        if let Some(old) = self.given.put(place, given) {
+            self.blocks -= old.version.blocks.len();
+        }
+        self.make_room();
+    }
+
     fn make_room(&mut self) {
         while self.versions.len() > ENTRIES_MAX || self.blocks > BLOCKS_MAX {
             match self.versions.drop_oldest() {
@@ -217,6 +261,7 @@ impl Memory {
         self: &Arc<Self>,
         key: &Key,
         client: IpAddr,
+        restart: u64,
         rules: &str,
         patience: Duration,
     ) -> Result<Arc<Version>, Fetch> {
@@ -229,10 +274,10 @@ impl Memory {
                 let mut state = self.state();
                 let version = state.versions.get(key).filter(|version| version.rules == rules);
                 let version = version.cloned();
-                let given = state.given.get(&(client, key.clone()));
+                let given = state.given(&(client, key.clone()), restart);
                 // A client that has pieces of another version gets none of this one.
                 let fits = |version: &Arc<Version>| {
-                    given.is_none_or(|given| given.version.hash == version.hash)
+                    given.as_ref().is_none_or(|given| given.version.hash == version.hash)
                 };
                 if let Some(version) = version.filter(fits) {
                     return Ok(version);
@@ -257,7 +302,9 @@ impl Memory {
     /// Whether the client may have this content from `restart` on; if so, that it has is remembered.
     ///
     /// It may not where it has pieces of another version, which would make a third one together that
-    /// nobody scanned. One that only went on where the other ended is no other.
+    /// nobody scanned. One that only went on where the other ended is no other. `clean`: the version is one to check
+    /// later pieces against; what goes on by policy, or was treated, is scanned anew each time.
+    #[expect(clippy::too_many_arguments, reason = "each is a fact of the one transfer")]
     pub(super) fn give(
         &self,
         client: IpAddr,
@@ -266,26 +313,84 @@ impl Memory {
         begun: Instant,
         object: &Object,
         version: &Arc<Version>,
+        clean: bool,
     ) -> io::Result<bool> {
         let place = (client, key.clone());
-        let given = self.state().given.get(&place).cloned();
-        if let Some(given) = given
-            && (restart > 0 || given.at > begun)
-            && !given.version.begins(object)?
-        {
-            return Ok(false);
+        let mut before = self.state().given(&place, restart);
+        loop {
+            // The object is read without the lock.
+            let known = before.as_ref();
+            let meets = known.is_some_and(|given| given.meets(restart, begun));
+            if let Some(given) = known.filter(|_| meets)
+                && !given.version.begins(object)?
+            {
+                return Ok(false);
+            }
+            let mut state = self.state();
+            let now = state.given(&place, restart);
+            if now.as_ref().map(|given| given.at) != before.as_ref().map(|given| given.at) {
+                // Another segment was given meanwhile.
+                before = now;
+                continue;
+            }
+            let begins = restart == 0 || meets && now.is_some_and(|given| given.begins);
+            let version = Arc::clone(version);
+            if clean {
+                state.blocks += version.blocks.len();
+                if let Some(old) = state.versions.put(key.clone(), Arc::clone(&version)) {
+                    state.blocks -= old.blocks.len();
+                }
+            }
+            state.put_given(place, Given { version, at: Instant::now(), begins });
+            return Ok(true);
         }
+    }
+
+    /// Whether the client may have a piece of this version, whose bytes are checked one block after the other; if so,
+    /// that it has is remembered.
+    pub(super) fn checked(
+        &self,
+        client: IpAddr,
+        key: &Key,
+        restart: u64,
+        version: &Arc<Version>,
+    ) -> bool {
+        let place = (client, key.clone());
         let mut state = self.state();
-        state.blocks += 2 * version.blocks.len();
-        let given = Given { version: Arc::clone(version), at: Instant::now() };
-        if let Some(old) = state.given.put(place, given) {
-            state.blocks -= old.version.blocks.len();
+        let given = state.given(&place, restart);
+        if given.as_ref().is_some_and(|given| given.version.hash != version.hash) {
+            return false;
         }
-        if let Some(old) = state.versions.put(key.clone(), Arc::clone(version)) {
-            state.blocks -= old.blocks.len();
+        let begins = restart == 0 || given.is_some_and(|given| given.begins);
+        let given = Given { version: Arc::clone(version), at: Instant::now(), begins };
+        state.put_given(place, given);
+        true
+    }
+
+    /// Whether the client has got bytes that a transfer from the beginning on may have to be of one version with.
+    pub(super) fn has_pieces(&self, client: IpAddr, key: &Key) -> bool {
+        let given = self.state().given(&(client, key.clone()), 0);
+        given.is_some_and(|given| given.meets(0, Instant::now()))
+    }
+
+    /// The client has got bytes of a file before its verdict, of a transfer begun then: nothing that is not behind
+    /// `received` belongs to them (`None`: nothing at all, it is not here any more).
+    pub(super) fn streamed(
+        &self,
+        client: IpAddr,
+        key: Key,
+        begun: Instant,
+        received: Option<&Object>,
+    ) {
+        let version = received.map_or_else(Version::unknown, |o| Version::of(o, String::new()));
+        let place = (client, key);
+        let mut state = self.state();
+        // What another transfer gave meanwhile is what this one is to be compared with.
+        if state.given(&place, 0).is_some_and(|given| given.meets(0, begun)) {
+            return;
         }
-        state.make_room();
-        Ok(true)
+        let given = Given { version: Arc::new(version), at: Instant::now(), begins: true };
+        state.put_given(place, given);
     }
 
     /// What the server has is not that version any more.

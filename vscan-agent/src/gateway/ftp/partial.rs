@@ -77,6 +77,13 @@ impl Partial {
         if self.suspect.is_some() {
             return Some(Recalled::Suspect);
         }
+        if remembers(place, begin)
+            && begin.restart == 0
+            && memory.has_pieces(place.client.ip(), &key)
+        {
+            // It may be what is missing before them: nothing of it goes on before that is known.
+            return Some(Recalled::Suspect);
+        }
         let asks = remembers(place, begin) && begin.restart > 0;
         (!asks).then_some(Recalled::Nothing)
     }
@@ -133,7 +140,7 @@ pub(super) async fn look_up(place: Place<'_>, begin: Begin) -> Found {
     let rules = place.gateway.scanner.status().rules;
     let key = key(place, &begin);
     let client = place.client.ip();
-    match place.gateway.memory.recall(&key, client, &rules, FETCH_PATIENCE).await {
+    match place.gateway.memory.recall(&key, client, begin.restart, &rules, FETCH_PATIENCE).await {
         Ok(version) if version.len() >= begin.restart => {
             Found { recalled: Recalled::Scanned, version: Some(version), fetch: None }
         }

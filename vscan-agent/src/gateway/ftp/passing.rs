@@ -5,9 +5,12 @@ use super::{
     memory::{Key, Memory, Version},
     transfer::{BUFFER_SIZE, Held, Step, Watch, count_bytes, with_buffer},
 };
-use crate::{blocks::BLOCK, spool::SpoolError};
+use crate::{
+    blocks::BLOCK,
+    spool::{Object, SpoolError, Writer},
+};
 use socket2::SockRef;
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use vscan_proto::ftp::{Broken, Leg};
 
@@ -18,6 +21,41 @@ pub(super) struct Streamed {
     pub(super) to: TcpStream,
     /// Bytes that went on.
     pub(super) sent: u64,
+}
+
+/// What has arrived of a streamed file. However the stream ends, what the receiver may have got of it is remembered:
+/// what it gets later has to be of the same file.
+struct Trail<'a> {
+    place: Place<'a>,
+    /// Under this name, of a transfer begun then; none: no pieces of it can be asked for.
+    key: Option<(Key, Instant)>,
+    writer: Option<Result<Writer, SpoolError>>,
+    sent: u64,
+    received: Option<Object>,
+}
+
+impl Trail<'_> {
+    fn end(&mut self, watch: &Watch) -> Held {
+        let writer = self.writer.take().unwrap_or_else(|| Ok(self.place.gateway.spool.writer()));
+        match writer.and_then(Writer::finish) {
+            Ok(object) => {
+                self.received = Some(object.clone());
+                Held::Object(object)
+            }
+            Err(error) => Held::Unheld(Arc::new(error), watch.total()),
+        }
+    }
+}
+
+impl Drop for Trail<'_> {
+    fn drop(&mut self) {
+        let Some((key, begun)) = self.key.take().filter(|_| self.sent > 0) else { return };
+        if let Some(Ok(writer)) = self.writer.take() {
+            self.received = writer.finish().ok();
+        }
+        let client = self.place.client.ip();
+        self.place.gateway.memory.streamed(client, key, begun, self.received.as_ref());
+    }
 }
 
 /// Reads `from` to its end into the spool, and relays to `to` all but the last `hold_back` bytes.
@@ -34,24 +72,26 @@ pub(super) async fn stream(
     to: TcpStream,
     source: Leg,
     watch: Watch,
+    key: Option<(Key, Instant)>,
 ) -> Result<Streamed, Broken> {
+    let writer = Some(Ok(place.gateway.spool.writer()));
+    let mut trail = Trail { place, key, writer, sent: 0, received: None };
     let mut flow = Flow {
         place,
         source,
         watch: watch.clone(),
         from,
         to,
-        sent: 0,
         relays: true,
         looked: false,
         receiver_broke: false,
     };
     let idle = place.config.gateway.idle_timeout;
-    let held = watch.over(idle, flow.run()).await.map_err(|_| Broken { leg: source })?;
+    let held = watch.over(idle, flow.run(&mut trail)).await.map_err(|_| Broken { leg: source })?;
     if flow.receiver_broke {
         return Err(Broken { leg: source.other() });
     }
-    Ok(Streamed { held, to: flow.to, sent: flow.sent })
+    Ok(Streamed { held, to: flow.to, sent: trail.sent })
 }
 
 struct Flow<'a> {
@@ -60,7 +100,6 @@ struct Flow<'a> {
     watch: Watch,
     from: TcpStream,
     to: TcpStream,
-    sent: u64,
     /// Bytes go on.
     relays: bool,
     /// The first block was looked up.
@@ -69,9 +108,8 @@ struct Flow<'a> {
 }
 
 impl Flow<'_> {
-    async fn run(&mut self) -> io::Result<Held> {
+    async fn run(&mut self, trail: &mut Trail<'_>) -> io::Result<Held> {
         let hold_back = self.place.config.ftp.hold_back;
-        let mut writer = Ok(self.place.gateway.spool.writer());
         loop {
             self.from.readable().await?;
             let step = with_buffer(|buffer| match self.from.try_read(buffer) {
@@ -79,10 +117,10 @@ impl Flow<'_> {
                 Ok(count) => {
                     self.watch.moved(count as u64);
                     count_bytes(self.place, self.source, count as u64);
-                    if let Ok(open) = &mut writer
+                    if let Some(Ok(open)) = &mut trail.writer
                         && let Err(error) = open.write(&buffer[..count])
                     {
-                        writer = Err(error);
+                        trail.writer = Some(Err(error));
                     }
                     Ok(Step::Bytes)
                 }
@@ -94,9 +132,9 @@ impl Flow<'_> {
                 Step::End => break,
                 Step::Bytes => {}
             }
-            let Ok(open) = &writer else {
+            let Some(Ok(open)) = &trail.writer else {
                 if self.source == Leg::Upstream {
-                    return Ok(unheld(writer, &self.watch));
+                    return Ok(trail.end(&self.watch));
                 }
                 continue;
             };
@@ -106,29 +144,21 @@ impl Flow<'_> {
             }
             let until = open.len().saturating_sub(hold_back);
             // Few large writes: the border moves on by what one read may bring.
-            if self.relays && until >= self.sent + (BUFFER_SIZE as u64) / 4 {
-                if open.send(&mut self.to, self.sent, until).await.is_ok() {
-                    self.sent = until;
-                } else if self.source == Leg::Upstream {
+            if self.relays && until >= trail.sent + (BUFFER_SIZE as u64) / 4 {
+                let from = std::mem::replace(&mut trail.sent, until);
+                if open.send(&mut self.to, from, until).await.is_err() {
                     self.receiver_broke = true;
-                    // The server's leg is reset with it.
-                    return Ok(unheld(writer, &self.watch));
-                } else {
+                    if self.source == Leg::Upstream {
+                        // The server's leg is reset with it.
+                        return Ok(trail.end(&self.watch));
+                    }
                     // Some clients try again for ever when they are cut.
-                    self.receiver_broke = true;
                     self.relays = false;
                 }
             }
         }
         SockRef::from(&self.from).set_linger(None)?;
-        Ok(unheld(writer, &self.watch))
-    }
-}
-
-fn unheld(writer: Result<crate::spool::Writer, SpoolError>, watch: &Watch) -> Held {
-    match writer.and_then(|writer| writer.finish()) {
-        Ok(object) => Held::Object(object),
-        Err(error) => Held::Unheld(Arc::new(error), watch.total()),
+        Ok(trail.end(&self.watch))
     }
 }
 
@@ -148,13 +178,14 @@ pub(super) async fn check(
     place: Place<'_>,
     memory: &Memory,
     key: &Key,
-    version: &Version,
+    version: &Arc<Version>,
     restart: u64,
     legs: (TcpStream, TcpStream),
     watch: Watch,
 ) -> Checked {
     let (from, to) = legs;
-    let mut piece = Piece { place, version, from, to, watch: watch.clone(), released: false };
+    let mut piece =
+        Piece { place, memory, key, version, from, to, watch: watch.clone(), released: false };
     let end = watch.over(place.config.gateway.idle_timeout, piece.run(restart)).await;
     match end {
         Ok(End::Whole) => {
@@ -188,7 +219,9 @@ enum End {
 
 struct Piece<'a> {
     place: Place<'a>,
-    version: &'a Version,
+    memory: &'a Memory,
+    key: &'a Key,
+    version: &'a Arc<Version>,
     from: TcpStream,
     to: TcpStream,
     watch: Watch,
@@ -215,6 +248,10 @@ impl Piece<'_> {
                 return self.finish(whole).await;
             }
             if !self.version.has_block(index, &block) {
+                return Ok(End::Other);
+            }
+            let client = self.place.client.ip();
+            if !self.released && !self.memory.checked(client, self.key, restart, self.version) {
                 return Ok(End::Other);
             }
             if self.to.write_all(block.get(skip..).unwrap_or_default()).await.is_err() {

@@ -33,11 +33,11 @@ impl Bench {
     fn give_since(&self, path: &'static str, restart: u64, bytes: &[u8], begun: Instant) -> bool {
         let object = self.object(bytes);
         let version = Arc::new(Version::of(&object, "rules".to_owned()));
-        self.memory.give(CLIENT, &key(path), restart, begun, &object, &version).unwrap()
+        self.memory.give(CLIENT, &key(path), restart, begun, &object, &version, true).unwrap()
     }
 
     async fn recall(&self, path: &'static str, rules: &str) -> Result<Arc<Version>, Fetch> {
-        self.memory.recall(&key(path), CLIENT, rules, Duration::from_millis(50)).await
+        self.memory.recall(&key(path), CLIENT, 0, rules, Duration::from_millis(50)).await
     }
 }
 
@@ -102,6 +102,86 @@ fn pieces_of_two_versions_are_not_put_together() {
     }
 }
 
+#[test]
+fn the_beginning_that_comes_last_is_of_the_same_version() {
+    let bench = Bench::new();
+    let (one, other) = (pattern(LEN, 0), pattern(LEN, 9));
+    assert!(bench.give("a", 100, &one));
+    assert!(bench.memory.has_pieces(CLIENT, &key("a")));
+    assert!(!bench.give("a", 0, &other), "a first segment that was tried again");
+    assert!(bench.give("a", 0, &one));
+    assert!(!bench.memory.has_pieces(CLIENT, &key("a")));
+    assert!(bench.give("a", 0, &other), "now it has the whole and may begin again");
+    assert!(bench.give("b", 100, &one));
+    let later = Instant::now() + PIECES_FOR;
+    assert!(bench.give_since("b", 0, &other, later), "not for ever");
+}
+
+#[tokio::test]
+async fn a_file_by_policy_and_another_are_not_put_together() {
+    let bench = Bench::new();
+    let (one, other) = (pattern(LEN, 0), pattern(LEN, 9));
+    let object = bench.object(&one);
+    let version = Arc::new(Version::of(&object, "rules".to_owned()));
+    let now = Instant::now();
+    assert!(bench.memory.give(CLIENT, &key("a"), 0, now, &object, &version, false).unwrap());
+    assert!(bench.recall("a", "rules").await.is_err(), "each piece is scanned anew");
+    assert!(!bench.give("a", 100, &other));
+    assert!(bench.memory.give(CLIENT, &key("a"), 100, now, &object, &version, false).unwrap());
+}
+
+#[test]
+fn what_was_checked_is_remembered() {
+    let bench = Bench::new();
+    let (one, other) = (pattern(LEN, 0), pattern(LEN, 9));
+    let version = |bytes: &[u8]| Arc::new(Version::of(&bench.object(bytes), "rules".to_owned()));
+    let checked = |bytes: &[u8]| bench.memory.checked(CLIENT, &key("a"), 100, &version(bytes));
+    assert!(checked(&one) && checked(&one));
+    assert!(!checked(&other), "between the look-up and the first block");
+    assert!(!bench.give("a", 100, &other) && !bench.give("a", 0, &other));
+    assert!(bench.give("a", 0, &one) && checked(&one) && bench.give("a", 0, &other));
+}
+
+#[test]
+fn what_was_streamed_is_remembered() {
+    let bench = Bench::new();
+    let (one, other) = (pattern(LEN, 0), pattern(LEN, 9));
+    let part = bench.object(&one[..BLOCK + 7]);
+    let begun = Instant::now();
+    bench.memory.streamed(CLIENT, key("a"), begun, Some(&part));
+    assert!(!bench.give("a", 100, &other));
+    assert!(bench.give("a", 100, &one));
+    bench.memory.streamed(CLIENT, key("b"), begun, None);
+    assert!(!bench.give("b", 100, &one) && bench.give("b", 0, &one));
+    // Another segment came first: it stays what both are compared with.
+    assert!(bench.give("c", 100, &other));
+    bench.memory.streamed(CLIENT, key("c"), begun, Some(&part));
+    assert!(!bench.give_since("c", 0, &one, begun));
+    let state = bench.memory.state();
+    let kept = state.versions.entries.values().map(|(version, _)| version.blocks.len());
+    let given = state.given.entries.values().map(|(given, _)| given.version.blocks.len());
+    assert_eq!(state.blocks, kept.chain(given).sum::<usize>());
+}
+
+#[test]
+fn a_file_goes_on_with_the_same_version_at_another_address() {
+    let bench = Bench::new();
+    let (one, other) = (pattern(LEN, 0), pattern(LEN, 9));
+    assert!(bench.give("a", 0, &one));
+    let elsewhere = Key { server: ([192, 0, 2, 2], 21).into(), path: key("a").path };
+    let give = |restart, bytes: &[u8]| {
+        let object = bench.object(bytes);
+        let version = Arc::new(Version::of(&object, "rules".to_owned()));
+        let begun = Instant::now();
+        let given = bench.memory.give(CLIENT, &elsewhere, restart, begun, &object, &version, true);
+        given.unwrap()
+    };
+    assert!(!give(100, &other));
+    assert!(give(100, &one));
+    assert!(give(0, &other), "files of the same name at two servers");
+    assert!(give(100, &other), "what it has from there counts first");
+}
+
 #[tokio::test]
 async fn a_piece_waits_for_the_fetch_of_the_whole() {
     let bench = Bench::new();
@@ -109,7 +189,7 @@ async fn a_piece_waits_for_the_fetch_of_the_whole() {
     assert!(bench.recall("a", "rules").await.is_err(), "not for ever");
     let memory = Arc::clone(&bench.memory);
     let waiting = tokio::spawn(async move {
-        memory.recall(&key("a"), CLIENT, "rules", Duration::from_secs(20)).await.map(|v| v.len())
+        memory.recall(&key("a"), CLIENT, 0, "rules", Duration::from_secs(20)).await.map(|v| v.len())
     });
     tokio::task::yield_now().await;
     assert!(bench.give("a", 0, &pattern(LEN, 0)));
@@ -169,7 +249,7 @@ fn memory_is_bounded() {
     for n in 0..20u8 {
         let path = Bytes::from(vec![b'a' + n]);
         let key = Key { server: key("x").server, path };
-        let given = bench.memory.give(CLIENT, &key, 0, Instant::now(), &object, &version);
+        let given = bench.memory.give(CLIENT, &key, 0, Instant::now(), &object, &version, true);
         assert!(given.unwrap());
         assert!(bench.memory.state().blocks <= BLOCKS_MAX);
     }
