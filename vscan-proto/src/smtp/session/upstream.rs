@@ -195,6 +195,13 @@ impl Session {
             }
             Some(Pending::Opaque) => {
                 self.access.authenticated |= code == 235;
+                // XCLIENT (Postfix' XCLIENT_README): the server greets anew, whoever it was before.
+                if code == 220 {
+                    self.access.authenticated = false;
+                    self.offer = Offer::default();
+                    self.per_recipient = false;
+                    self.transaction = None;
+                }
                 self.after_barrier(if code == 334 { State::Challenge } else { State::Commands });
             }
             Some(Pending::StartTls) if code == 220 => self.start_tls(),

@@ -79,6 +79,33 @@ fn authentication_counts_when_the_server_has_accepted_it() {
     );
 }
 
+/// Behind XCLIENT the server knows nothing of who was there before.
+#[test]
+fn a_session_that_begins_anew_is_not_authenticated() {
+    checked(
+        &[
+            s("220 mx\r\n"),
+            c("AUTH PLAIN x\r\n"),
+            s("235 in\r\n"),
+            c("XCLIENT ADDR=192.0.2.1\r\n"),
+            s("220 mx\r\n"),
+            c("MAIL FROM:<joe>\r\n"),
+            s("250 ok\r\n"),
+            c("RCPT TO:<x>\r\n"),
+        ],
+        "< 220 mx
+        > AUTH PLAIN x
+        < 235 in
+        > XCLIENT ADDR=192.0.2.1
+        < 220 mx
+        > MAIL FROM:<joe>
+        < 250 ok
+        ! sender <joe>
+        < 530 5.7.0 Authentication required by vscan
+        ! Denied { recipient: true, address: [120], tell: true }",
+    );
+}
+
 #[test]
 fn a_second_sender_that_the_server_may_refuse_gives_no_rights() {
     checked(
