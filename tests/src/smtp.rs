@@ -191,9 +191,12 @@ fn session(mut stream: TcpStream, behaviour: &Behaviour, note: &Note) -> std::io
                     note.change(|session| session.messages.push(message));
                 }
                 let recipients = std::mem::take(&mut recipients);
-                for recipient in recipients.iter().take(if behaviour.lmtp { usize::MAX } else { 1 })
-                {
-                    let full = behaviour.lmtp && recipient.contains("<full");
+                if !behaviour.lmtp {
+                    reply(&mut out, &behaviour.after_message);
+                    continue;
+                }
+                for recipient in &recipients {
+                    let full = recipient.contains("<full");
                     let refusal = "452 4.2.2 mailbox full";
                     reply(&mut out, if full { refusal } else { &behaviour.after_message });
                 }

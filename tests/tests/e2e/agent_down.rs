@@ -46,7 +46,7 @@ enum Way {
 
 /// A sink whose EHLO reply shows whether vscan was between.
 fn sink(lab: &Lab) -> Result<Sink> {
-    let extensions = vec!["PIPELINING".to_owned(), "CHUNKING".to_owned()];
+    let extensions = vec!["PIPELINING".to_owned(), "XEXCH50".to_owned()];
     Sink::start(lab.server(), 25, Behaviour { extensions, ..Behaviour::default() })
 }
 
@@ -61,7 +61,7 @@ fn way(lab: &Lab, family: Family) -> Result<Way> {
     peer.set_limit(limit)?;
     let answer = peer.expect("220").and_then(|_| peer.ask("EHLO client.example", "250"));
     Ok(match answer {
-        Ok(reply) if reply.contains("CHUNKING") => Way::Direct,
+        Ok(reply) if reply.contains("XEXCH50") => Way::Direct,
         Ok(_) => Way::Inspected,
         Err(_) => Way::Stuck,
     })

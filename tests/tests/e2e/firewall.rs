@@ -65,8 +65,8 @@ fn nobody_else_gets_out(steering: Steering) -> Result<()> {
 /// Deny and protocol in `[[access]]`, without a firewall: what is not ours is routed, uninspected.
 fn access_rules_decide(steering: Steering) -> Result<()> {
     let lab = Lab::new(Topology::Plain)?;
-    let chunking = Behaviour { extensions: vec!["CHUNKING".to_owned()], ..Behaviour::default() };
-    let _sink = Sink::start(lab.server(), 25, chunking)?;
+    let hidden = Behaviour { extensions: vec!["XEXCH50".to_owned()], ..Behaviour::default() };
+    let _sink = Sink::start(lab.server(), 25, hidden)?;
     let settings = Settings::new(steering).with(
         "",
         "[[access]]\naction = \"deny\"\nfrom = [\"10.1.0.3\", \"fd00:1::3\"]\n\
@@ -78,7 +78,7 @@ fn access_rules_decide(steering: Steering) -> Result<()> {
             let mut peer = Peer::connect_from(&lab.inside, source, lab.dial(family, 25))?;
             peer.expect("220")?;
             let reply = peer.ask("EHLO client.example", "250")?;
-            assert_eq!(!reply.contains("CHUNKING"), ours, "{family:?} {source:?}: {reply}");
+            assert_eq!(!reply.contains("XEXCH50"), ours, "{family:?} {source:?}: {reply}");
         }
     }
     Ok(())
@@ -102,9 +102,8 @@ fn only_the_forwarded_service_is_reached(steering: Steering) -> Result<()> {
 fn published_without_nat(steering: Steering) -> Result<()> {
     for published in [false, true] {
         let lab = Lab::new(Topology::Plain)?;
-        let chunking =
-            Behaviour { extensions: vec!["CHUNKING".to_owned()], ..Behaviour::default() };
-        let _sink = Sink::start(&lab.inside, 25, chunking)?;
+        let hidden = Behaviour { extensions: vec!["XEXCH50".to_owned()], ..Behaviour::default() };
+        let _sink = Sink::start(&lab.inside, 25, hidden)?;
         let mut settings = Settings::new(steering);
         if published {
             settings = settings.with("gateway", "publish = [\"10.1.0.2:25\", \"[fd00:1::2]:25\"]");
@@ -114,7 +113,7 @@ fn published_without_nat(steering: Steering) -> Result<()> {
             let mut peer = Peer::connect(&lab.outside, (inside(family), 25).into())?;
             peer.expect("220")?;
             let reply = peer.ask("EHLO client.example", "250")?;
-            assert_eq!(!reply.contains("CHUNKING"), published, "{family:?}: {reply}");
+            assert_eq!(!reply.contains("XEXCH50"), published, "{family:?}: {reply}");
         }
     }
     Ok(())

@@ -173,8 +173,10 @@ fn metrics_and_health(steering: Steering) -> Result<()> {
 fn exempt_networks_pass_and_are_counted(steering: Steering) -> Result<()> {
     let lab = Lab::new(Topology::Plain)?;
     let server = Server::start(lab.server(), 21, Behaviour::default())?;
-    let settings =
-        Settings::new(steering).with("gateway", "exempt = [\"10.1.0.2\", \"fd00:1::2\"]");
+    // What is refused is not offered: that tells who answers.
+    let settings = Settings::new(steering)
+        .with("gateway", "exempt = [\"10.1.0.2\", \"fd00:1::2\"]")
+        .with("ftp", "resume = \"refuse\"");
     let vscan = Vscan::start(&lab, &settings)?;
     for family in FAMILIES {
         let mut client = session(&lab, family)?;

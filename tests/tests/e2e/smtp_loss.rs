@@ -12,6 +12,7 @@ use vscan_tests::agent::{self, Settings, Steering, Vscan};
 use vscan_tests::host::signal;
 use vscan_tests::lab::{Family, Lab, Topology};
 use vscan_tests::raw::{self, End, Peer};
+use vscan_tests::smtp::{self, Behaviour, Sink};
 use vscan_tests::{on_both, wait};
 
 on_both!(a_client_dies, a_server_dies, the_scanner_dies, the_gateway_dies, the_supervisor_dies);
@@ -136,6 +137,9 @@ fn serve(listener: &TcpListener, gate: &Gate, stream: &Sender<TcpStream>) -> Res
     Ok(seen)
 }
 
+/// Where a server shows whether the gateway serves again.
+const PROBE: u16 = 2600;
+
 const TAKEN: &str = "250 2.0.0 taken\r\n";
 
 /// Sends one message; the final reply, or none if there was an end before it.
@@ -254,7 +258,8 @@ fn dies(steering: Steering, victim: Victim) -> Result<()> {
     let listeners = STAGES.map(|stage| raw::listen(lab.server(), stage.port()));
     let listeners: Vec<TcpListener> = listeners.into_iter().collect::<Result<_>>()?;
     let ports = STAGES.map(|stage| stage.port().to_string()).join(", ");
-    let settings = Settings::new(steering).with("smtp", &format!("ports = [{ports}]"));
+    let settings = Settings::new(steering).with("smtp", &format!("ports = [{ports}, {PROBE}]"));
+    let _probed = Sink::start(lab.server(), PROBE, Behaviour::default())?;
     let mut vscan = Vscan::start(&lab, &settings)?;
     let before = vscan.processes();
     let ends = std::thread::scope(|scope| -> Result<Vec<(Stage, Option<String>, Seen)>> {
@@ -304,6 +309,9 @@ fn dies(steering: Steering, victim: Victim) -> Result<()> {
             vscan = Vscan::start_with(&lab, &settings, config)?;
         }
     }
+    wait::until("no new connection is served", Duration::from_secs(10), || {
+        Ok(smtp::Client::connect(lab.client(), lab.dial(Family::V4, PROBE)).ok().map(drop))
+    })?;
     // Who has heard no 250 tries again, and that is the end of it.
     std::thread::scope(|scope| -> Result<()> {
         for (stage, listener) in STAGES.into_iter().zip(&listeners) {
