@@ -1,4 +1,4 @@
-//! What happens to one object: scan, decide, treat ([`super::treat`]), tell.
+//! What happens to one object: scan, decide, treat (`super::treat`), tell.
 
 use super::{
     Gateway,

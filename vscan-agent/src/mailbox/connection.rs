@@ -172,7 +172,7 @@ impl Connection {
     /// Connects, protects the connection as asked, and logs in.
     ///
     /// # Errors
-    /// Any [`Error`]. Plaintext that a server, or somebody between, sends behind its answer to STARTTLS is
+    /// Any [`enum@Error`]. Plaintext that a server, or somebody between, sends behind its answer to STARTTLS is
     /// [`Error::Malformed`].
     pub async fn open(
         endpoint: &Endpoint,

@@ -1,7 +1,7 @@
 //! Notices by mail: who is told, in which words, and that it is not lost.
 //!
-//! [`Notifier::tell`] puts notices into a durable queue ([`queue`]) before anybody hears what became of the object;
-//! [`send`] gives them to the relay. What the scanner found and what the policy decided comes from elsewhere.
+//! [`Notifier::tell`] puts notices into a durable queue (`queue`) before anybody hears what became of the object;
+//! `send` gives them to the relay. What the scanner found and what the policy decided comes from elsewhere.
 //!
 //! | sent | never |
 //! |---|---|

@@ -1,6 +1,6 @@
 //! The planner: splits a rule set, when it is built, into units that are run only where they can match.
 //!
-//! From each rule it takes a necessary condition ([`formula`]): magic numbers and sizes, and patterns of which a
+//! From each rule it takes a necessary condition (`formula`): magic numbers and sizes, and patterns of which a
 //! literal must be there ([`super::needle`]). Rules that refer to each other, or that a global rule bounds, stay
 //! together; the condition of such a component is that of any of its rules. Components are compiled in units of a
 //! few dozen rules. For an object, the literal filter tells which literals it has; components whose condition then
