@@ -93,8 +93,20 @@ pub(crate) fn bpf_compiler() -> Option<BpfCompiler> {
     }
     let rustc = PathBuf::from("/usr/bin/rustc");
     let stable = Cmd::new(&rustc).args(["--print", "sysroot"]);
-    (rustc.is_file() && stable.output().is_ok_and(|s| has_source(&s)))
-        .then_some(BpfCompiler::Stable(rustc))
+    let serves = rustc.is_file()
+        && stable.output().is_ok_and(|s| has_source(&s))
+        && Cmd::new(&rustc).args(["--version"]).output().is_ok_and(|s| is_new_enough(&s));
+    serves.then_some(BpfCompiler::Stable(rustc))
+}
+
+/// The oldest stable compiler that serves: what aya-ebpf 0.2 and the language of the programs need.
+const BPF_RUSTC: [u32; 2] = [1, 95];
+
+/// Whether `rustc 1.96.0 (...)` is no older than that.
+fn is_new_enough(version: &str) -> bool {
+    let number = version.split_whitespace().nth(1).unwrap_or_default();
+    let parts: Vec<u32> = number.split('.').map_while(|part| part.parse().ok()).collect();
+    parts.as_slice() >= BPF_RUSTC.as_slice()
 }
 
 /// Brings everything into place; says what it does.
@@ -103,7 +115,8 @@ pub(crate) fn run() -> Result<()> {
     install(SAMPLES)?;
     install(TOOLS)?;
     if bpf_compiler().is_none() {
-        install(BPF_COMPILER)?;
+        // The compiler comes with the security updates: what an old list offers is too old.
+        renew(BPF_COMPILER)?;
         if bpf_compiler().is_none() {
             bail!(
                 "no compiler for the BPF programs: `rustup toolchain install nightly --component \
@@ -173,14 +186,28 @@ pub(crate) fn install(needs: &[Need]) -> Result<()> {
         if update {
             Cmd::new("apt-get").args(["-q", "update"]).run()?;
         }
-        Cmd::new("apt-get")
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(["-q", "install", "-y", "--no-install-recommends"])
-            .args(&packages)
-            .run()
+        apt_install(packages.iter().copied())
     };
     // the lists may be old or absent: refreshed only if they do not serve
     apt(false).or_else(|_| apt(true))
+}
+
+/// Installs the packages in their newest version, by lists that are as new.
+fn renew(needs: &[Need]) -> Result<()> {
+    if dpkg() && is_root() {
+        let _policy = NoServices::new()?;
+        Cmd::new("apt-get").args(["-q", "update"]).run()?;
+        return apt_install(needs.iter().map(|need| need.package));
+    }
+    install(needs)
+}
+
+fn apt_install<'a>(packages: impl Iterator<Item = &'a str>) -> Result<()> {
+    Cmd::new("apt-get")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args(["-q", "install", "-y", "--no-install-recommends"])
+        .args(packages)
+        .run()
 }
 
 fn installed(package: &str) -> bool {
@@ -218,6 +245,26 @@ impl Drop for NoServices {
     fn drop(&mut self) {
         if self.ours {
             let _ = fs::remove_file(POLICY);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_new_enough;
+
+    #[test]
+    fn versions_are_numbers() {
+        for (version, serves) in [
+            ("rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)", true),
+            ("rustc 1.95.0", true),
+            ("rustc 1.100.0-nightly", true),
+            ("rustc 2.0.0", true),
+            ("rustc 1.85.0 (4d91de4e4 2025-02-17)", false),
+            ("rustc 1.9.5", false),
+            ("", false),
+        ] {
+            assert_eq!(is_new_enough(version), serves, "{version}");
         }
     }
 }
