@@ -76,6 +76,9 @@ fn the_example_is_right_and_says_the_defaults() {
     uncommented.scan.workers = defaults.scan.workers;
     assert_eq!(uncommented.gateway.rate_limit.take().map(|r| r.per_second.get()), Some(50));
     assert_eq!(uncommented.paths.scanner.take().unwrap(), Path::new("/usr/bin/vscan-scanner"));
+    // in the state directory, wherever that is
+    let key = uncommented.scan.rules_key.take();
+    assert_eq!(key.as_deref(), Some(Path::new("/var/lib/vscan/rules.key")));
     // what has no default
     assert_eq!(uncommented.notify.relay.take().unwrap().to_string(), "mail.example.com:25");
     let notify = &mut uncommented.notify;
