@@ -39,12 +39,12 @@ pub fn explain(config: &Config) -> Vec<Remark> {
             )));
         }
     }
-    for protocol in Protocol::ALL {
+    for protocol in Protocol::INTERCEPTED {
         let of = |rule: &&Access| rule.speaks_of(*protocol);
         if rules.iter().filter(of).any(Access::is_conditional) {
             let command = match protocol {
                 Protocol::Ftp => "AUTH",
-                Protocol::Smtp => "STARTTLS",
+                Protocol::Smtp | Protocol::Mailbox => "STARTTLS",
             };
             remarks.push(note(format!(
                 "{protocol}: {command} is refused where rules with conditions hold, which could not be kept behind TLS"
@@ -118,7 +118,7 @@ fn covers(first: &Access, second: &Access) -> bool {
     !first.is_conditional()
         && nets(&first.from, &second.from)
         && nets(&first.to, &second.to)
-        && Protocol::ALL.iter().all(|p| first.speaks_of(*p) || !second.speaks_of(*p))
+        && Protocol::INTERCEPTED.iter().all(|p| first.speaks_of(*p) || !second.speaks_of(*p))
 }
 
 /// Whether some connection is matched by both.
@@ -130,5 +130,5 @@ fn overlaps(one: &Access, other: &Access) -> bool {
     };
     nets(&one.from, &other.from)
         && nets(&one.to, &other.to)
-        && Protocol::ALL.iter().any(|p| one.speaks_of(*p) && other.speaks_of(*p))
+        && Protocol::INTERCEPTED.iter().any(|p| one.speaks_of(*p) && other.speaks_of(*p))
 }

@@ -101,6 +101,12 @@ pub(super) fn read(r: &mut Reader<'_>, mut t: Table<'_, '_>) -> Access {
         recipient: t.one_or_more(r, "recipient"),
         auth: t.opt(r, "auth"),
     };
+    if access.protocol.contains(&Protocol::Mailbox) {
+        let wrong =
+            Wrong::new(format!("`{}`: no connection is of \"mailbox\"", t.name("protocol")))
+                .help("connections are of \"ftp\" or \"smtp\"");
+        r.report(t.span_of("protocol"), wrong);
+    }
     let of = |keys: &[&'static str]| keys.iter().copied().find(|key| t.has(key));
     let (ftp, smtp) = (of(&FTP_KEYS), of(&SMTP_KEYS));
     if let (Some(ftp), Some(smtp)) = (ftp, smtp) {

@@ -1,13 +1,14 @@
 //! The configuration file, parsed into types that cannot be wrong.
 //!
 //! One TOML file. Every section but `[gateway]` may be left out, unknown keys are refused, and all errors are
-//! reported at once, each with its place. Nothing here opens any other file or looks at the system: whether an
-//! interface exists or rules compile is asked by those who need them.
+//! reported at once, each with its place. Nothing here opens any other file or looks at the system, but for
+//! whose directories are the defaults: whether an interface exists or rules compile is asked by those who need them.
 
 mod access;
 mod error;
 mod forbid;
 mod glob;
+mod mailbox;
 mod notify;
 mod outbound;
 mod read;
@@ -24,12 +25,13 @@ pub use access::{Access, Commands};
 pub use error::{ConfigErrors, Problem};
 pub use forbid::{Forbidden, Types};
 pub use glob::Glob;
+pub use mailbox::{Identity, Mailbox, Master, Rescan, Secret};
 pub use notify::{Address, Notify, Relay};
 pub use outbound::Outbound;
 pub use terms::{
     Attach, BareNewline, CommandGroup, Delivery, Direction, FtpDelivery, FtpTls, LogFormat,
-    OnAgentDown, OutboundAction, Party, Permission, Protocol, REASONS, RelayTls, Resume, StartTls,
-    Steering, Treatment, verdict_str,
+    MailboxAuth, MailboxSecurity, OnAgentDown, OutboundAction, Party, Permission, Protocol,
+    REASONS, RelayTls, Resume, StartTls, Steering, Treatment, Which, verdict_str,
 };
 pub use treat::{Mailboxes, Treat};
 pub use types::{
@@ -77,6 +79,7 @@ impl Config {
             metrics: Metrics::default(),
             log: Log::default(),
             notify: Notify::default(),
+            mailboxes: Vec::new(),
         }
     }
 

@@ -223,6 +223,33 @@ impl<'a, 'i> Table<'a, 'i> {
         tables
     }
 
+    /// The tables inside a table of this one, `[key.NAME]`, each with its name; empty when absent.
+    pub(super) fn subtables(
+        &mut self,
+        r: &mut Reader<'_>,
+        key: &'static str,
+    ) -> Vec<(String, Table<'a, 'i>)> {
+        let outer = self.table(r, key);
+        let Some(map) = outer.map else { return Vec::new() };
+        let mut tables = Vec::new();
+        for (name, value) in map {
+            let name = name.get_ref().to_string();
+            let path = outer.name(&name);
+            match value.get_ref() {
+                DeValue::Table(map) => {
+                    tables.push((name, Table::new(path, Some(map), value.span())));
+                }
+                other => {
+                    let wrong =
+                        Wrong::new(format!("`{path}` must be a table, this is {}", kind(other)))
+                            .help(format!("write [{key}.NAME] on a line of its own"));
+                    r.report(value.span(), wrong);
+                }
+            }
+        }
+        tables
+    }
+
     /// Reports the keys that nobody asked for.
     pub(super) fn finish(self, r: &mut Reader<'_>) {
         let Some(map) = self.map else { return };

@@ -7,7 +7,7 @@ use super::types::{
     Smtp, Spool,
 };
 use super::value::{EhloKeyword, Extension, OrNone, Size};
-use super::{access, notify, outbound, treat};
+use super::{access, mailbox, notify, outbound, treat};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,6 +30,7 @@ pub(super) fn document(r: &mut Reader<'_>, mut root: Table<'_, '_>) -> Config {
         metrics: metrics(r, &mut root),
         log: log(r, &mut root),
         notify: notify::section(r, &mut root),
+        mailboxes: mailbox::sections(r, &mut root),
     };
     between(r, &mut root, &config);
     notify::between(r, &root, &config);
@@ -44,7 +45,8 @@ fn gateway(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Gateway {
     for (key, example) in
         [("interfaces", "[\"lan0\", \"wan0\"]"), ("inside", "[\"192.168.0.0/16\"]")]
     {
-        if !t.has(key) {
+        // The scanner of mailboxes needs no gateway.
+        if !t.has(key) && (there || !root.has("mailbox")) {
             let help = format!("write {key} = {example} below [gateway]");
             if there {
                 r.report(t.span(), Wrong::new(format!("`gateway.{key}` is missing")).help(help));
@@ -194,10 +196,12 @@ fn read_marks(r: &mut Reader<'_>, t: &mut Table<'_, '_>, d: Marks) -> Marks {
 
 pub(super) fn paths(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Paths {
     let mut t = root.table(r, "paths");
-    let d = Paths::default();
+    // Without a gateway any user may run it, who has no other directories than his own.
+    let d = if root.has("gateway") { Paths::default() } else { Paths::of_user() };
     let run_dir = t.get(r, "run_dir", d.run_dir);
     let state_dir = t.get(r, "state_dir", d.state_dir);
-    let d = Paths::below(&run_dir, &state_dir);
+    let events = d.events;
+    let d = Paths { events, ..Paths::below(&run_dir, &state_dir) };
     let paths = Paths {
         control: t.get(r, "control", d.control),
         bpffs: t.get(r, "bpffs", d.bpffs),
@@ -397,7 +401,7 @@ fn between(r: &mut Reader<'_>, root: &mut Table<'_, '_>, c: &Config) {
             r.report(root.table_span("smtp", "lmtp_ports"), wrong);
         }
     }
-    if c.ftp.ports.is_empty() && c.smtp.all_ports().next().is_none() {
+    if c.ftp.ports.is_empty() && c.smtp.all_ports().next().is_none() && c.mailboxes.is_empty() {
         r.report(
             root.table_span("ftp", "ports"),
             Wrong::new("`ftp.ports` and `smtp.ports` are both empty: nothing to do"),

@@ -75,7 +75,14 @@ words! {
         Ftp = "ftp",
         /// Simple Mail Transfer Protocol, RFC 5321.
         Smtp = "smtp",
+        /// Mail that lies on a server, by IMAP, RFC 9051.
+        Mailbox = "mailbox",
     }
+}
+
+impl Protocol {
+    /// Those whose connections cross the gateway.
+    pub const INTERCEPTED: &[Self] = &[Self::Ftp, Self::Smtp];
 }
 
 words! {
@@ -319,6 +326,44 @@ words! {
         Always = "always",
         /// Never.
         Never = "never",
+    }
+}
+
+words! {
+    /// How the connection to a mail server is protected.
+    MailboxSecurity {
+        /// TLS from the first byte (RFC 8314).
+        Tls = "tls",
+        /// TLS after STARTTLS, or no connection.
+        Starttls = "starttls",
+        /// Not at all, to a server on this machine.
+        None = "none",
+        /// Not at all, wherever the server is: passwords and mail travel in the clear.
+        Insecure = "insecure",
+    }
+}
+
+words! {
+    /// How to log in to a mail server.
+    MailboxAuth {
+        /// With a password: AUTHENTICATE PLAIN where the server offers it, else LOGIN.
+        Auto = "auto",
+        /// With a password: AUTHENTICATE PLAIN.
+        Plain = "plain",
+        /// With a password: LOGIN.
+        Login = "login",
+        /// With an access token: AUTHENTICATE XOAUTH2.
+        Xoauth2 = "xoauth2",
+    }
+}
+
+words! {
+    /// Which messages of a mailbox are scanned.
+    Which {
+        /// Those that nobody has read.
+        Unread = "unread",
+        /// All.
+        All = "all",
     }
 }
 

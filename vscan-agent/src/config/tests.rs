@@ -92,6 +92,22 @@ fn the_example_is_right_and_says_the_defaults() {
     uncommented.scan.skip_extensions.clear();
     uncommented.scan.skip_types.clear();
     uncommented.types.forbid.clear();
+    let shown = uncommented.mailboxes.remove(0);
+    let least = "[mailbox.support]\nhost = \"imap.example.com\"\nuser = \"support@example.com\"\n\
+                 secret_file = \"/etc/vscan/secrets/support\"\n";
+    let least = with(least).unwrap().mailboxes.remove(0);
+    // what has no default
+    assert!(shown.ca.is_some() && shown.domain.is_some() && shown.keyword.is_some());
+    assert!(shown.quarantine_folder.is_some() && !shown.exclude.is_empty());
+    let without = Mailbox {
+        ca: None,
+        domain: None,
+        keyword: None,
+        quarantine_folder: None,
+        exclude: Vec::new(),
+        ..shown
+    };
+    assert_eq!(without, least);
     assert_eq!(uncommented, defaults);
 }
 
@@ -223,7 +239,7 @@ memory = "lots"
 verdict = "infected"
 action = "strp"
 
-[mailbox.support]
+[mailboxes.support]
 host = "x"
 "#;
     assert_eq!(
@@ -270,10 +286,10 @@ vscan.toml:18:10: `treat[0].action`: "strp" is not known here
   18 | action = "strp"
      |          ^^^^^^
   help: did you mean "strip"?
-vscan.toml:20:2: unknown table `mailbox`
-  20 | [mailbox.support]
-     |  ^^^^^^^
-  help: known here: gateway, paths, access, ftp, smtp, scan, treat, types, outbound, quarantine, spool, metrics, log, notify"#
+vscan.toml:20:2: unknown table `mailboxes`
+  20 | [mailboxes.support]
+     |  ^^^^^^^^^
+  help: did you mean `mailbox`?"#
     );
     assert_eq!(parse(text).unwrap_err().exit_code(), 78);
 }

@@ -42,8 +42,10 @@ pub struct Treat {
     pub from: Vec<IpNet>,
     /// Servers.
     pub to: Vec<IpNet>,
-    /// FTP users.
+    /// FTP users, accounts of mailboxes.
     pub user: Vec<Glob>,
+    /// Folders of mailboxes.
+    pub folder: Vec<Glob>,
     /// Senders of mail.
     pub sender: Vec<Mailboxes>,
     /// Recipients of mail; each of them is decided on by itself.
@@ -127,6 +129,7 @@ fn rule(r: &mut Reader<'_>, mut t: Table<'_, '_>) -> Option<Treat> {
         from: t.one_or_more(r, "from"),
         to: t.one_or_more(r, "to"),
         user: t.one_or_more(r, "user"),
+        folder: t.one_or_more(r, "folder"),
         sender: t.one_or_more(r, "sender"),
         recipient: t.one_or_more(r, "recipient"),
         keep: t.get(r, "keep", false),
@@ -177,18 +180,24 @@ fn check_verdicts(r: &mut Reader<'_>, t: &Table<'_, '_>, treat: &Treat) {
 fn check_protocols(r: &mut Reader<'_>, t: &Table<'_, '_>, treat: &Treat) {
     let [only] = treat.protocol[..] else { return };
     let parties = treat.notify.iter().any(|p| *p != Party::Admin);
-    let keys = match only {
-        Protocol::Ftp => [
+    let folder = ("folder", !treat.folder.is_empty());
+    let keys: &[(&str, bool)] = match only {
+        Protocol::Ftp => &[
             ("sender", !treat.sender.is_empty()),
             ("recipient", !treat.recipient.is_empty()),
             ("notify", parties),
+            folder,
         ],
-        Protocol::Smtp => [("user", !treat.user.is_empty()), ("", false), ("", false)],
+        Protocol::Smtp => &[("user", !treat.user.is_empty()), folder],
+        Protocol::Mailbox => &[],
     };
     for (key, used) in keys {
-        if used {
-            let wrong = Wrong::new(format!("`{}` means nothing to {only}", t.name(key)))
-                .help("leave it out; for files only \"admin\" can be told");
+        if *used {
+            let help = match *key {
+                "notify" => "leave it out; for files only \"admin\" can be told",
+                _ => "leave it out",
+            };
+            let wrong = Wrong::new(format!("`{}` means nothing to {only}", t.name(key))).help(help);
             r.report(t.span_of(key), wrong);
         }
     }

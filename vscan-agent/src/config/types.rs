@@ -49,14 +49,16 @@ pub struct Config {
     pub log: Log,
     /// `[notify]`
     pub notify: Notify,
+    /// `[mailbox.NAME]`
+    pub mailboxes: Vec<super::mailbox::Mailbox>,
 }
 
 /// `[gateway]`: where the gateway stands and how it is reached.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gateway {
-    /// The guarded interfaces. Never empty.
+    /// The guarded interfaces. Empty only where there is no `[gateway]`, but mailboxes.
     pub interfaces: Vec<Interface>,
-    /// The networks that the gateway protects. Never empty.
+    /// The networks that the gateway protects. Empty as `interfaces` may be.
     pub inside: Vec<IpNet>,
     /// Networks whose connections pass uninspected, as client or as server.
     pub exempt: Vec<IpNet>,
@@ -204,6 +206,27 @@ impl Paths {
             scanner: None,
             run_dir: run_dir.to_owned(),
             state_dir: state_dir.to_owned(),
+        }
+    }
+
+    /// The paths of whoever runs this process: the system's for root, below his own directories for others
+    /// (XDG Base Directory Specification).
+    #[must_use]
+    pub fn of_user() -> Self {
+        let absolute = |variable| {
+            std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+        };
+        let state = || {
+            let home = absolute("HOME").map(|home| home.join(".local/state"));
+            absolute("XDG_STATE_HOME").or(home).map(|base| base.join("vscan"))
+        };
+        match state() {
+            Some(state) if !rustix::process::geteuid().is_root() => {
+                let run =
+                    absolute("XDG_RUNTIME_DIR").map_or(state.clone(), |run| run.join("vscan"));
+                Self { events: state.join("events.json"), ..Self::below(&run, &state) }
+            }
+            _ => Self::default(),
         }
     }
 }

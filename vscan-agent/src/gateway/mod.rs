@@ -253,6 +253,8 @@ impl Session {
         match self.flow.opened().protocol {
             Protocol::Ftp => ftp::run(&gateway, self.accepted, self.flow).await,
             Protocol::Smtp => smtp::run(&gateway, self.accepted, self.flow).await,
+            // No port is one of mailboxes: nobody was steered here.
+            Protocol::Mailbox => net::abort(self.accepted.client),
         }
     }
 }
@@ -269,7 +271,7 @@ fn identify(client: TcpStream, client_addr: SocketAddr) -> io::Result<Accepted> 
 /// Turns a client away with 421 (RFC 959 5.4, RFC 5321 3.8), and closes.
 pub async fn refuse(client: TcpStream, protocol: Protocol, why: &str) {
     let line = match protocol {
-        Protocol::Ftp => format!("421 {why}\r\n"),
+        Protocol::Ftp | Protocol::Mailbox => format!("421 {why}\r\n"),
         Protocol::Smtp => format!("421 4.3.2 {why}\r\n"),
     };
     farewell(client, &line).await;

@@ -474,7 +474,7 @@ impl Flow {
         if tell {
             let kind = match self.open.protocol {
                 Protocol::Ftp => EventKind::Ftp,
-                Protocol::Smtp => EventKind::Smtp,
+                Protocol::Smtp | Protocol::Mailbox => EventKind::Smtp,
             };
             self.event(kind, denied);
         }

@@ -104,6 +104,8 @@ pub(super) fn ports(config: &Config, protocols: &[Protocol]) -> Expression<'stat
         match protocol {
             Protocol::Ftp => all.extend(&config.ftp.ports),
             Protocol::Smtp => all.extend(config.smtp.all_ports()),
+            // the scanner of mailboxes opens its connections itself
+            Protocol::Mailbox => {}
         }
     }
     all.sort_unstable();
