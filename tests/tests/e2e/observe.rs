@@ -200,6 +200,18 @@ fn exempt_networks_pass_and_are_counted(steering: Steering) -> Result<()> {
         let count = vscan.metrics()?.sum("vscan_flows_uninspected_total", &exempt);
         Ok((count >= 2.0).then_some(()))
     })?;
+    if steering == Steering::Bpf {
+        wait::until("their bytes are not counted", Duration::from_secs(20), || {
+            let status = vscan.json(&["status"])?;
+            let peers = status["blind"]["peers"].as_array().map_or(0, Vec::len);
+            let unread = &status["blind"]["spots"][0]["unread"][0];
+            let counted = unread["reason"] == "exempt"
+                && unread["flows"].as_u64() >= Some(2)
+                && unread["bytes"].as_u64() > Some(500);
+            Ok((counted && peers == 2).then_some(()))
+        })
+        .with_context(|| format!("{:?}", vscan.json(&["status"])))?;
+    }
     // The other inside address is not exempt.
     let to = lab.dial(Family::V4, 21);
     let peer = Peer::connect_from(lab.client(), Some(inside_second(Family::V4)), to)?;

@@ -1,11 +1,12 @@
 //! `vscan check`: everything that `vscan run` would complain about, without starting it.
 
+mod blind;
+
 use super::args::Output;
 use super::failure::{EX_CONFIG, EX_DATAERR, EX_UNAVAILABLE, Failure};
 use crate::access;
-use crate::config::{Config, ConfigErrors, FtpTls, StartTls};
+use crate::config::{Config, ConfigErrors};
 use crate::notify::Templates;
-use crate::observe::control::{Answer, Request};
 use crate::observe::wire::printable;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use std::process::{Command, Stdio};
 struct Complaint {
     /// `error`, `warning` or `note`.
     severity: &'static str,
-    /// `configuration`, `access`, `tls`, `rules` or `system`.
+    /// `configuration`, `access`, `blind spot`, `rules` or `system`.
     about: &'static str,
     file: Option<PathBuf>,
     line: Option<usize>,
@@ -96,7 +97,7 @@ pub(super) fn run(path: &Path, output: Output, out: &mut dyn Write) -> Result<()
                     complaints.push(system(failure.message));
                 }
             }
-            complaints.extend(uninspected(&config));
+            complaints.extend(blind::spots(&config));
             complaints.extend(access::explain::explain(&config).into_iter().map(|remark| {
                 Complaint {
                     severity: if remark.doubtful { "warning" } else { "note" },
@@ -178,35 +179,6 @@ fn of_rules(d: &Diagnostic, severity: &'static str) -> Complaint {
             format!("{}\n{}", d.message, d.excerpt)
         },
     }
-}
-
-/// What passes uninspected by configuration, and how much that was, if an agent runs that can tell.
-fn uninspected(config: &Config) -> Vec<Complaint> {
-    let smtp = config.smtp.starttls == StartTls::Pass && config.smtp.all_ports().next().is_some();
-    let ftp = config.ftp.tls == FtpTls::Pass && !config.ftp.ports.is_empty();
-    let who = match (smtp, ftp) {
-        (true, true) => "SMTP behind STARTTLS and FTP behind AUTH TLS pass",
-        (true, false) => "SMTP behind STARTTLS passes",
-        (false, true) => "FTP behind AUTH TLS passes",
-        (false, false) => return Vec::new(),
-    };
-    let so_far = match super::client::ask_once(&config.paths.control, &Request::Status) {
-        Ok(Answer::Status(status)) => format!(
-            ": {} of {} sessions since the agent started",
-            status.uninspected.get("tls").copied().unwrap_or_default(),
-            status.sessions_total
-        ),
-        // Nobody has to run for a check.
-        Ok(_) | Err(_) => String::new(),
-    };
-    vec![Complaint {
-        severity: "note",
-        about: "tls",
-        file: None,
-        line: None,
-        column: None,
-        message: format!("{who} uninspected{so_far} (smtp.starttls, ftp.tls)"),
-    }]
 }
 
 fn system(message: String) -> Complaint {

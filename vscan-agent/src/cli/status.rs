@@ -5,6 +5,7 @@ use super::failure::{EX_UNAVAILABLE, Failure};
 use super::table::{Colour, Screen, age, bytes};
 use crate::observe::control::{Answer, Request, Status};
 use crate::observe::wire::printable;
+use crate::observe::{BlindPeer, BlindSpots, Unread};
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -98,8 +99,61 @@ fn print(status: &Status, output: Output, screen: Screen, out: &mut dyn Write) -
     for (name, value) in lines {
         let value = if value.is_empty() { "-" } else { &value };
         writeln!(out, "{}  {value}", Colour::Dim.paint(&format!("{name:>13}"), screen))?;
+        if name == "uninspected" {
+            for line in blind_spots(&status.blind) {
+                writeln!(out, "{:>13}  {line}", "")?;
+            }
+        }
     }
     Ok(())
+}
+
+/// Which share of what came by was not read, by protocol and direction, and the peers that it is most of.
+fn blind_spots(blind: &BlindSpots) -> Vec<String> {
+    let mut lines = Vec::new();
+    for spot in blind.spots.iter().filter(|spot| !spot.unread.is_empty()) {
+        let flows: u64 = spot.unread.iter().map(|unread| unread.flows).sum();
+        let unread: u64 = spot.unread.iter().map(|unread| unread.bytes).sum();
+        let reasons: Vec<String> = spot.unread.iter().map(of_reason).collect();
+        lines.push(format!(
+            "{} {}: {flows} of {} flows ({}), {} of {} ({}): {}",
+            spot.protocol,
+            spot.direction,
+            spot.flows,
+            share(flows, spot.flows),
+            bytes(unread),
+            bytes(spot.bytes),
+            share(unread, spot.bytes),
+            reasons.join(", "),
+        ));
+    }
+    if !blind.peers.is_empty() {
+        lines.push("most of it:".to_owned());
+    }
+    for peer in &blind.peers {
+        let BlindPeer { peer, protocol, reason, count, bytes: size } = *peer;
+        lines.push(format!("  {peer}  {protocol} {}  {count}x  {}", reason.as_str(), bytes(size)));
+    }
+    lines
+}
+
+fn of_reason(unread: &Unread) -> String {
+    let count = match (unread.flows, unread.objects) {
+        (0, 0) => String::new(),
+        (flows, 0) => format!("{flows} flows, "),
+        (_, objects) => format!("{objects} objects, "),
+    };
+    format!("{} ({count}{})", unread.reason.as_str(), bytes(unread.bytes))
+}
+
+/// A share in percent. A hundredth of a percent that is there is not rounded to nothing.
+#[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
+fn share(part: u64, whole: u64) -> String {
+    if part == 0 || whole == 0 {
+        return "0 %".to_owned();
+    }
+    let percent = part as f64 / whole as f64 * 100.0;
+    if percent < 0.01 { "< 0.01 %".to_owned() } else { format!("{percent:.2} %") }
 }
 
 /// How many flows passed uninspected, and why.
@@ -117,7 +171,9 @@ fn uninspected(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Direction, Protocol};
     use crate::observe::control::Objects;
+    use crate::observe::{Blind, Spot};
     use crate::scanner;
 
     #[test]
@@ -146,5 +202,47 @@ mod tests {
             text.contains("      objects  3 clean, 1 infected, 0 unscannable, 0 errors\n"),
             "{text}"
         );
+    }
+    #[test]
+    fn blind_spots_say_their_share_and_their_peers() {
+        let unread = |reason, flows, objects, bytes| Unread { reason, flows, objects, bytes };
+        let blind = BlindSpots {
+            spots: vec![
+                Spot {
+                    protocol: Protocol::Ftp,
+                    direction: Direction::Outbound,
+                    flows: 8,
+                    bytes: 4 << 20,
+                    unread: vec![
+                        unread(Blind::Tls, 2, 0, 1 << 20),
+                        unread(Blind::ExcludedType, 0, 3, 1 << 20),
+                    ],
+                },
+                Spot {
+                    protocol: Protocol::Smtp,
+                    direction: Direction::Inbound,
+                    flows: 5,
+                    bytes: 100,
+                    unread: Vec::new(),
+                },
+            ],
+            peers: vec![BlindPeer {
+                peer: "192.0.2.1".parse().unwrap(),
+                protocol: Protocol::Ftp,
+                reason: Blind::Tls,
+                count: 2,
+                bytes: 1 << 20,
+            }],
+        };
+        assert_eq!(
+            blind_spots(&blind),
+            [
+                "ftp outbound: 2 of 8 flows (25.00 %), 2.0M of 4.0M (50.00 %): \
+                 tls (2 flows, 1.0M), excluded_type (3 objects, 1.0M)",
+                "most of it:",
+                "  192.0.2.1  ftp tls  2x  1.0M",
+            ]
+        );
+        assert_eq!(share(1, 1 << 40), "< 0.01 %");
     }
 }

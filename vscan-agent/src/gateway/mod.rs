@@ -10,6 +10,7 @@ pub mod process;
 mod scan;
 mod services;
 pub mod smtp;
+mod tally;
 mod translation;
 mod treat;
 mod uninspected;

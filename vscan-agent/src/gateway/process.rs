@@ -210,6 +210,7 @@ async fn serve(
     }
     beating.abort();
     services.stop();
+    uninspected::summarise(&gateway);
     gateway.observer.events.flush();
     Ok(())
 }

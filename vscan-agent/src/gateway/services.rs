@@ -1,6 +1,6 @@
 //! What the gateway offers besides sessions: control socket, metrics and health, retention.
 
-use super::{Gateway, process::Failure};
+use super::{Gateway, process::Failure, uninspected};
 use crate::{
     notify::{self, Notifier},
     observe::{
@@ -71,6 +71,7 @@ pub(super) async fn start(
     }
     tasks.spawn(control::serve(socket, backend));
     tasks.spawn(retain(Arc::clone(gateway)));
+    tasks.spawn(uninspected::tell_of_blind_spots(Arc::downgrade(gateway)));
     tasks.spawn(notify::run(Arc::clone(gateway)));
     Ok(Services { _tasks: tasks, control: path })
 }
@@ -141,6 +142,7 @@ impl Backend for Operated {
     fn status(&self) -> Status {
         let config = self.gateway.config();
         let (spool_memory, spool_disk) = self.gateway.spool.used();
+        self.gateway.observer.flows.scrape();
         Status {
             config: self.file.clone(),
             steering: self.gateway.steering(),

@@ -198,7 +198,8 @@ impl View {
         let key = FlowKey::new(client, server);
         let all: HashMap<FlowKey, Flow> = self.flows.iter().filter_map(Result::ok).collect();
         let known = all.get(&key).ok_or(ViewError::NoFlow)?;
-        let reply = reply_of(&all, &key, known).map_or(key.reversed(), |(key, _)| key);
+        let reply =
+            reply_of(&all, &answers(&all), &key, known).map_or(key.reversed(), |(key, _)| key);
         let mut kill = self.kill.lock().unwrap_or_else(PoisonError::into_inner);
         kill.insert(key, 0, 0)?;
         kill.insert(reply, 0, 0)?;
@@ -268,9 +269,21 @@ impl AsFd for View {
     }
 }
 
+/// The answering directions by the number that their SYN-ACK acknowledged.
+type Answers<'a> = HashMap<u32, Vec<(FlowKey, &'a Flow)>>;
+
+fn answers(all: &HashMap<FlowKey, Flow>) -> Answers<'_> {
+    let mut answers: Answers<'_> = HashMap::new();
+    for (key, flow) in all.iter().filter(|(_, flow)| flow.flags & flow::SYN_ACK != 0) {
+        answers.entry(flow.isn).or_default().push((*key, flow));
+    }
+    answers
+}
+
 /// The direction that answers `key`: the reverse one, or behind NAT the one whose SYN-ACK acknowledged the same number.
 fn reply_of<'a>(
     all: &'a HashMap<FlowKey, Flow>,
+    answers: &Answers<'a>,
     key: &FlowKey,
     known: &Flow,
 ) -> Option<(FlowKey, &'a Flow)> {
@@ -281,23 +294,19 @@ fn reply_of<'a>(
     if known.isn == 0 {
         return None;
     }
-    all.iter()
-        .find(|(k, f)| {
-            f.flags & flow::SYN_ACK != 0
-                && f.isn == known.isn
-                // masquerade keeps the server, DNAT the client, and a random number agrees by chance once in 2^32
-                && (k.src == key.dst || k.dst == key.src)
-        })
-        .map(|(k, f)| (*k, f))
+    // masquerade keeps the server, DNAT the client, and a random number agrees by chance once in 2^32
+    let fits = |k: &FlowKey| k.src == key.dst || k.dst == key.src;
+    answers.get(&known.isn)?.iter().copied().find(|(k, _)| fits(k))
 }
 
 fn join(all: &HashMap<FlowKey, Flow>, now: u64) -> Vec<Seen> {
     let since = |then: u64| Duration::from_nanos(now.saturating_sub(then));
+    let answers = answers(all);
     all.iter()
         // only the opener's direction begins a flow: replies to our own upstream legs have none
         .filter(|(_, f)| f.flags & flow::SYN != 0)
         .map(|(key, from_client)| {
-            let reply = reply_of(all, key, from_client);
+            let reply = reply_of(all, &answers, key, from_client);
             let empty = Flow::default();
             let from_server = reply.map_or(&empty, |(_, f)| f);
             let flags = from_client.flags | from_server.flags;

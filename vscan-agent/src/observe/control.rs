@@ -5,7 +5,7 @@
 
 use super::id::FlowId;
 use super::record::{FlowChange, FlowRecord};
-use super::{Observer, Usage};
+use super::{BlindSpots, Observer, Usage};
 use crate::notify::{self, Notice, Notifier};
 use crate::outbound::Sender;
 use crate::scanner;
@@ -143,6 +143,9 @@ pub struct Status {
     pub uninspected_total: u64,
     /// The same by reason: `tls`, `exempt`, ...
     pub uninspected: BTreeMap<String, u64>,
+    /// What was not read, by protocol, direction, reason and peer.
+    #[serde(default)]
+    pub blind: BlindSpots,
     /// The scanner.
     pub scanner: scanner::Status,
     /// Bytes of held objects in memory.
@@ -187,6 +190,7 @@ impl Status {
             objects: metrics.objects(),
             uninspected_total: uninspected.values().sum(),
             uninspected,
+            blind: metrics.meter.spots(),
             quarantine: metrics.quarantine(),
             events_lost: metrics.events_lost(),
             heartbeat_age: metrics.heartbeat_age(),

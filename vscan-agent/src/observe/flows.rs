@@ -6,6 +6,7 @@
 use super::eve::{AlertFields, Denied, FlowEvent, FlowFields, ObjectFields};
 use super::events::{EventKind, EventLog};
 use super::id::{FlowId, FlowIds};
+use super::meter::{Blind, Whose};
 use super::metrics::Metrics;
 use super::record::{Change, FlowChange, FlowRecord, TransferRecord};
 use super::wire;
@@ -52,6 +53,17 @@ pub struct FlowOpen {
     pub real_server: SocketAddr,
     /// From client to server.
     pub direction: Direction,
+}
+
+impl FlowOpen {
+    fn whose(&self) -> Whose {
+        Whose {
+            protocol: self.protocol,
+            direction: self.direction,
+            client: self.client.ip(),
+            server: self.real_server.ip(),
+        }
+    }
 }
 
 /// Where flows come from that pass uninspected, and who else can end a flow: the kernel's maps.
@@ -117,11 +129,13 @@ impl FlowTable {
             from_client: AtomicU64::new(0),
             from_server: AtomicU64::new(0),
             tls: AtomicBool::new(false),
+            unread: AtomicU64::new(0),
             detail: Mutex::new(Detail::default()),
             shared: Arc::clone(&self.0),
         });
         lock(self.0.shard(flow.id)).insert(flow.id, Arc::clone(&flow));
         self.0.metrics.session_opened(open.protocol);
+        self.0.metrics.meter.session(open.protocol, open.direction);
         self.0.changed(Change::Opened, &flow, None);
         FlowHandle(flow)
     }
@@ -226,7 +240,8 @@ impl FlowTable {
         let _ = self.0.uninspected.set(source);
     }
 
-    pub(super) fn scrape(&self) {
+    /// Brings what the kernel knows into the metrics.
+    pub fn scrape(&self) {
         if let Some(source) = self.0.uninspected.get() {
             source.scrape(&self.0.metrics);
         }
@@ -281,6 +296,8 @@ pub struct Flow {
     from_client: AtomicU64,
     from_server: AtomicU64,
     tls: AtomicBool,
+    /// Bytes that were relayed since then.
+    unread: AtomicU64,
     detail: Mutex<Detail>,
     shared: Arc<Shared>,
 }
@@ -422,7 +439,18 @@ impl Flow {
     pub fn add_bytes(&self, from_client: u64, from_server: u64) {
         self.from_client.fetch_add(from_client, Ordering::Relaxed);
         self.from_server.fetch_add(from_server, Ordering::Relaxed);
+        let bytes = from_client + from_server;
         self.shared.metrics.bytes(self.open.protocol, from_client, from_server);
+        self.shared.metrics.meter.bytes(self.open.protocol, self.open.direction, bytes);
+        if self.tls.load(Ordering::Relaxed) {
+            self.unread.fetch_add(bytes, Ordering::Relaxed);
+            self.shared.metrics.meter.bytes_unread(&self.open.whose(), Blind::Tls, bytes);
+        }
+    }
+
+    /// A file or message passed unread, or not read whole; bytes.
+    pub fn object_unread(&self, reason: Blind, bytes: u64) {
+        self.shared.metrics.meter.object_unread(&self.open.whose(), reason, bytes);
     }
 
     /// Notes a verdict; the flow keeps the worst.
@@ -445,6 +473,7 @@ impl Flow {
         if !self.tls.swap(true, Ordering::Relaxed) {
             lock(&self.detail).state = "tls";
             self.shared.metrics.tls_passed();
+            self.shared.metrics.meter.session_unread(&self.open.whose(), Blind::Tls);
             self.shared.changed(Change::Judged, self, None);
         }
     }
@@ -501,6 +530,11 @@ impl Flow {
             judged.size,
             report.unread.iter().map(|u| u.reason),
         );
+        if matches!(report.verdict, Verdict::Unscannable | Verdict::Error)
+            && judged.action.leaves_it()
+        {
+            self.object_unread(Blind::Unscannable, judged.size);
+        }
         let object = ObjectFields::new(judged);
         self.event(EventKind::Object, &object);
         if report.verdict != Verdict::Clean {
@@ -554,6 +588,8 @@ impl Flow {
         self.shared.metrics.session_closed(self.open.protocol);
         if self.tls.load(Ordering::Relaxed) {
             self.shared.metrics.tls_ended();
+            let unread = self.unread.load(Ordering::Relaxed);
+            self.shared.metrics.meter.session_ended(&self.open.whose(), Blind::Tls, unread);
         }
         self.event(
             EventKind::Flow,

@@ -2,6 +2,7 @@
 
 use super::Usage;
 use super::control::Objects;
+use super::meter::Meter;
 use crate::config::{Direction, Protocol, Treatment, verdict_str};
 use crate::outbound::What;
 use prometheus::{
@@ -34,7 +35,8 @@ pub struct Metrics {
     outbound: IntCounterVec,
     blocked_senders: IntGauge,
     uninspected: IntGaugeVec,
-    uninspected_total: IntCounterVec,
+    /// The blind-spot meter.
+    pub meter: Meter,
     kernel: IntGaugeVec,
     events_written: IntCounter,
     events_lost: IntCounter,
@@ -62,7 +64,7 @@ const SCAN_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// Registers metrics; the names and labels are literals of this file, so a failure is a mistake in it.
-struct Maker(Registry);
+pub(super) struct Maker(Registry);
 
 impl Maker {
     #[expect(clippy::expect_used, reason = "names are literals of this file, tested below")]
@@ -79,7 +81,7 @@ impl Maker {
         self.add(IntCounter::new(name, help))
     }
 
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    pub(super) fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.add(IntCounterVec::new(Opts::new(name, help), labels))
     }
 
@@ -183,11 +185,7 @@ impl Metrics {
                 "Flows that pass uninspected now, by reason.",
                 &["reason"],
             ),
-            uninspected_total: m.counters(
-                "vscan_flows_uninspected_total",
-                "Flows that passed uninspected, by reason.",
-                &["reason"],
-            ),
+            meter: Meter::new(&m),
             kernel: m.gauges(
                 "vscan_kernel_count",
                 "Counters of the BPF programs since they were loaded, by name.",
@@ -304,7 +302,6 @@ impl Metrics {
         for result in ["done", "refused"] {
             self.reloads.with_label_values(&[result]);
         }
-        self.uninspected_total.with_label_values(&["tls"]);
         self.uninspected.with_label_values(&["tls"]);
     }
 
@@ -439,17 +436,11 @@ impl Metrics {
     }
 
     pub(super) fn tls_passed(&self) {
-        self.uninspected_total.with_label_values(&["tls"]).inc();
         self.uninspected.with_label_values(&["tls"]).inc();
     }
 
     pub(super) fn tls_ended(&self) {
         self.uninspected.with_label_values(&["tls"]).dec();
-    }
-
-    /// A flow passed uninspected that never reached the gateway: `exempt`, `agent_down`, ...
-    pub fn uninspected(&self, reason: &'static str, flows: u64) {
-        self.uninspected_total.with_label_values(&[reason]).inc_by(flows);
     }
 
     /// How many flows pass uninspected now, beside those of [`FlowHandle::set_tls_passed`](super::Flow::set_tls_passed).
@@ -496,10 +487,10 @@ impl Metrics {
 
     /// Flows that passed uninspected since the start, by reason; those without any are left out.
     pub(super) fn uninspected_by_reason(&self) -> BTreeMap<String, u64> {
-        series(&self.uninspected_total)
-            .into_iter()
+        self.meter
+            .flows_by_reason()
+            .map(|(reason, count)| (reason.as_str().to_owned(), count))
             .filter(|(_, count)| *count > 0)
-            .filter_map(|(mut labels, count)| Some((labels.remove("reason")?, count)))
             .collect()
     }
 

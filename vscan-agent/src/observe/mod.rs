@@ -9,6 +9,7 @@ mod flows;
 pub mod http;
 mod id;
 pub mod logging;
+mod meter;
 mod metrics;
 mod record;
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub use eve::Denied;
 pub use events::{EventKind, EventLog};
 pub use flows::{Flow, FlowHandle, FlowOpen, FlowTable, Judged, UninspectedSource};
 pub use id::{FlowId, NotAFlowId};
+pub use meter::{Blind, BlindPeer, BlindSpots, Meter, Spot, Unread, Whose};
 pub use metrics::Metrics;
 pub use record::{Change, FlowChange, FlowRecord, TransferRecord};
 

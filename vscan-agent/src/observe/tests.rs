@@ -219,7 +219,9 @@ fn tls_counts_as_uninspected_while_it_lasts_and_afterwards() {
     assert_eq!(observer.flows.intercepted()[0].uninspected.as_deref(), Some("tls"));
     drop(flow);
     assert!(metrics().contains("vscan_flows_uninspected{reason=\"tls\"} 0\n"));
-    assert!(metrics().contains("vscan_flows_uninspected_total{reason=\"tls\"} 1\n"));
+    assert!(metrics().contains(
+        "vscan_flows_uninspected_total{direction=\"outbound\",protocol=\"smtp\",reason=\"tls\"} 1\n"
+    ));
 }
 
 #[test]
@@ -506,7 +508,7 @@ fn what_is_shipped_for_prometheus_is_true() {
     let observer = Observer::without_events();
     observer.metrics.anomaly_without_flow("x");
     observer.metrics.scanned(0.1, 1);
-    observer.metrics.uninspected("agent_down", 1);
+    observer.metrics.meter.passed_unplaced(Blind::AgentDown, 1);
     let flow = observer.flows.open(open(Protocol::Ftp, "10.1.0.2:40000"));
     let mut report = infected();
     report.add_unread(Reason::Size, "", &[], 0);

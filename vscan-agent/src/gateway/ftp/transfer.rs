@@ -6,7 +6,7 @@ use crate::{
     blocking,
     config::verdict_str,
     net::relay,
-    observe::{EventKind, FlowHandle, wire},
+    observe::{Blind, EventKind, FlowHandle, wire},
     spool::{Object, SpoolError, Writer},
 };
 use serde::Serialize;
@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::sleep};
-use vscan_proto::ftp::{Begin, Leg, Outcome};
+use vscan_proto::ftp::{Begin, Leg, Outcome, Verb};
 use vscan_scan::report::Verdict;
 
 /// Bytes read at a time: large enough that hashing and system calls cost little for each.
@@ -134,6 +134,10 @@ impl Record {
             verdict: Option<&'static str>,
             outcome: &'static str,
             seconds: f64,
+        }
+        let is_file = matches!(self.begin.verb, Verb::Retr | Verb::Stor | Verb::Appe | Verb::Stou);
+        if is_file && !self.begin.inspected && self.watch.total() > 0 {
+            flow.object_unread(Blind::ExcludedType, self.watch.total());
         }
         flow.event(
             EventKind::Ftp,
