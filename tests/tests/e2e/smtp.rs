@@ -393,7 +393,7 @@ fn tls_passes_and_is_counted(steering: Steering) -> Result<()> {
     ensure!(flows.iter().any(|flow| flow["uninspected"] == "tls"), "{flows:?}");
     ensure!(vscan.metrics()?.sum("vscan_flows_uninspected_total", &[("reason", "tls")]) == 1.0);
     let check = vscan.cli(&["check"])?;
-    let told = "1 of 1 sessions since the agent started";
+    let told = "1 of 1 connections";
     ensure!(check.success() && check.out.contains(told), "{check:?}");
     let status = vscan.cli(&["status"])?;
     ensure!(status.out.contains("1 flows (1 tls)"), "{status:?}");
