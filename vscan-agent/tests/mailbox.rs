@@ -4,21 +4,21 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use anyhow::{Context, Result, ensure};
-use imap_next::imap_types::{
-    core::Vec1, datetime::DateTime, flag::Flag, search::SearchKey, secret::Secret,
-};
 use std::time::Duration;
 use vscan_agent::{
     mailbox::{
         buffer::{Buffer, Replacement},
-        connection::{Connection, Endpoint, Error, Login, Patience, Security},
-        folder::{Summary, Uid},
+        connection::{Connection, Endpoint, Error, Patience},
+        folder::{SearchKey, Store, Summary, Uid},
+        login::{Login, Mechanism, Secret},
         name::FolderName,
         pass::{self, Fetched, Judge, Scope, Sentence, Tally},
         replace::{self, Place, TOKEN_FIELD},
+        tls::Security,
     },
     spool::Spool,
 };
+use vscan_proto::imap::Flag;
 use vscan_tests::{
     host::{Host, LabDir},
     peers::Dovecot,
@@ -61,6 +61,7 @@ fn beside_dovecot<F: Future<Output = Result<()>>>(
 
 async fn connect(user: &str) -> Result<Connection, Error> {
     let login = Login::Password {
+        mechanism: Mechanism::Auto,
         on_behalf_of: String::new(),
         user: user.to_owned(),
         password: Secret::new("secret".to_owned()),
@@ -85,16 +86,13 @@ fn mail(subject: &str, body: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-fn date() -> DateTime {
-    let date = chrono::DateTime::parse_from_rfc3339("2024-03-01T12:34:56+05:30").unwrap();
-    DateTime::try_from(date).unwrap()
-}
+const DATE: Option<&str> = Some("01-Mar-2024 12:34:56 +0530");
 
 /// Every particular of every message, as one who looks on sees it.
 async fn snapshot(user: &str, folder: &FolderName) -> Result<Vec<Summary>> {
     let mut connection = connect(user).await?;
-    connection.examine(folder).await?;
-    let uids = connection.search(Vec1::from(SearchKey::All)).await?;
+    let exists = connection.examine(folder).await?.exists;
+    let uids = connection.search(exists, &[SearchKey::All]).await?;
     let mut all = connection.summaries(&uids, true, false).await?;
     all.sort_by_key(|summary| summary.uid);
     connection.log_out().await;
@@ -118,7 +116,7 @@ impl Judge for BySubject {
 
     async fn judge(&mut self, fetched: Fetched<'_>) -> (bool, Sentence) {
         let header = fetched.summary.header.clone().unwrap_or_default();
-        let header = String::from_utf8(header).unwrap();
+        let header = String::from_utf8(header.to_vec()).unwrap();
         let subject = header.lines().find_map(|line| line.strip_prefix("Subject: "));
         let subject = subject.unwrap_or_default().to_owned();
         self.bytes.push(fetched.object.map_or(0, |object| object.len()));
@@ -169,18 +167,18 @@ async fn look(stage: &Stage, scope: Scope<'_>, judge: &mut BySubject) -> Result<
 fn a_look_leaves_no_trace_and_is_not_repeated() -> Result<()> {
     beside_dovecot(|stage| async move {
         let mut connection = connect("ann").await?;
-        let keyword = Flag::try_from("Keyword").unwrap();
-        let sets: [Vec<Flag<'static>>; 6] = [
+        let keyword = Flag::new("Keyword").unwrap();
+        let sets: [Vec<Flag>; 6] = [
             vec![],
-            vec![Flag::Answered],
-            vec![Flag::Flagged, Flag::Draft],
+            vec![flag("Answered")],
+            vec![flag("Flagged"), flag("Draft")],
             vec![keyword],
-            vec![Flag::Seen],
-            vec![Flag::Deleted],
+            vec![Flag::seen()],
+            vec![Flag::deleted()],
         ];
         for (n, flags) in sets.into_iter().enumerate() {
             let message = mail(&format!("clean-{n}"), &"x".repeat(n * 700_000));
-            connection.append(&inbox(), flags, Some(date()), message).await?;
+            connection.append(&inbox(), &flags, DATE, message.into()).await?;
         }
         let before = snapshot("ann", &inbox()).await?;
         let mut judge = BySubject::default();
@@ -190,14 +188,13 @@ fn a_look_leaves_no_trace_and_is_not_repeated() -> Result<()> {
         assert_eq!((tally.messages, tally.scanned, tally.found), (6, 4, 0));
         assert_eq!(snapshot("ann", &inbox()).await?, before);
         // Nothing is fetched twice, also not when something else has changed.
-        connection.append(&inbox(), vec![], None, mail("clean-new", "")).await?;
+        connection.append(&inbox(), &[], None, mail("clean-new", "").into()).await?;
         let mut judge = BySubject::default();
         look(&stage, scope(), &mut judge).await?;
         assert_eq!(judge.seen, ["clean-new"]);
         // What its reader has read meanwhile leaves the buffer.
         connection.select(&inbox()).await?;
-        let store = imap_next::imap_types::flag::StoreType::Add;
-        connection.store(before[0].uid, store, vec![Flag::Seen]).await?;
+        connection.store(before[0].uid, Store::Add, &[Flag::seen()]).await?;
         look(&stage, scope(), &mut BySubject::default()).await?;
         assert_eq!(stage.buffer.len("ann")?, 4);
         Ok(())
@@ -208,12 +205,12 @@ fn a_look_leaves_no_trace_and_is_not_repeated() -> Result<()> {
 fn treatments_keep_flags_and_date_and_touch_nothing_else() -> Result<()> {
     beside_dovecot(|stage| async move {
         let mut connection = connect("ann").await?;
-        let flags = vec![Flag::Flagged, Flag::try_from("Important").unwrap()];
+        let flags = vec![flag("Flagged"), Flag::new("Important").unwrap()];
         for subject in ["clean-1", "replace-1", "remove-1", "move-1", "clean-2"] {
             let message = mail(subject, "body");
-            connection.append(&inbox(), flags.clone(), Some(date()), message).await?;
+            connection.append(&inbox(), &flags, DATE, message.into()).await?;
         }
-        connection.append(&inbox(), vec![Flag::Deleted], None, mail("deleted", "")).await?;
+        connection.append(&inbox(), &[Flag::deleted()], None, mail("deleted", "").into()).await?;
         let before = snapshot("ann", &inbox()).await?;
         let mut judge = BySubject::default();
         let dry = look(&stage, Scope { dry_run: true, ..scope() }, &mut judge).await?;
@@ -225,7 +222,10 @@ fn treatments_keep_flags_and_date_and_touch_nothing_else() -> Result<()> {
         let after = snapshot("ann", &inbox()).await?;
         let subjects: Vec<String> = after.iter().map(subject).collect();
         assert_eq!(subjects, ["clean-1", "clean-2", "deleted", "treated"]);
-        assert_eq!([&after[0], &after[1], &after[2]], [&before[0], &before[4], &before[5]]);
+        // Whoever opens a folder to change it takes \Recent from its messages; all else stays.
+        let untouched = [&before[0], &before[4], &before[5]];
+        let untouched = untouched.map(|summary| Summary { recent: false, ..summary.clone() });
+        assert_eq!(after[..3], untouched);
         assert_eq!((&after[3].flags, &after[3].date), (&before[1].flags, &before[1].date));
         let moved = snapshot("ann", &FolderName::from_unicode("Quarantäne")).await?;
         assert_eq!(moved.iter().map(subject).collect::<Vec<_>>(), ["move-1"]);
@@ -250,14 +250,14 @@ fn after_a_crash_at_any_point_exactly_one_version_is_left() -> Result<()> {
                 .enumerate()
         {
             let validity = connection.select(&folder).await?.uid_validity.context("validity")?;
-            let old = connection.append(&folder, vec![], None, mail("old", "")).await?;
+            let old = connection.append(&folder, &[], None, mail("old", "").into()).await?;
             let old = old.context("no UIDPLUS")?;
             let token = format!("token-{round}");
             let mut message = format!("{TOKEN_FIELD}: {token}\r\n").into_bytes();
             message.extend(mail("new", ""));
             let mut new = None;
             if appended {
-                new = connection.append(&folder, vec![], None, message.clone()).await?;
+                new = connection.append(&folder, &[], None, message.clone().into()).await?;
             }
             if removed {
                 connection.remove(old).await?;
@@ -281,12 +281,12 @@ fn after_a_crash_at_any_point_exactly_one_version_is_left() -> Result<()> {
             connection.remove(left[0].uid).await?;
         }
         // And without a crash.
-        let old = connection.append(&folder, vec![], None, mail("old", "")).await?;
+        let old = connection.append(&folder, &[], None, mail("old", "").into()).await?;
         let validity = connection.select(&folder).await?.uid_validity.context("validity")?;
         let summaries = connection.summaries(&[old.context("uid")?], true, false).await?;
         let place = Place { account: "ann", folder: &folder, validity };
         let message = [format!("{TOKEN_FIELD}: t\r\n").into_bytes(), mail("new", "")].concat();
-        replace::replace(&mut connection, &stage.buffer, place, &summaries[0], "t", message)
+        replace::replace(&mut connection, &stage.buffer, place, &summaries[0], "t", message.into())
             .await?;
         let left = snapshot("ann", &folder).await?;
         assert_eq!(left.iter().map(subject).collect::<Vec<_>>(), ["new"]);
@@ -300,9 +300,9 @@ fn new_rules_and_new_identifiers_and_failures() -> Result<()> {
         let mut connection = connect("ann").await?;
         for n in 0..5 {
             let message = mail(&format!("clean-{n}"), "");
-            connection.append(&inbox(), vec![], None, message).await?;
+            connection.append(&inbox(), &[], None, message.into()).await?;
         }
-        connection.append(&inbox(), vec![], None, mail("fail-0", "")).await?;
+        connection.append(&inbox(), &[], None, mail("fail-0", "").into()).await?;
         let rescan = Scope { rescan_age: Some(3600), ..scope() };
         let mut judge = BySubject::default();
         for _ in 0..5 {
@@ -315,7 +315,7 @@ fn new_rules_and_new_identifiers_and_failures() -> Result<()> {
         let tally = look(&stage, rescan, &mut judge).await?;
         assert_eq!(
             (judge.seen.as_slice(), tally.backlog),
-            (&["clean-4".to_owned(), "fail-0".to_owned()][..], 4)
+            (&["fail-0".to_owned(), "clean-4".to_owned()][..], 4)
         );
         for _ in 0..3 {
             look(&stage, rescan, &mut judge).await?;
@@ -330,12 +330,13 @@ fn new_rules_and_new_identifiers_and_failures() -> Result<()> {
 fn logins_of_an_administrator_and_refusals() -> Result<()> {
     beside_dovecot(|_stage| async move {
         let login = |on_behalf_of: &str, user: &str, password: &str| Login::Password {
+            mechanism: Mechanism::Auto,
             on_behalf_of: on_behalf_of.to_owned(),
             user: user.to_owned(),
             password: Secret::new(password.to_owned()),
         };
         let mut connection = open(login("carol", "admin", "master")).await?;
-        connection.append(&inbox(), vec![], None, mail("hello", "")).await?;
+        connection.append(&inbox(), &[], None, mail("hello", "").into()).await?;
         assert_eq!(snapshot("carol", &inbox()).await?.len(), 1);
         assert!(matches!(open(login("", "ann", "wrong")).await, Err(Error::Login(_))));
         let missing = connection.examine(&FolderName::from_unicode("nowhere")).await;
@@ -345,7 +346,7 @@ fn logins_of_an_administrator_and_refusals() -> Result<()> {
         // New mail ends an IDLE.
         let other = tokio::spawn(async {
             let mut other = connect("carol").await?;
-            other.append(&inbox(), vec![], None, mail("second", "")).await?;
+            other.append(&inbox(), &[], None, mail("second", "").into()).await?;
             anyhow::Ok(())
         });
         ensure!(connection.idle(Duration::from_secs(30)).await?, "nothing was told");
@@ -357,7 +358,11 @@ fn logins_of_an_administrator_and_refusals() -> Result<()> {
     })
 }
 
+fn flag(name: &str) -> Flag {
+    Flag::new(&format!("\\{name}")).unwrap()
+}
+
 fn subject(summary: &Summary) -> String {
-    let header = String::from_utf8(summary.header.clone().unwrap_or_default()).unwrap();
+    let header = String::from_utf8(summary.header.clone().unwrap_or_default().to_vec()).unwrap();
     header.lines().find_map(|l| l.strip_prefix("Subject: ")).unwrap_or_default().to_owned()
 }

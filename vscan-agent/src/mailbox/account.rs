@@ -2,14 +2,14 @@
 
 use super::{
     buffer::Buffer,
-    connection::{Connection, Endpoint, Error, Login, Patience},
+    connection::{Connection, Endpoint, Error, Patience},
+    login::Login,
     name::FolderName,
     pass::{self, Judge, PassError, Scope, Tally},
     replace,
     status::AccountStatus,
 };
 use crate::{config::Glob, spool::Spool};
-use imap_next::imap_types::response::Capability;
 use std::{
     io,
     sync::Arc,
@@ -138,7 +138,7 @@ impl<C: Credentials, J: Judge> Account<C, J> {
         let permit = shared.connections.acquire().await;
         let _permit = permit.map_err(|_| Error::Io(io::ErrorKind::Interrupted.into()))?;
         let mut connection = self.connect().await?;
-        let keeps = shared.idle && connection.has(&Capability::Idle);
+        let keeps = shared.idle && connection.has("IDLE");
         loop {
             let first = self.round(&mut connection, None).await?;
             // Others that wait for a connection come first.

@@ -1,9 +1,10 @@
-//! Folder names: Unicode in the configuration and on the screen, modified UTF-7 on the wire (RFC 3501 5.1.3).
+//! Folder names: Unicode in the configuration and on the screen, modified UTF-7 on the wire (RFC 3501 5.1.3), or UTF-8 where
+//! the server was told to (RFC 6855). Here they are always kept in modified UTF-7, so that what is remembered of a
+//! folder does not depend on how its server speaks today.
 
-use imap_next::imap_types::mailbox::Mailbox;
 use std::fmt;
 
-/// A folder, by the bytes of its name on the wire.
+/// A folder, by its name in modified UTF-7.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FolderName(String);
 
@@ -18,31 +19,30 @@ impl FolderName {
         }
     }
 
-    /// The folder as the server names it. `None`: its name is no ASCII, which no server may send.
+    /// The folder as the server names it; `utf8`: the connection speaks UTF-8. Servers that send UTF-8 unasked are
+    /// understood.
     #[must_use]
-    pub fn from_wire(name: &Mailbox<'_>) -> Option<Self> {
-        match name {
-            Mailbox::Inbox => Some(Self("INBOX".to_owned())),
-            Mailbox::Other(other) => {
-                let bytes: &[u8] = other.inner().as_ref();
-                String::from_utf8(bytes.to_vec()).ok().map(Self)
-            }
+    pub fn from_wire(name: &str, utf8: bool) -> Self {
+        if utf8 || !name.is_ascii() { Self::from_unicode(name) } else { Self::from_wire_str(name) }
+    }
+
+    /// The folder of this name in modified UTF-7.
+    #[must_use]
+    pub fn from_wire_str(name: &str) -> Self {
+        if name.eq_ignore_ascii_case("inbox") {
+            Self("INBOX".to_owned())
+        } else {
+            Self(name.to_owned())
         }
     }
 
-    /// The folder of these bytes on the wire.
+    /// As a command carries it.
     #[must_use]
-    pub fn from_wire_str(name: &str) -> Self {
-        Self(name.to_owned())
+    pub fn on_wire(&self, utf8: bool) -> String {
+        if utf8 { self.to_string() } else { self.0.clone() }
     }
 
-    /// As a command carries it. `None`: it has a NUL, CR or LF.
-    #[must_use]
-    pub fn to_wire(&self) -> Option<Mailbox<'static>> {
-        Mailbox::try_from(self.0.clone()).ok()
-    }
-
-    /// The bytes on the wire.
+    /// In modified UTF-7, as most servers have it on the wire.
     #[must_use]
     pub fn as_wire_str(&self) -> &str {
         &self.0
@@ -149,7 +149,10 @@ mod tests {
             assert_eq!(name.as_wire_str(), wire);
             if unicode != "inbox" {
                 assert_eq!(name.to_string(), unicode);
+                assert_eq!(FolderName::from_wire(unicode, true), name);
+                assert_eq!(name.on_wire(true), unicode);
             }
+            assert_eq!(FolderName::from_wire(wire, false), name);
         }
     }
 

@@ -5,12 +5,11 @@
 use super::{
     buffer::{Buffer, BufferError, Entry, FolderState, Status},
     connection::{Connection, Error},
-    folder::{Opened, Summary, Uid},
+    folder::{Opened, SearchKey, Store, Summary, Uid},
     name::FolderName,
     replace::{self, Place, ReplaceError},
 };
 use crate::spool::{Object, Spool, SpoolError};
-use imap_next::imap_types::{core::Vec1, flag::StoreType, search::SearchKey};
 use std::{
     collections::HashMap,
     num::{NonZeroU32, NonZeroU64},
@@ -202,8 +201,7 @@ impl<J: Judge> Pass<'_, J> {
         if self.scope.unread {
             keys.push(SearchKey::Unseen);
         }
-        let keys = Vec1::try_from(keys).map_err(|_| Error::Missing("a search"))?;
-        let listed = self.connection.search(keys).await?;
+        let listed = self.connection.search(opened.exists, &keys).await?;
         let fresh: Vec<Uid> =
             listed.iter().copied().filter(|uid| self.wants(&known, *uid)).collect();
         if self.scope.rescan_age.is_none() {
@@ -397,10 +395,15 @@ impl<J: Judge> Pass<'_, J> {
             Place { account: self.scope.account, folder: self.folder, validity: self.validity };
         match sentence {
             Sentence::Leave | Sentence::Again => Ok(Some(summary.uid)),
-            Sentence::Replace { with, token } => {
-                Ok(replace::replace(self.connection, self.buffer, place, summary, &token, with)
-                    .await?)
-            }
+            Sentence::Replace { with, token } => Ok(replace::replace(
+                self.connection,
+                self.buffer,
+                place,
+                summary,
+                &token,
+                with.into(),
+            )
+            .await?),
             Sentence::Move(folder) => {
                 self.connection.move_to(summary.uid, &folder).await?;
                 Ok(None)
@@ -420,9 +423,9 @@ impl<J: Judge> Pass<'_, J> {
 pub async fn mark(
     connection: &mut Connection,
     uid: Uid,
-    keyword: &imap_next::imap_types::flag::Flag<'static>,
+    keyword: &vscan_proto::imap::Flag,
 ) -> Result<(), Error> {
-    connection.store(uid, StoreType::Add, vec![keyword.clone()]).await
+    connection.store(uid, Store::Add, std::slice::from_ref(keyword)).await
 }
 
 fn digest(summary: &Summary) -> [u8; 16] {

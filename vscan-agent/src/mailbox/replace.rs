@@ -14,10 +14,10 @@
 use super::{
     buffer::{Buffer, BufferError, Replacement},
     connection::{Connection, Error},
-    folder::{Summary, Uid, with_header},
+    folder::{SearchKey, Summary, Uid},
     name::FolderName,
 };
-use imap_next::imap_types::core::Vec1;
+use bytes::Bytes;
 use std::num::NonZeroU32;
 use thiserror::Error as ThisError;
 
@@ -57,7 +57,7 @@ pub async fn replace(
     place: Place<'_>,
     old: &Summary,
     token: &str,
-    message: Vec<u8>,
+    message: Bytes,
 ) -> Result<Option<Uid>, ReplaceError> {
     let number = u64::from(old.uid.get());
     let mut replacement = Replacement {
@@ -68,8 +68,7 @@ pub async fn replace(
         new: None,
     };
     buffer.journal(place.account, number, &replacement)?;
-    let appended =
-        connection.append(place.folder, old.flags.clone(), old.date.clone(), message).await;
+    let appended = connection.append(place.folder, &old.flags, old.date.as_deref(), message).await;
     let new = match appended {
         Ok(Some(new)) => Some(new),
         Ok(None) => find(connection, token).await?,
@@ -126,6 +125,8 @@ pub async fn resume(
 
 /// The message of the selected folder that carries the token.
 async fn find(connection: &mut Connection, token: &str) -> Result<Option<Uid>, Error> {
-    let found = connection.search(Vec1::from(with_header(TOKEN_FIELD, token)?)).await?;
+    let found = connection
+        .search(0, &[SearchKey::Header(TOKEN_FIELD.to_owned(), token.to_owned())])
+        .await?;
     Ok(found.last().copied())
 }
