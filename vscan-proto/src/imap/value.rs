@@ -90,8 +90,7 @@ pub fn values(input: &Bytes) -> Result<Vec<Value>, ValueError> {
     // The lists that are open, the outermost first.
     let mut open: Vec<Vec<Value>> = Vec::new();
     let mut current = Vec::new();
-    loop {
-        let Some(byte) = parser.input.get(parser.at).copied() else { break };
+    while let Some(byte) = parser.input.get(parser.at).copied() {
         let value = match byte {
             b' ' | b'\r' | b'\n' | b'\t' => {
                 parser.at += 1;
