@@ -17,3 +17,4 @@ pub mod quarantine;
 pub mod scanner;
 pub mod spool;
 pub mod supervisor;
+pub mod tls;

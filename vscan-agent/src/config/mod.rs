@@ -14,6 +14,7 @@ mod outbound;
 mod read;
 mod sections;
 mod terms;
+mod tls;
 mod treat;
 mod types;
 mod value;
@@ -31,7 +32,13 @@ pub use outbound::Outbound;
 pub use terms::{
     Attach, BareNewline, CommandGroup, Delivery, Direction, FtpDelivery, FtpTls, LogFormat,
     MailboxAuth, MailboxSecurity, OnAgentDown, OutboundAction, Party, Permission, Protocol,
-    REASONS, RelayTls, Resume, StartTls, Steering, Treatment, Which, verdict_str,
+    REASONS, RelayTls, Resume, Steering, TlsAction, TlsVersion, Treatment, UpstreamTls, Verify,
+    Which, verdict_str,
+};
+pub(crate) use tls::within;
+pub use tls::{
+    Authority as TlsAuthority, Certificate as TlsCertificate, Destination, KeyFile, Peer, Tls,
+    TlsRule, Upstream,
 };
 pub use treat::{Mailboxes, Treat};
 pub use types::{
@@ -80,6 +87,7 @@ impl Config {
             log: Log::default(),
             notify: Notify::default(),
             mailboxes: Vec::new(),
+            tls: Tls::default(),
         }
     }
 
@@ -139,6 +147,13 @@ impl Config {
             (true, true) => Direction::Internal,
             (false, false) => Direction::Transit,
         }
+    }
+
+    /// Whether any connection's TLS may be opened.
+    #[must_use]
+    pub fn opens_tls(&self) -> bool {
+        self.tls.rules.iter().any(|rule| rule.action == TlsAction::Terminate)
+            || self.smtp.starttls == TlsAction::Terminate
     }
 
     /// The protocol that is spoken on a server's port, if it is one of ours.

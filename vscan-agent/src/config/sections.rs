@@ -7,7 +7,7 @@ use super::types::{
     Smtp, Spool,
 };
 use super::value::{EhloKeyword, Extension, OrNone, Size};
-use super::{access, mailbox, notify, outbound, treat};
+use super::{access, mailbox, notify, outbound, tls, treat};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,9 +31,11 @@ pub(super) fn document(r: &mut Reader<'_>, mut root: Table<'_, '_>) -> Config {
         log: log(r, &mut root),
         notify: notify::section(r, &mut root),
         mailboxes: mailbox::sections(r, &mut root),
+        tls: tls::read(r, &mut root),
     };
     between(r, &mut root, &config);
     notify::between(r, &root, &config);
+    tls::between(r, &root, &config);
     root.finish(r);
     config
 }

@@ -210,16 +210,49 @@ words! {
 }
 
 words! {
-    /// What happens with `STARTTLS`.
-    StartTls {
+    /// What happens with TLS: `STARTTLS`, `AUTH TLS`, or a connection that begins with it.
+    TlsAction {
         /// The session goes on uninspected, counted and shown as such.
         Pass = "pass",
+        /// It is opened, inspected, and closed again towards the server.
+        Terminate = "terminate",
         /// Offered, but refused when it is used.
         Refuse = "refuse",
         /// Taken out of the server's offer, and refused.
         Strip = "strip",
     }
-    unavailable { "terminate" => "TLS is passed, refused or stripped, not opened" }
+}
+
+words! {
+    /// Whether TLS is a must between the gateway and a server.
+    UpstreamTls {
+        /// Yes: clients are offered TLS where the server offers it, and without it there is no session.
+        Require = "require",
+        /// Where the server offers it. Clients are offered TLS for servers inside that do not, too.
+        Offered = "offered",
+    }
+}
+
+words! {
+    /// What a server's certificate has to be.
+    Verify {
+        /// Made by an authority that the system trusts.
+        Public = "public",
+        /// Made by one of the authorities in a file.
+        Pinned = "pinned",
+        /// Anything. A client sees a certificate that nobody vouches for where the server's is such a one.
+        Opportunistic = "opportunistic",
+    }
+}
+
+words! {
+    /// A version of TLS.
+    TlsVersion {
+        /// RFC 5246.
+        Tls12 = "1.2",
+        /// RFC 8446.
+        Tls13 = "1.3",
+    }
 }
 
 words! {

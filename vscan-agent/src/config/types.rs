@@ -5,9 +5,10 @@ use super::forbid::Types;
 use super::notify::Notify;
 use super::outbound::Outbound;
 use super::terms::{
-    Attach, BareNewline, Delivery, FtpDelivery, FtpTls, LogFormat, OnAgentDown, Resume, StartTls,
-    Steering,
+    Attach, BareNewline, Delivery, FtpDelivery, FtpTls, LogFormat, OnAgentDown, Resume, Steering,
+    TlsAction,
 };
+use super::tls::Tls;
 use super::treat::Treat;
 use ipnet::IpNet;
 use serde::Serialize;
@@ -51,6 +52,8 @@ pub struct Config {
     pub notify: Notify,
     /// `[mailbox.NAME]`
     pub mailboxes: Vec<super::mailbox::Mailbox>,
+    /// `[tls]`
+    pub tls: Tls,
 }
 
 /// `[gateway]`: where the gateway stands and how it is reached.
@@ -272,7 +275,7 @@ pub struct Smtp {
     /// How messages are delivered.
     pub delivery: Delivery,
     /// What happens on `STARTTLS`.
-    pub starttls: StartTls,
+    pub starttls: TlsAction,
     /// Which bare newlines are refused.
     pub bare_newline: BareNewline,
     /// Extensions that are taken out of the EHLO reply, besides those that vscan cannot follow.
@@ -448,7 +451,7 @@ impl Default for Smtp {
             ports: vec![port(25)],
             lmtp_ports: Vec::new(),
             delivery: Delivery::Hold,
-            starttls: StartTls::Pass,
+            starttls: TlsAction::Pass,
             bare_newline: BareNewline::Lookalikes,
             hide_extensions: Vec::new(),
             own_mail: false,

@@ -24,6 +24,7 @@ use crate::{
     quarantine,
     scanner::Scanner,
     spool::Spool,
+    tls::Tls,
 };
 use inspect::ErrorLedger;
 use std::{
@@ -65,6 +66,7 @@ pub struct Gateway {
     steering: RwLock<String>,
     /// What hosts inside send.
     watched: outbound::Watched,
+    tls: RwLock<Arc<Tls>>,
 }
 
 /// An intercepted connection with its three addresses.
@@ -102,6 +104,7 @@ impl Gateway {
             ledger: Mutex::default(),
             steering: RwLock::default(),
             watched: outbound::Watched::new(),
+            tls: RwLock::default(),
         }
     }
 
@@ -110,6 +113,16 @@ impl Gateway {
     pub fn with_notifier(mut self, notifier: Notifier) -> Self {
         self.notifier = notifier;
         self
+    }
+
+    /// What `[tls]` comes to, as of now. A session keeps the one that it began with.
+    pub fn tls(&self) -> Arc<Tls> {
+        Arc::clone(&self.tls.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// New sessions get these certificates.
+    pub fn set_tls(&self, tls: Tls) {
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tls);
     }
 
     /// The configuration, as of now. A session keeps the one that it began with.

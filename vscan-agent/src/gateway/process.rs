@@ -16,16 +16,20 @@ use crate::{
     quarantine,
     spool::Spool,
     supervisor::{
-        channel::{Channel, DESCRIPTOR_VARIABLE, ToGateway, ToSupervisor, descriptor_to_text},
+        channel::{
+            Channel, DESCRIPTOR_VARIABLE, ToGateway, ToSupervisor, descriptor_to_bytes,
+            descriptor_to_text,
+        },
         exit,
     },
+    tls::{Material, Tls},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{FromRawFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -87,17 +91,15 @@ fn start(descriptor: OwnedFd) -> ExitCode {
         runtime.block_on(async {
             let channel = Channel::new(copy).map_err(|error| error.to_string())?;
             match channel.receive().await.map_err(|error| error.to_string())? {
-                Some((ToGateway::Start { file }, mut attached)) => {
-                    let text = attached.pop().ok_or("no configuration attached")?;
-                    let text = descriptor_to_text(text).map_err(|error| error.to_string())?;
-                    let config = Config::parse(&text, &file).map_err(|error| error.to_string())?;
-                    Ok((config, file))
+                Some((ToGateway::Start { file }, attached)) => {
+                    let (config, tls) = configured(attached, &file)?;
+                    Ok((config, tls, file))
                 }
                 other => Err(format!("the supervisor began with {other:?}")),
             }
         })
     });
-    let (config, file) = match started {
+    let (config, tls, file) = match started {
         Ok(started) => started,
         Err(error) => {
             tracing::error!("{error}");
@@ -117,7 +119,7 @@ fn start(descriptor: OwnedFd) -> ExitCode {
     });
     match started {
         Ok((runtime, workers)) => {
-            let code = runtime.block_on(run(descriptor, config, file, workers.pool()));
+            let code = runtime.block_on(run(descriptor, config, tls, file, workers.pool()));
             workers.stop();
             code
         }
@@ -126,6 +128,19 @@ fn start(descriptor: OwnedFd) -> ExitCode {
             ExitCode::from(exit::OSERR)
         }
     }
+}
+
+/// The configuration and what `[tls]` comes to, as the supervisor attaches them.
+fn configured(attached: Vec<OwnedFd>, file: &Path) -> Result<(Config, Tls), String> {
+    let [text, keys] =
+        <[OwnedFd; 2]>::try_from(attached).map_err(|_| "no configuration attached".to_owned())?;
+    let text = descriptor_to_text(text).map_err(|error| error.to_string())?;
+    let config = Config::parse(&text, file).map_err(|error| error.to_string())?;
+    let material = descriptor_to_bytes(keys)
+        .and_then(|bytes| Material::from_bytes(&bytes))
+        .map_err(|error| error.to_string())?;
+    let tls = Tls::new(&config, &material).map_err(|error| error.to_string())?;
+    Ok((config, tls))
 }
 
 /// A session holds two sockets and more. Started by hand, a process may have 1024 descriptors by the
@@ -138,7 +153,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn run(descriptor: OwnedFd, config: Config, file: PathBuf, pool: Pool) -> ExitCode {
+async fn run(descriptor: OwnedFd, config: Config, tls: Tls, file: PathBuf, pool: Pool) -> ExitCode {
     let channel = match Channel::new(descriptor) {
         Ok(channel) => Arc::new(channel),
         Err(error) => {
@@ -146,7 +161,7 @@ async fn run(descriptor: OwnedFd, config: Config, file: PathBuf, pool: Pool) -> 
             return ExitCode::from(exit::SOFTWARE);
         }
     };
-    match serve(&channel, config, file, &pool).await {
+    match serve(&channel, config, tls, file, &pool).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, error }) => {
             let message = ToSupervisor::Failed { code, error };
@@ -160,6 +175,7 @@ async fn run(descriptor: OwnedFd, config: Config, file: PathBuf, pool: Pool) -> 
 async fn serve(
     channel: &Arc<Channel>,
     config: Config,
+    tls: Tls,
     file: PathBuf,
     pool: &Pool,
 ) -> Result<(), Failure> {
@@ -182,6 +198,7 @@ async fn serve(
     let notifier = Notifier::open(&config.paths.state_dir, templates, observer.clone())
         .map_err(|error| Failure::new(exit::CANTCREAT, "notices", error))?;
     let gateway = Gateway::new(config, observer, spool, quarantine).with_notifier(notifier);
+    gateway.set_tls(tls);
     let gateway = Arc::new(gateway);
     let (reload, reloads) = mpsc::channel(RELOADS_WAITING);
     let (order, orders) = mpsc::channel(ORDERS_WAITING);
@@ -358,18 +375,14 @@ async fn converse(
             ToGateway::KnownAs { question, address } => asked.answered(question, address),
             ToGateway::Passing { counts, seen } => passing.update(gateway, counts, seen),
             ToGateway::Reload { file } => {
-                let Some(text) = attached.pop() else { continue };
-                let parsed =
-                    descriptor_to_text(text).map_err(|error| error.to_string()).and_then(|text| {
-                        Config::parse(&text, &file).map_err(|error| error.to_string())
-                    });
-                match parsed {
-                    Ok(config) => {
+                match configured(attached, &file) {
+                    Ok((config, tls)) => {
                         logging::set_level(&config.log.level);
                         match notify::Templates::load(config.notify.templates.as_deref()) {
                             Ok(templates) => gateway.notifier.set_templates(templates),
                             Err(error) => tracing::error!("{error}; the former ones go on"),
                         }
+                        gateway.set_tls(tls);
                         gateway.set_config(config);
                     }
                     Err(error) => tracing::error!("{error}"),

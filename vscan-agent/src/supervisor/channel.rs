@@ -27,7 +27,7 @@ pub const PASSING_MAX: usize = 250;
 /// Supervisor to gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToGateway {
-    /// The first message. Attached: the text of the configuration.
+    /// The first message. Attached: the text of the configuration, and the keys and certificates that it names.
     Start {
         /// The file it came from, for messages.
         file: PathBuf,
@@ -60,7 +60,8 @@ pub enum ToGateway {
         /// The address; none where it is not known.
         address: Option<IpAddr>,
     },
-    /// A configuration that the supervisor has checked. Attached: its text.
+    /// A configuration that the supervisor has checked. Attached: its text, and the keys and certificates that it
+    /// names, read anew.
     Reload {
         /// The file it came from.
         file: PathBuf,
@@ -173,9 +174,17 @@ impl Channel {
 /// # Errors
 /// No memory or descriptors left.
 pub fn text_to_descriptor(text: &str) -> io::Result<OwnedFd> {
+    bytes_to_descriptor(text.as_bytes())
+}
+
+/// Puts bytes into a sealed memfd, to be attached to a message.
+///
+/// # Errors
+/// No memory or descriptors left.
+pub fn bytes_to_descriptor(bytes: &[u8]) -> io::Result<OwnedFd> {
     let memfd = memfd_create("vscan-text", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = File::from(memfd);
-    file.write_all(text.as_bytes())?;
+    file.write_all(bytes)?;
     fcntl_add_seals(
         file.as_fd(),
         SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
@@ -188,11 +197,20 @@ pub fn text_to_descriptor(text: &str) -> io::Result<OwnedFd> {
 /// # Errors
 /// Not UTF-8, or not readable.
 pub fn descriptor_to_text(descriptor: OwnedFd) -> io::Result<String> {
+    String::from_utf8(descriptor_to_bytes(descriptor)?)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Reads what [`bytes_to_descriptor`] wrote.
+///
+/// # Errors
+/// Not readable.
+pub fn descriptor_to_bytes(descriptor: OwnedFd) -> io::Result<Vec<u8>> {
     let mut file = File::from(descriptor);
     file.rewind()?;
-    let mut text = String::new();
-    file.read_to_string(&mut text)?;
-    Ok(text)
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! The gateway's process, as the supervisor sees it.
 
 use super::{
-    channel::{Channel, DESCRIPTOR_VARIABLE, ToGateway, ToSupervisor, text_to_descriptor},
+    channel::{
+        Channel, DESCRIPTOR_VARIABLE, ToGateway, ToSupervisor, bytes_to_descriptor,
+        text_to_descriptor,
+    },
     privileges::{self, confine, inherited_number},
 };
 use std::{
@@ -52,7 +55,7 @@ impl Gateway {
     ///
     /// # Errors
     /// [`GatewayError`]; no process is left then.
-    pub async fn start(file: &Path, text: &str) -> Result<Self, GatewayError> {
+    pub async fn start(file: &Path, text: &str, keys: &[u8]) -> Result<Self, GatewayError> {
         let (channel, theirs) = Channel::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command
@@ -69,9 +72,9 @@ impl Gateway {
         let now = Instant::now();
         let mut gateway = Self { child, channel, last_beat: now, started: now };
         let listening = async {
-            let descriptor = text_to_descriptor(text)?;
+            let (text, keys) = (text_to_descriptor(text)?, bytes_to_descriptor(keys)?);
             let start = ToGateway::Start { file: file.to_owned() };
-            gateway.channel.send(&start, &[descriptor.as_fd()]).await?;
+            gateway.channel.send(&start, &[text.as_fd(), keys.as_fd()]).await?;
             loop {
                 match gateway.channel.receive().await? {
                     Some((ToSupervisor::Listening, _)) => return Ok(()),

@@ -12,8 +12,9 @@ use crate::{
     config::{self, Config, ConfigErrors},
     kernel::{self, Kernel, Steering},
     scanner::process::{self, Process, StartError},
+    tls::Tls,
 };
-use channel::{PASSING_MAX, ToGateway, ToSupervisor, text_to_descriptor};
+use channel::{PASSING_MAX, ToGateway, ToSupervisor, bytes_to_descriptor, text_to_descriptor};
 use gateway::{Gateway, GatewayError};
 use sd_notify::NotifyState;
 use std::{
@@ -126,6 +127,17 @@ fn read_config(path: &Path) -> Result<(Config, String), ConfigErrors> {
     Ok((Config::parse(&text, path)?, text))
 }
 
+/// Reads the files that `[tls]` names and proves that they are of use: the gateway gets them as they are now.
+fn read_keys(config: &Config) -> Result<Vec<u8>, String> {
+    let (tls, material) = Tls::load(config).map_err(|error| error.to_string())?;
+    for age in tls.ages() {
+        if let Some(complaint) = age.complaint(config.tls.expiry_warning) {
+            tracing::warn!("{complaint}");
+        }
+    }
+    material.to_bytes().map_err(|error| error.to_string())
+}
+
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -151,6 +163,7 @@ type Loading = Pin<Box<dyn Future<Output = Result<Process, StartError>>>>;
 struct Pending {
     config: Config,
     text: String,
+    keys: Vec<u8>,
     scanner: Loading,
 }
 
@@ -158,6 +171,8 @@ struct Supervisor {
     path: PathBuf,
     config: Config,
     text: String,
+    /// What the gateway gets of the files that `[tls]` names.
+    keys: Vec<u8>,
     _socket: ControlSocket,
     /// There until the stop.
     kernel: Option<Kernel>,
@@ -239,7 +254,8 @@ impl Supervisor {
             .await
             .map_err(start_error)?;
         report_scanner(&scanner);
-        let gateway = Gateway::start(path, &text).await.map_err(|error| match error {
+        let keys = read_keys(&config).map_err(|error| Fatal::new(exit::CONFIG, error))?;
+        let gateway = Gateway::start(path, &text, &keys).await.map_err(|error| match error {
             GatewayError::Failed { code, error } => Fatal::new(code, error),
             GatewayError::Io(error) => Fatal::new(exit::SOFTWARE, error),
         })?;
@@ -250,6 +266,7 @@ impl Supervisor {
             path: path.to_owned(),
             config,
             text,
+            keys,
             _socket: socket,
             steering: kernel.steering().to_string(),
             kernel: Some(kernel),
@@ -410,7 +427,7 @@ impl Supervisor {
             }
         }
         if self.gateway.is_none() && Instant::now() >= self.gateway_restart.at {
-            match Gateway::start(&self.path, &self.text).await {
+            match Gateway::start(&self.path, &self.text, &self.keys).await {
                 Ok(gateway) => {
                     tracing::info!(pid = gateway.pid(), "gateway restarted");
                     self.gateway = Some(gateway);
@@ -465,9 +482,10 @@ impl Supervisor {
         let read = read_config(&self.path).map_err(|error| error.to_string());
         let prepared = read.and_then(|(config, text)| {
             reloadable(&self.config, &config)?;
+            let keys = read_keys(&config)?;
             let spec = scanner_spec(&config).map_err(|fatal| fatal.error)?;
             let starting = process::spawn(&spec).map_err(|error| error.to_string())?;
-            Ok(Pending { config, text, scanner: Box::pin(starting.ready()) })
+            Ok(Pending { config, text, keys, scanner: Box::pin(starting.ready()) })
         });
         match prepared {
             Ok(pending) => self.pending = Some(pending),
@@ -487,6 +505,7 @@ impl Supervisor {
         }
         self.config = pending.config;
         self.text = pending.text;
+        self.keys = pending.keys;
         report_scanner(&scanner);
         self.leaving.extend(self.scanner.replace(scanner));
         // The former zygote ends when the gateway has dropped its end too, and its workers are idle.
@@ -495,11 +514,12 @@ impl Supervisor {
         }
         self.send_scanner().await;
         let message = ToGateway::Reload { file: self.path.clone() };
-        let descriptor = text_to_descriptor(&self.text).map_err(|error| error.to_string())?;
+        let text = text_to_descriptor(&self.text).map_err(|error| error.to_string())?;
+        let keys = bytes_to_descriptor(&self.keys).map_err(|error| error.to_string())?;
         if let Some(gateway) = &self.gateway {
             gateway
                 .channel
-                .send(&message, &[descriptor.as_fd()])
+                .send(&message, &[text.as_fd(), keys.as_fd()])
                 .await
                 .map_err(|error| error.to_string())?;
         }

@@ -1,7 +1,7 @@
 //! The blind spots that a configuration has: what passes unread because it says so, and how much that was so far.
 
 use super::Complaint;
-use crate::config::{Config, FtpDelivery, FtpTls, OnAgentDown, StartTls, Treat};
+use crate::config::{Config, FtpDelivery, FtpTls, OnAgentDown, TlsAction, Treat};
 use crate::observe::control::{Answer, Request};
 use crate::observe::{Blind, BlindSpots};
 use vscan_scan::report::Verdict;
@@ -62,7 +62,7 @@ fn configured(config: &Config) -> Vec<(Option<Blind>, String)> {
     let ftp = !config.ftp.ports.is_empty();
     let smtp = config.smtp.all_ports().next().is_some();
     let passes = match (
-        smtp && config.smtp.starttls == StartTls::Pass,
+        smtp && config.smtp.starttls == TlsAction::Pass,
         ftp && config.ftp.tls == FtpTls::Pass,
     ) {
         (true, true) => Some("SMTP behind STARTTLS and FTP behind AUTH TLS pass"),

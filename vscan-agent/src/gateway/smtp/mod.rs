@@ -56,10 +56,12 @@ fn machine(config: &config::Config, flow: &FlowHandle, lmtp: bool) -> Arc<Config
     let rules = Rules::of(config, config::Protocol::Smtp, client, server);
     Arc::new(Config {
         starttls: match config.smtp.starttls {
-            config::StartTls::Pass if rules.is_none() => StartTls::Pass,
+            config::TlsAction::Pass if rules.is_none() => StartTls::Pass,
             // Behind TLS no rule could be kept.
-            config::StartTls::Pass | config::StartTls::Refuse => StartTls::Refuse,
-            config::StartTls::Strip => StartTls::Strip,
+            config::TlsAction::Pass | config::TlsAction::Refuse | config::TlsAction::Terminate => {
+                StartTls::Refuse
+            }
+            config::TlsAction::Strip => StartTls::Strip,
         },
         bare_newline: match config.smtp.bare_newline {
             config::BareNewline::Pass => BareNewline::Pass,

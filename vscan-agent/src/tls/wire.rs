@@ -1,0 +1,658 @@
+//! A leg's stream: TCP, or TLS over it.
+//!
+//! With rustls' unbuffered connections: records are read into a buffer of the thread and decrypted there, and what is
+//! written is encrypted into another one. A silent leg keeps its keys and nothing else.
+
+use super::Upstream;
+use crate::net;
+use rustls::{
+    HandshakeKind, ProtocolVersion, ServerConfig,
+    client::{ClientConnectionData, UnbufferedClientConnection},
+    server::{ServerConnectionData, UnbufferedServerConnection},
+    unbuffered::{ConnectionState, EncodeError, UnbufferedStatus, WriteTraffic},
+};
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
+};
+
+/// Bytes of records that are read at a time.
+const READ_MAX: usize = 128 << 10;
+
+/// Bytes that are encrypted at a time.
+const WRITE_MAX: usize = 128 << 10;
+
+/// Bytes in a record at most (RFC 8446 section 5.1).
+const RECORD_MAX: usize = 16 << 10;
+
+/// More than a record adds: header, nonce, type and tag (RFC 5246 section 6.2.3, RFC 8446 section 5.2).
+const RECORD_OVERHEAD: usize = 64;
+
+/// Room for what is encrypted at a time.
+const SEALED_MAX: usize = WRITE_MAX + (WRITE_MAX / RECORD_MAX + 1) * RECORD_OVERHEAD;
+
+/// Reads that a handshake may take: a slow link needs dozens. What is more are records of a byte each.
+const HANDSHAKE_READS_MAX: u32 = 70_000;
+
+thread_local! {
+    static RECORDS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static GATHERED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A leg's stream. Reading gives the end of the stream only where the peer has ended it: with TLS by close_notify; an end
+/// of the TCP stream alone is `UnexpectedEof`.
+#[derive(Debug)]
+pub enum Wire {
+    /// TCP.
+    Plain(TcpStream),
+    /// TLS over TCP, behind its handshake.
+    Tls(Box<TlsWire>),
+}
+
+/// TLS over TCP, behind its handshake.
+#[derive(Debug)]
+pub struct TlsWire {
+    tcp: TcpStream,
+    side: Side,
+    /// Records that are not handled: a part of one.
+    incoming: Vec<u8>,
+    /// What was decrypted, and how much of it was taken.
+    plain: Vec<u8>,
+    taken: usize,
+    /// Records that are to be written, and how much of them is.
+    outgoing: Vec<u8>,
+    written: usize,
+    ended: Ended,
+    /// close_notify was sent.
+    closed: bool,
+}
+
+/// How the peer's stream has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    No,
+    /// By close_notify.
+    Properly,
+    /// With the TCP stream alone: somebody may have cut it off.
+    Cut,
+    /// By an error, which was told.
+    Failed,
+}
+
+enum Side {
+    Client(Box<UnbufferedClientConnection>),
+    Server(Box<UnbufferedServerConnection>),
+}
+
+impl std::fmt::Debug for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Client(_) => "Client",
+            Self::Server(_) => "Server",
+        })
+    }
+}
+
+/// The same with either side's connection.
+macro_rules! either {
+    ($side:expr, $connection:ident => $what:expr) => {
+        match $side {
+            Side::Client($connection) => $what,
+            Side::Server($connection) => $what,
+        }
+    };
+}
+
+/// What a handshake has settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    /// The cipher suite, by its name in IANA's registry.
+    pub cipher: String,
+    /// Whether an earlier session was resumed.
+    pub resumed: bool,
+}
+
+impl TlsWire {
+    /// The server's leg: a handshake as its client.
+    ///
+    /// # Errors
+    /// The handshake failed, of which the server was told, or the connection did. It may take for ever.
+    pub async fn connect(tcp: TcpStream, upstream: &Upstream) -> io::Result<Box<Self>> {
+        let connection = upstream.connection().map_err(io::Error::other)?;
+        Self::handshake(tcp, Side::Client(Box::new(connection)), Vec::new()).await
+    }
+
+    /// The client's leg: a handshake as its server. `received` was read before, as by [`super::Hello`].
+    ///
+    /// # Errors
+    /// The handshake failed, of which the client was told, or the connection did. It may take for ever.
+    pub async fn accept(
+        tcp: TcpStream,
+        config: Arc<ServerConfig>,
+        received: Vec<u8>,
+    ) -> io::Result<Box<Self>> {
+        let connection = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
+        Self::handshake(tcp, Side::Server(Box::new(connection)), received).await
+    }
+
+    async fn handshake(tcp: TcpStream, side: Side, incoming: Vec<u8>) -> io::Result<Box<Self>> {
+        let mut wire = Box::new(Self {
+            tcp,
+            side,
+            incoming,
+            plain: Vec::new(),
+            taken: 0,
+            outgoing: Vec::new(),
+            written: 0,
+            ended: Ended::No,
+            closed: false,
+        });
+        let handled = wire.handle_kept();
+        let outcome = match handled {
+            Ok(()) => poll_fn(|cx| wire.poll_handshake(cx)).await,
+            Err(error) => Err(error),
+        };
+        if outcome.is_err() {
+            // The alert; who does not read it needs none.
+            poll_fn(|cx| Poll::Ready(wire.poll_outgoing(cx).is_ready())).await;
+        }
+        outcome.map(|()| wire)
+    }
+
+    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        for _ in 0..HANDSHAKE_READS_MAX {
+            let written = self.poll_outgoing(cx)?;
+            if !self.is_handshaking() {
+                return written.map(Ok);
+            }
+            ready!(self.poll_fill(cx, &mut []))?;
+            if self.ended != Ended::No && self.is_handshaking() {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+        Poll::Ready(Err(io::Error::other("a handshake without end")))
+    }
+
+    fn is_handshaking(&self) -> bool {
+        either!(&self.side, connection => connection.is_handshaking())
+    }
+
+    /// Which version and cipher are in use.
+    #[must_use]
+    pub fn settled(&self) -> Settled {
+        either!(&self.side, connection => Settled {
+            version: match connection.protocol_version() {
+                Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+                Some(_) | None => "TLSv1.2",
+            },
+            cipher: connection
+                .negotiated_cipher_suite()
+                .and_then(|suite| suite.suite().as_str())
+                .map(|name| name.replacen("TLS13_", "TLS_", 1))
+                .unwrap_or_default(),
+            resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+        })
+    }
+
+    /// Whether the peer has shown a certificate.
+    #[must_use]
+    pub fn has_peer_certificate(&self) -> bool {
+        either!(&self.side, connection => connection.peer_certificates().is_some())
+    }
+
+    /// The TCP stream, and what was read of it behind the peer's close_notify.
+    #[must_use]
+    pub fn into_plain(self) -> (TcpStream, Vec<u8>) {
+        (self.tcp, self.incoming)
+    }
+
+    /// The TCP stream.
+    #[must_use]
+    pub fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
+    /// Reads: 0 bytes at the end that the peer has made by close_notify.
+    fn poll_read(&mut self, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+        if self.taken < self.plain.len() {
+            let count = out.len().min(self.plain.len() - self.taken);
+            out[..count].copy_from_slice(&self.plain[self.taken..self.taken + count]);
+            self.taken += count;
+            if self.taken == self.plain.len() {
+                self.plain = Vec::new();
+                self.taken = 0;
+            }
+            return Poll::Ready(Ok(count));
+        }
+        loop {
+            match self.ended {
+                Ended::No => {}
+                Ended::Properly => return Poll::Ready(Ok(0)),
+                Ended::Cut => {
+                    let error = "the peer ended the connection without close_notify";
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, error)));
+                }
+                Ended::Failed => return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
+            }
+            let filled = self.poll_fill(cx, out);
+            // Alerts, answers to key updates: if they cannot be written now, they are with what is written next.
+            let _ = self.poll_outgoing(cx);
+            match ready!(filled)? {
+                0 => {}
+                count => return Poll::Ready(Ok(count)),
+            }
+        }
+    }
+
+    /// Reads once from the socket and handles what came; tells how many bytes of `out` are filled. What does not fit
+    /// there is kept.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+        RECORDS.with_borrow_mut(|records| {
+            records.resize(READ_MAX, 0);
+            let kept = self.incoming.len();
+            let mut read = ReadBuf::new(&mut records[kept.min(READ_MAX)..]);
+            if read.remaining() == 0 {
+                return Poll::Ready(Err(invalid("a record longer than it may be")));
+            }
+            ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut read))?;
+            let count = read.filled().len();
+            if count == 0 {
+                self.ended = Ended::Cut;
+                return Poll::Ready(Ok(0));
+            }
+            records[..kept].copy_from_slice(&self.incoming);
+            let records = &mut records[..kept + count];
+            let (used, filled) = self.handle(records, out)?;
+            self.incoming = records[used..].to_vec();
+            Poll::Ready(Ok(filled))
+        })
+    }
+
+    /// Handles what was read before.
+    fn handle_kept(&mut self) -> io::Result<()> {
+        let mut incoming = std::mem::take(&mut self.incoming);
+        let (used, _) = self.handle(&mut incoming, &mut [])?;
+        incoming.drain(..used);
+        self.incoming = incoming;
+        Ok(())
+    }
+
+    /// Handles records. Tells how many bytes of them are done with, and how many of `out` are filled.
+    fn handle(&mut self, records: &mut [u8], out: &mut [u8]) -> io::Result<(usize, usize)> {
+        let Self { side, plain, outgoing, ended, .. } = self;
+        let mut heard = Heard { out, filled: 0, plain, outgoing, ended };
+        let used = either!(side, connection => {
+            handle(connection.as_mut(), records, &mut heard, &mut |_| Ok(()))
+        });
+        Ok((used?, heard.filled))
+    }
+
+    /// Has the connection encrypt into `sealed`; what it has to say itself is in `outgoing` then, and goes first.
+    fn seal(&mut self, bytes: Sealing<'_>, sealed: &mut [u8]) -> io::Result<usize> {
+        let mut incoming = std::mem::take(&mut self.incoming);
+        let Self { side, plain, outgoing, ended, .. } = self;
+        let mut heard = Heard { out: &mut [], filled: 0, plain, outgoing, ended };
+        let mut length = None;
+        let used = either!(side, connection => {
+            handle(connection.as_mut(), &mut incoming, &mut heard, &mut |traffic| {
+                length = Some(match bytes {
+                    Sealing::Bytes(bytes) => traffic.encrypt(bytes, sealed),
+                    Sealing::CloseNotify => traffic.queue_close_notify(sealed),
+                }.map_err(|error| invalid(&error.to_string()))?);
+                Ok(())
+            })
+        })?;
+        incoming.drain(..used);
+        self.incoming = incoming;
+        length.ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_outgoing(cx))?;
+        let bytes = &bytes[..bytes.len().min(WRITE_MAX)];
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        SEALED.with_borrow_mut(|sealed| {
+            sealed.resize(SEALED_MAX, 0);
+            let length = self.seal(Sealing::Bytes(bytes), sealed)?;
+            let sealed = &sealed[..length];
+            let written = if self.outgoing.is_empty() {
+                match Pin::new(&mut self.tcp).poll_write(cx, sealed) {
+                    Poll::Ready(written) => written?,
+                    Poll::Pending => 0,
+                }
+            } else {
+                0
+            };
+            // Taken all the same: the rest is written before anything else is taken.
+            self.outgoing.extend_from_slice(&sealed[written..]);
+            Poll::Ready(Ok(bytes.len()))
+        })
+    }
+
+    fn poll_write_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        GATHERED.with_borrow_mut(|gathered| {
+            gathered.clear();
+            for part in parts {
+                let room = WRITE_MAX - gathered.len();
+                gathered.extend_from_slice(&part[..part.len().min(room)]);
+            }
+            self.poll_write(cx, gathered)
+        })
+    }
+
+    fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.outgoing.len() {
+            let rest = &self.outgoing[self.written..];
+            match ready!(Pin::new(&mut self.tcp).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.written += count,
+            }
+        }
+        if !self.outgoing.is_empty() {
+            self.outgoing = Vec::new();
+            self.written = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes close_notify behind all that was written. Only the sending side is closed by it (RFC 8446 section 6.1).
+    pub fn poll_close_notify(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.closed && self.ended != Ended::Failed {
+            let mut notice = [0; RECORD_OVERHEAD];
+            let length = self.seal(Sealing::CloseNotify, &mut notice)?;
+            self.outgoing.extend_from_slice(&notice[..length]);
+            self.closed = true;
+        }
+        self.poll_outgoing(cx)
+    }
+}
+
+/// What is to be encrypted.
+#[derive(Clone, Copy)]
+enum Sealing<'a> {
+    Bytes(&'a [u8]),
+    CloseNotify,
+}
+
+/// Where goes what is heard.
+struct Heard<'a> {
+    out: &'a mut [u8],
+    filled: usize,
+    /// What does not fit into `out`.
+    plain: &'a mut Vec<u8>,
+    outgoing: &'a mut Vec<u8>,
+    ended: &'a mut Ended,
+}
+
+impl Heard<'_> {
+    fn plain(&mut self, payload: &[u8]) {
+        let room = self.out.len() - self.filled;
+        // In order: once something is kept, so is all that follows.
+        let fits = if self.plain.is_empty() { payload.len().min(room) } else { 0 };
+        self.out[self.filled..self.filled + fits].copy_from_slice(&payload[..fits]);
+        self.filled += fits;
+        self.plain.extend_from_slice(&payload[fits..]);
+    }
+
+    fn say(&mut self, mut encode: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>) {
+        if let Err(EncodeError::InsufficientSize(needed)) = encode(&mut []) {
+            let start = self.outgoing.len();
+            self.outgoing.resize(start + needed.required_size, 0);
+            let length = encode(&mut self.outgoing[start..]).unwrap_or_default();
+            self.outgoing.truncate(start + length);
+        }
+    }
+}
+
+/// Either side's connection.
+trait Records {
+    type Data;
+
+    fn process<'c, 'i>(&'c mut self, records: &'i mut [u8])
+    -> UnbufferedStatus<'c, 'i, Self::Data>;
+}
+
+impl Records for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(
+        &'c mut self,
+        records: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(records)
+    }
+}
+
+impl Records for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(
+        &'c mut self,
+        records: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(records)
+    }
+}
+
+/// Has the connection handle records, as far as they are complete, and then calls `write` if it may write. Tells how
+/// many bytes of the records are done with.
+fn handle<R: Records>(
+    connection: &mut R,
+    records: &mut [u8],
+    heard: &mut Heard<'_>,
+    write: &mut dyn FnMut(&mut WriteTraffic<'_, R::Data>) -> io::Result<()>,
+) -> io::Result<usize> {
+    let mut used = 0;
+    loop {
+        let UnbufferedStatus { discard, state, .. } = connection.process(&mut records[used..]);
+        let more = match state {
+            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                while let Some(record) = traffic.next_record() {
+                    heard.plain(record.map_err(failed)?.payload);
+                }
+                true
+            }
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                heard.say(|out| data.encode(out));
+                true
+            }
+            // It is in `outgoing`.
+            Ok(ConnectionState::TransmitTlsData(data)) => {
+                data.done();
+                true
+            }
+            Ok(ConnectionState::PeerClosed) => {
+                *heard.ended = Ended::Properly;
+                true
+            }
+            Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                write(&mut traffic)?;
+                false
+            }
+            // Early data is not allowed.
+            Ok(_) => false,
+            Err(error) => {
+                *heard.ended = Ended::Failed;
+                used += discard;
+                alert(connection, &mut records[used..], heard);
+                return Err(failed(error));
+            }
+        };
+        used += discard;
+        if !more {
+            return Ok(used);
+        }
+    }
+}
+
+/// What a connection that has failed wants to tell its peer.
+fn alert<R: Records>(connection: &mut R, records: &mut [u8], heard: &mut Heard<'_>) {
+    // The alert, in plaintext or encrypted, and that it is written.
+    for _ in 0..2 {
+        match connection.process(records).state {
+            Ok(ConnectionState::EncodeTlsData(mut data)) => heard.say(|out| data.encode(out)),
+            Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
+fn failed(error: rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+impl Wire {
+    /// The TCP stream.
+    #[must_use]
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => &tls.tcp,
+        }
+    }
+
+    /// Version and cipher, if it is TLS.
+    #[must_use]
+    pub fn settled(&self) -> Option<Settled> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => Some(tls.settled()),
+        }
+    }
+
+    /// Ends the leg with a reset, without close_notify: the peer does not take what it has for all there is.
+    pub fn abort(self) {
+        match self {
+            Self::Plain(tcp) => net::abort(tcp),
+            Self::Tls(tls) => net::abort(tls.tcp),
+        }
+    }
+
+    /// Ends the leg cleanly: close_notify and FIN behind what was written, then as [`net::close_gracefully`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn close_gracefully(self) -> io::Result<()> {
+        match self {
+            Self::Plain(tcp) => net::close_gracefully(tcp).await,
+            Self::Tls(mut tls) => {
+                let said = poll_fn(|cx| tls.poll_close_notify(cx));
+                tokio::time::timeout(net::close::CLOSE_TIMEOUT, said)
+                    .await
+                    .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+                net::close_gracefully(tls.tcp).await
+            }
+        }
+    }
+
+    /// Reads into the buffer; 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// The connection failed, or was cut off.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(tcp) => {
+                let mut read = ReadBuf::new(out);
+                ready!(Pin::new(tcp).poll_read(cx, &mut read))?;
+                Poll::Ready(Ok(read.filled().len()))
+            }
+            Self::Tls(tls) => tls.poll_read(cx, out),
+        }
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buffer),
+            Self::Tls(tls) => {
+                let count = ready!(tls.poll_read(cx, buffer.initialize_unfilled()))?;
+                buffer.advance(count);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Self::Tls(tls) => tls.poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, parts),
+            Self::Tls(tls) => tls.poll_write_vectored(cx, parts),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => tls.poll_outgoing(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => {
+                ready!(tls.poll_close_notify(cx))?;
+                Pin::new(&mut tls.tcp).poll_shutdown(cx)
+            }
+        }
+    }
+}
+
+impl From<TcpStream> for Wire {
+    fn from(tcp: TcpStream) -> Self {
+        Self::Plain(tcp)
+    }
+}
+
+/// Ends an attempt that came to nothing: what was written arrives, as an alert, then the leg is reset.
+pub async fn give_up(mut tcp: TcpStream) {
+    // The peer may be gone.
+    let _ = tcp.shutdown().await;
+    let _ = net::close_gracefully(tcp).await;
+}
