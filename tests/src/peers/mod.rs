@@ -5,6 +5,7 @@
 //! stopped or configured.
 
 mod aiosmtpd;
+mod cyrus;
 mod dovecot;
 mod exim;
 mod opensmtpd;
@@ -16,6 +17,7 @@ mod smtp_sink;
 mod vsftpd;
 
 pub use aiosmtpd::Aiosmtpd;
+pub use cyrus::Cyrus;
 pub use dovecot::Dovecot;
 pub use exim::{Exim, EximRelay};
 pub use opensmtpd::OpenSmtpd;
@@ -57,6 +59,7 @@ pub const PACKAGES: &[&[&str]] = &[
         "vsftpd",
         "wget",
     ],
+    &["cyrus-imapd", "libsasl2-modules-db", "sasl2-bin"],
     &["exim4-daemon-light"],
     &["opensmtpd"],
     &["proftpd-core"],
@@ -77,6 +80,7 @@ const USERS: &[(&str, u32)] = &[
     ("opensmtpq", 30_107),
     ("dovecot", 30_108),
     ("dovenull", 30_109),
+    ("cyrus", 30_110),
 ];
 
 /// The FTP user.

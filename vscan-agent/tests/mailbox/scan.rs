@@ -1,171 +1,23 @@
-//! The mailbox scanner's own parts against a real Dovecot: what a look at a folder leaves behind, what it remembers,
-//! and replacements that break off at every point.
+//! What a look at a folder leaves behind, what it remembers, and replacements that break off at every point: the same on
+//! Dovecot and Cyrus.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
+use crate::stage::*;
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
-use vscan_agent::{
-    mailbox::{
-        buffer::{Buffer, Replacement},
-        connection::{Connection, Endpoint, Error, Patience},
-        folder::{SearchKey, Store, Summary, Uid},
-        login::{Login, Mechanism, Secret},
-        name::FolderName,
-        pass::{self, Fetched, Judge, Scope, Sentence, Tally},
-        replace::{self, Place, TOKEN_FIELD},
-        tls::Security,
-    },
-    spool::Spool,
+use vscan_agent::mailbox::{
+    buffer::Replacement,
+    connection::Error,
+    folder::{Store, Summary, Uid},
+    login::{Login, Mechanism, Secret},
+    name::FolderName,
+    pass::Scope,
+    replace::{self, Place, TOKEN_FIELD},
 };
 use vscan_proto::imap::Flag;
-use vscan_tests::{
-    host::{Host, LabDir},
-    peers::Dovecot,
-};
-
-const PATIENCE: Patience =
-    Patience { connect: Duration::from_secs(10), answer: Duration::from_secs(20) };
-
-/// A mail server, and what a scanner of it has.
-struct Stage {
-    buffer: Buffer,
-    spool: Spool,
-}
-
-/// Runs `work` beside a Dovecot.
-fn beside_dovecot<F: Future<Output = Result<()>>>(
-    work: impl FnOnce(Stage) -> F + Send,
-) -> Result<()> {
-    let lab = LabDir::new()?;
-    let host = Host::new("mail", &lab, "")?;
-    host.sh("ip link set lo up")?;
-    let _dovecot = Dovecot::start(&host)?;
-    let stage = Stage {
-        buffer: Buffer::open(&lab.path().join("buffer.redb"), 1000)?,
-        spool: Spool::new(lab.path(), 64 << 20, 256 << 20, 64 << 20)?,
-    };
-    host.within(|| {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            // Every thread has to be in the host's network.
-            .on_thread_start({
-                let door = host.door();
-                move || door.enter().unwrap()
-            })
-            .build()?;
-        runtime.block_on(work(stage))
-    })
-}
-
-async fn connect(user: &str) -> Result<Connection, Error> {
-    let login = Login::Password {
-        mechanism: Mechanism::Auto,
-        on_behalf_of: String::new(),
-        user: user.to_owned(),
-        password: Secret::new("secret".to_owned()),
-    };
-    open(login).await
-}
-
-async fn open(login: Login) -> Result<Connection, Error> {
-    let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: 143, security: Security::None };
-    Connection::open(&endpoint, &login, PATIENCE).await
-}
-
-fn inbox() -> FolderName {
-    FolderName::from_unicode("INBOX")
-}
-
-fn mail(subject: &str, body: &str) -> Vec<u8> {
-    format!(
-        "From: a@example.org\r\nTo: b@example.org\r\nSubject: {subject}\r\n\
-         Message-ID: <{subject}@example.org>\r\n\r\n{body}\r\n"
-    )
-    .into_bytes()
-}
-
-const DATE: Option<&str> = Some("01-Mar-2024 12:34:56 +0530");
-
-/// Every particular of every message, as one who looks on sees it.
-async fn snapshot(user: &str, folder: &FolderName) -> Result<Vec<Summary>> {
-    let mut connection = connect(user).await?;
-    let exists = connection.examine(folder).await?.exists;
-    let uids = connection.search(exists, &[SearchKey::All]).await?;
-    let mut all = connection.summaries(&uids, true, false).await?;
-    all.sort_by_key(|summary| summary.uid);
-    connection.log_out().await;
-    Ok(all)
-}
-
-/// A judge by words in the subject.
-#[derive(Default)]
-struct BySubject {
-    rules: u64,
-    seen: Vec<String>,
-    bytes: Vec<u64>,
-    failures: Vec<String>,
-    rescans: usize,
-}
-
-impl Judge for BySubject {
-    fn rules(&self) -> u64 {
-        self.rules
-    }
-
-    async fn judge(&mut self, fetched: Fetched<'_>) -> (bool, Sentence) {
-        let header = fetched.summary.header.clone().unwrap_or_default();
-        let header = String::from_utf8(header.to_vec()).unwrap();
-        let subject = header.lines().find_map(|line| line.strip_prefix("Subject: "));
-        let subject = subject.unwrap_or_default().to_owned();
-        self.bytes.push(fetched.object.map_or(0, |object| object.len()));
-        self.seen.push(subject.clone());
-        match subject.split('-').next() {
-            Some("replace") => {
-                let token = format!("token-{}", fetched.summary.uid);
-                let mut with = format!("{TOKEN_FIELD}: {token}\r\n").into_bytes();
-                with.extend(mail("treated", "nothing bad is left"));
-                (false, Sentence::Replace { with, token })
-            }
-            Some("remove") => (false, Sentence::Remove),
-            Some("move") => (false, Sentence::Move(FolderName::from_unicode("Quarantäne"))),
-            Some("fail") => (false, Sentence::Again),
-            _ => (true, Sentence::Leave),
-        }
-    }
-
-    fn failed(&mut self, _: &FolderName, _: Uid, why: &str) {
-        self.failures.push(why.to_owned());
-    }
-
-    fn rescans(&mut self) -> usize {
-        self.rescans
-    }
-}
-
-fn scope() -> Scope<'static> {
-    Scope {
-        account: "ann",
-        unread: true,
-        skip_plain: false,
-        rescan_age: None,
-        dry_run: false,
-        anew: false,
-    }
-}
-
-async fn look(stage: &Stage, scope: Scope<'_>, judge: &mut BySubject) -> Result<Tally> {
-    let mut connection = connect("ann").await?;
-    let tally =
-        pass::pass(&mut connection, &stage.buffer, &stage.spool, scope, &inbox(), judge).await?;
-    connection.log_out().await;
-    Ok(tally)
-}
 
 #[test]
 fn a_look_leaves_no_trace_and_is_not_repeated() -> Result<()> {
-    beside_dovecot(|stage| async move {
+    on_both(|stage| async move {
         let mut connection = connect("ann").await?;
         let keyword = Flag::new("Keyword").unwrap();
         let sets: [Vec<Flag>; 6] = [
@@ -203,7 +55,7 @@ fn a_look_leaves_no_trace_and_is_not_repeated() -> Result<()> {
 
 #[test]
 fn treatments_keep_flags_and_date_and_touch_nothing_else() -> Result<()> {
-    beside_dovecot(|stage| async move {
+    on_both(|stage| async move {
         let mut connection = connect("ann").await?;
         let flags = vec![flag("Flagged"), Flag::new("Important").unwrap()];
         for subject in ["clean-1", "replace-1", "remove-1", "move-1", "clean-2"] {
@@ -240,7 +92,7 @@ fn treatments_keep_flags_and_date_and_touch_nothing_else() -> Result<()> {
 
 #[test]
 fn after_a_crash_at_any_point_exactly_one_version_is_left() -> Result<()> {
-    beside_dovecot(|stage| async move {
+    on_both(|stage| async move {
         let folder = inbox();
         let mut connection = connect("ann").await?;
         // What the server has, and whether the journal knows the new message, at the moment of the crash.
@@ -296,7 +148,7 @@ fn after_a_crash_at_any_point_exactly_one_version_is_left() -> Result<()> {
 
 #[test]
 fn new_rules_and_new_identifiers_and_failures() -> Result<()> {
-    beside_dovecot(|stage| async move {
+    on_both(|stage| async move {
         let mut connection = connect("ann").await?;
         for n in 0..5 {
             let message = mail(&format!("clean-{n}"), "");
@@ -328,7 +180,7 @@ fn new_rules_and_new_identifiers_and_failures() -> Result<()> {
 
 #[test]
 fn logins_of_an_administrator_and_refusals() -> Result<()> {
-    beside_dovecot(|_stage| async move {
+    on_both(|_stage| async move {
         let login = |on_behalf_of: &str, user: &str, password: &str| Login::Password {
             mechanism: Mechanism::Auto,
             on_behalf_of: on_behalf_of.to_owned(),
@@ -358,11 +210,3 @@ fn logins_of_an_administrator_and_refusals() -> Result<()> {
     })
 }
 
-fn flag(name: &str) -> Flag {
-    Flag::new(&format!("\\{name}")).unwrap()
-}
-
-fn subject(summary: &Summary) -> String {
-    let header = String::from_utf8(summary.header.clone().unwrap_or_default().to_vec()).unwrap();
-    header.lines().find_map(|l| l.strip_prefix("Subject: ")).unwrap_or_default().to_owned()
-}

@@ -1,0 +1,6 @@
+//! The mailbox scanner's own parts against real mail servers, Dovecot and Cyrus, and against servers that are up to no good.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod scan;
+mod stage;
