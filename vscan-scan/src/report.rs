@@ -182,6 +182,9 @@ pub struct Report {
     /// What the header of a message says about who is to be told of it.
     #[serde(default)]
     pub mail: MailFacts,
+    /// Parts whose bytes the worker had given to its engines before, so that it knew what they find.
+    #[serde(default)]
+    pub known: u32,
     /// Bytes given to the engines, decoded parts included.
     pub bytes: u64,
     /// Microseconds of CPU time that the scan took.
@@ -228,6 +231,7 @@ impl Report {
             tree: Vec::new(),
             unlisted: 0,
             mail: MailFacts::default(),
+            known: 0,
             bytes: 0,
             micros: 0,
             rules: String::new(),

@@ -6,6 +6,7 @@ use super::table::{Colour, Screen, age, bytes};
 use crate::observe::control::{Answer, Request, Status};
 use crate::observe::wire::printable;
 use crate::observe::{BlindPeer, BlindSpots, Unread};
+use crate::scanner::CacheStatus;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -80,6 +81,7 @@ fn print(status: &Status, output: Output, screen: Screen, out: &mut dyn Write) -
                 scanner.workers, scanner.busy, scanner.crashes, scanner.kills
             ),
         ),
+        ("cache", cached(&scanner.cache)),
         ("rules", format!("{} ({})", scanner.rule_count, scanner.rules)),
         (
             "spool",
@@ -154,6 +156,19 @@ fn share(part: u64, whole: u64) -> String {
     }
     let percent = part as f64 / whole as f64 * 100.0;
     if percent < 0.01 { "< 0.01 %".to_owned() } else { format!("{percent:.2} %") }
+}
+
+/// What did not have to be scanned.
+fn cached(cache: &CacheStatus) -> String {
+    format!(
+        "{} of {} objects, {} of {} parts known before; {} reports, {}",
+        cache.hits,
+        cache.hits + cache.misses,
+        cache.part_hits,
+        cache.part_hits + cache.part_misses,
+        cache.reports,
+        bytes(cache.bytes)
+    )
 }
 
 /// How many flows passed uninspected, and why.

@@ -5,6 +5,7 @@
 //! whose directories are the defaults: whether an interface exists or rules compile is asked by those who need them.
 
 mod access;
+mod cache;
 mod error;
 mod forbid;
 mod glob;
@@ -23,6 +24,7 @@ mod value;
 mod tests;
 
 pub use access::{Access, Commands};
+pub use cache::Cache;
 pub use error::{ConfigErrors, Problem};
 pub use forbid::{Forbidden, Types};
 pub use glob::Glob;

@@ -7,7 +7,7 @@ use super::types::{
     Smtp, Spool,
 };
 use super::value::{EhloKeyword, Extension, OrNone, Size};
-use super::{access, mailbox, notify, outbound, tls, treat};
+use super::{access, cache, mailbox, notify, outbound, tls, treat};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -275,6 +275,7 @@ fn scan(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Scan {
     let rules: Vec<PathBuf> =
         if t.has("rules") { filled(r, &mut t, "rules") } else { t.list(r, "rules", d.rules) };
     let mut limits = t.table(r, "limits");
+    let cache = cache::read(r, &mut t);
     let deadline = positive(r, &mut t, "deadline", d.deadline);
     let scan = Scan {
         rules,
@@ -300,7 +301,9 @@ fn scan(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Scan {
             header_bytes: size_u32(r, &mut limits, "header_bytes", d.limits.header_bytes),
             seconds: seconds(deadline),
             memory: size(r, &mut limits, "memory", d.limits.memory),
+            known_parts: if cache.memory.is_some() { d.limits.known_parts } else { 0 },
         },
+        cache,
         deadline,
         workers: t.get(r, "workers", d.workers),
     };

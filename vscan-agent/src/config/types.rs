@@ -1,6 +1,7 @@
 //! The sections of the configuration and their defaults.
 
 use super::access::Access;
+use super::cache::Cache;
 use super::forbid::Types;
 use super::notify::Notify;
 use super::outbound::Outbound;
@@ -315,6 +316,8 @@ pub struct Scan {
     /// `[scan.limits]`: past them an object is `unscannable`, with the limit's name as its reason. `seconds` is not
     /// configured by itself: it is `deadline`, rounded up.
     pub limits: Limits,
+    /// `[scan.cache]`
+    pub cache: Cache,
     /// Wall-clock time that one attempt at an object may take; after it the worker is ended.
     pub deadline: Duration,
     /// Scanner processes.
@@ -470,6 +473,7 @@ impl Default for Scan {
             skip_types: Vec::new(),
             verify_type: true,
             limits: Limits { seconds: 20, ..Limits::default() },
+            cache: Cache::default(),
             // two attempts fit into the 45 s that FTP clients wait for the 150 of a download
             deadline: Duration::from_secs(20),
             workers: cores(),

@@ -90,13 +90,15 @@ impl Gateway {
         spool: Spool,
         quarantine: quarantine::Store,
     ) -> Self {
+        let scanner = Scanner::new();
+        scanner.remember(config.scan.cache.memory);
         Self {
             notifier: Notifier::in_memory(observer.clone()),
             sessions: Arc::new(Semaphore::new(config.gateway.max_sessions.get())),
             config: RwLock::new(Arc::new(config)),
             observer,
             spool,
-            scanner: Scanner::new(),
+            scanner,
             translation: Translation::default(),
             memory: Arc::default(),
             quarantine,
@@ -132,6 +134,9 @@ impl Gateway {
 
     /// New sessions get this configuration.
     pub fn set_config(&self, config: Config) {
+        if self.config().scan.cache != config.scan.cache {
+            self.scanner.remember(config.scan.cache.memory);
+        }
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 

@@ -135,6 +135,7 @@ impl Backend for Operated {
         let scanner = self.gateway.scanner.status();
         let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         metrics.set_worker_ends(scanner.crashes, scanner.kills);
+        metrics.set_cache(&scanner.cache);
         metrics
             .set_workers(count(scanner.workers.saturating_sub(scanner.busy)), count(scanner.busy));
     }

@@ -30,6 +30,9 @@ pub struct Metrics {
     scanner_workers: IntGaugeVec,
     scanner_restarts: IntCounterVec,
     scanner_rules: IntGauge,
+    cache_lookups: IntCounterVec,
+    cache_reports: IntGauge,
+    cache_bytes: IntGauge,
     anomalies: IntCounterVec,
     denied: IntCounterVec,
     outbound: IntCounterVec,
@@ -160,6 +163,13 @@ impl Metrics {
                 "Scanner workers that were replaced, by cause.",
                 &["cause"],
             ),
+            cache_lookups: m.counters(
+                "vscan_cache_lookups_total",
+                "Objects, and parts of scanned objects, that were scanned before (hit) or not (miss).",
+                &["of", "result"],
+            ),
+            cache_reports: m.gauge("vscan_cache_reports", "Reports that are kept."),
+            cache_bytes: m.gauge("vscan_cache_bytes", "Memory that kept reports take."),
             scanner_rules: m.gauge("vscan_scanner_rules", "Rules that are loaded."),
             anomalies: m.counters(
                 "vscan_anomalies_total",
@@ -287,6 +297,11 @@ impl Metrics {
         for cause in ["crash", "deadline"] {
             self.scanner_restarts.with_label_values(&[cause]);
         }
+        for of in ["object", "part"] {
+            for result in ["hit", "miss"] {
+                self.cache_lookups.with_label_values(&[of, result]);
+            }
+        }
         for place in ["memory", "disk"] {
             self.spool_bytes.with_label_values(&[place]);
         }
@@ -405,6 +420,22 @@ impl Metrics {
             // one caller at a time, the scrape: nothing is counted between the two
             counter.inc_by(now.saturating_sub(counter.get()));
         }
+    }
+
+    /// What was scanned before, as counted so far, and what is kept.
+    pub fn set_cache(&self, cache: &crate::scanner::CacheStatus) {
+        for (of, result, now) in [
+            ("object", "hit", cache.hits),
+            ("object", "miss", cache.misses),
+            ("part", "hit", cache.part_hits),
+            ("part", "miss", cache.part_misses),
+        ] {
+            let counter = self.cache_lookups.with_label_values(&[of, result]);
+            // one caller at a time, the scrape: nothing is counted between the two
+            counter.inc_by(now.saturating_sub(counter.get()));
+        }
+        self.cache_reports.set(cache.reports.try_into().unwrap_or(i64::MAX));
+        self.cache_bytes.set(cache.bytes.try_into().unwrap_or(i64::MAX));
     }
 
     /// How many rules the scanner has loaded.

@@ -46,6 +46,8 @@ pub(super) struct Worker {
 /// One scanner process.
 #[derive(Debug)]
 pub(super) struct Generation {
+    /// Which one it is, of all that this client has had.
+    number: u64,
     rules: String,
     rule_count: u64,
     control: Arc<Seqpacket>,
@@ -63,11 +65,13 @@ pub(super) struct Generation {
 impl Generation {
     pub(super) fn start(
         control: OwnedFd,
+        number: u64,
         rules: String,
         rule_count: u64,
         counts: Arc<Counts>,
     ) -> io::Result<Arc<Self>> {
         let generation = Arc::new(Self {
+            number,
             rules,
             rule_count,
             control: Arc::new(Seqpacket::new(control)?),
@@ -103,6 +107,10 @@ impl Generation {
         });
         *lock(&generation.reader) = Some(reader.abort_handle());
         Ok(generation)
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Waits for a free worker; `None` when the scanner process has ended.

@@ -2,18 +2,20 @@
 //!
 //! The scanner process itself is the crate `vscan-scan`; the messages are in [`vscan_scan::wire`].
 //! What lives here: which worker takes which object, deadlines, the one retry, the change to a new
-//! set of rules. What a report leads to is decided elsewhere ([`crate::policy`]).
+//! set of rules, and in [`cache`] what was scanned before. What a report leads to is decided elsewhere ([`crate::policy`]).
 
+pub mod cache;
 mod generation;
 pub mod process;
 
 use crate::spool::Object;
+use cache::{Cache, Found, InProcess, Key, Store};
 use generation::{Failure, Generation};
 use std::{
     io,
     os::fd::OwnedFd,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -72,6 +74,26 @@ pub struct Status {
     pub crashes: u64,
     /// Workers that were killed at their deadline or because nobody waited any more.
     pub kills: u64,
+    /// What is remembered.
+    #[serde(default)]
+    pub cache: CacheStatus,
+}
+
+/// How much is remembered, and how often that helped, since the gateway started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct CacheStatus {
+    /// Objects whose report was there.
+    pub hits: u64,
+    /// Objects that had to be scanned; none are counted while nothing is remembered.
+    pub misses: u64,
+    /// Parts of scanned objects that the worker had scanned before.
+    pub part_hits: u64,
+    /// Parts of scanned objects that it had not.
+    pub part_misses: u64,
+    /// Reports that are kept now.
+    pub reports: u64,
+    /// Bytes that they take.
+    pub bytes: u64,
 }
 
 /// Hands objects to whichever worker is free. Cloning shares it.
@@ -85,6 +107,7 @@ struct Shared {
     current: watch::Sender<Option<Arc<Generation>>>,
     next_id: AtomicU64,
     counts: Arc<Counts>,
+    cache: RwLock<Option<Arc<Cache>>>,
 }
 
 /// Events since the gateway started.
@@ -92,6 +115,8 @@ struct Shared {
 pub(crate) struct Counts {
     crashes: AtomicU64,
     kills: AtomicU64,
+    objects: cache::Counts,
+    parts: cache::Counts,
 }
 
 impl Default for Scanner {
@@ -108,8 +133,25 @@ impl Scanner {
                 current: watch::Sender::new(None),
                 next_id: AtomicU64::new(1),
                 counts: Arc::default(),
+                cache: RwLock::default(),
             }),
         }
+    }
+
+    /// From now on reports are kept in this process, in so many bytes; none: not at all. What is kept already is
+    /// forgotten.
+    pub fn remember(&self, bytes: Option<u64>) {
+        self.remember_in(bytes.map(|bytes| Arc::new(InProcess::new(bytes)) as Arc<dyn Store>));
+    }
+
+    /// From now on reports are kept there.
+    pub fn remember_in(&self, store: Option<Arc<dyn Store>>) {
+        let cache = store.map(|store| Arc::new(Cache::new(store)));
+        *self.shared.cache.write().unwrap_or_else(PoisonError::into_inner) = cache;
+    }
+
+    fn cache(&self) -> Option<Arc<Cache>> {
+        self.shared.cache.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Starts a scanner process for this program alone, as `vscan scan` does.
@@ -138,7 +180,8 @@ impl Scanner {
     /// The descriptor is not a socket that can be polled.
     pub fn attach(&self, control: OwnedFd, rules: String, rule_count: u64) -> io::Result<()> {
         let counts = Arc::clone(&self.shared.counts);
-        let generation = Generation::start(control, rules, rule_count, counts)?;
+        let number = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let generation = Generation::start(control, number, rules, rule_count, counts)?;
         self.shared.current.send_replace(Some(generation));
         Ok(())
     }
@@ -146,13 +189,43 @@ impl Scanner {
     /// Scans one object, with at most `deadline` for each of two attempts.
     ///
     /// Never fails: what goes wrong is a report with `Verdict::Error`. When the caller goes away in
-    /// mid-scan, the worker is replaced.
+    /// mid-scan, the worker is replaced. What was scanned before is not scanned again, if reports are kept.
     pub async fn scan(&self, job: Job, deadline: Duration) -> Report {
+        let Some(cache) = self.cache() else { return self.scan_anew(&job, deadline).await.0 };
+        let current = self.shared.current.borrow().as_ref().map_or(0, |current| current.number());
+        let counts = &self.shared.counts.objects;
+        let until = Instant::now() + deadline;
+        let lead = match cache.find(Key::of(&job, current), until).await {
+            Found::Report(report) => {
+                counts.hits.fetch_add(1, Ordering::Relaxed);
+                return report;
+            }
+            Found::Nothing(lead) => Some(lead),
+            Found::Late => None,
+        };
+        counts.misses.fetch_add(1, Ordering::Relaxed);
+        let (report, scanner) = self.scan_anew(&job, deadline).await;
+        // Under the process that made it, which may be another than was asked at first.
+        cache.put(Key::of(&job, scanner), &report, lead).await;
+        report
+    }
+
+    /// The report, and the number of the scanner process that made it.
+    async fn scan_anew(&self, job: &Job, deadline: Duration) -> (Report, u64) {
         let ask = Ask::Report { detail: job.detail };
-        match self.ask(&job, ask, ANSWER_MAX, deadline).await {
-            Ok(Answer::Report(report)) => *report,
-            Ok(Answer::Repair(_)) => Report::error("the scanner answered another question"),
-            Err(why) => Report::error(why),
+        match self.ask(job, ask, ANSWER_MAX, deadline).await {
+            Ok((Answer::Report(report), scanner)) => {
+                let parts = &self.shared.counts.parts;
+                let known = u64::from(report.known);
+                parts.hits.fetch_add(known, Ordering::Relaxed);
+                let others = u64::from(report.parts).saturating_sub(known);
+                parts.misses.fetch_add(others, Ordering::Relaxed);
+                (*report, scanner)
+            }
+            Ok((Answer::Repair(_), _)) => {
+                (Report::error("the scanner answered another question"), 0)
+            }
+            Err(why) => (Report::error(why), 0),
         }
     }
 
@@ -169,9 +242,9 @@ impl Scanner {
         // Where bytes are encoded again all of them come back.
         let most = ANSWER_MAX + usize::try_from(plan.size_max).unwrap_or(usize::MAX / 2);
         let repaired = match self.ask(&job, Ask::Repair(plan), most, deadline).await {
-            Ok(Answer::Repair(repair::Answer::Repaired(repaired))) => repaired,
-            Ok(Answer::Repair(unrepairable)) => return unrepairable,
-            Ok(Answer::Report(_)) => {
+            Ok((Answer::Repair(repair::Answer::Repaired(repaired)), _)) => repaired,
+            Ok((Answer::Repair(unrepairable), _)) => return unrepairable,
+            Ok((Answer::Report(_), _)) => {
                 return unrepairable("the scanner answered another question".to_owned());
             }
             Err(why) => return unrepairable(why),
@@ -187,14 +260,14 @@ impl Scanner {
         repair::Answer::Repaired(repaired)
     }
 
-    /// One question with its two attempts; why there is no answer.
+    /// One question with its two attempts: the answer and the number of the process that gave it, or why there is none.
     async fn ask(
         &self,
         job: &Job,
         ask: Ask,
         most: usize,
         deadline: Duration,
-    ) -> Result<Answer, String> {
+    ) -> Result<(Answer, u64), String> {
         let mut last = String::new();
         let mut attempts = 0;
         let mut until = Instant::now() + deadline;
@@ -226,6 +299,10 @@ impl Scanner {
             self.shared.current.borrow().as_ref().map_or_else(Status::default, |g| g.status());
         status.crashes = self.shared.counts.crashes.load(Ordering::Relaxed);
         status.kills = self.shared.counts.kills.load(Ordering::Relaxed);
+        let cache = &mut status.cache;
+        (cache.hits, cache.misses) = self.shared.counts.objects.read();
+        (cache.part_hits, cache.part_misses) = self.shared.counts.parts.read();
+        (cache.reports, cache.bytes) = self.cache().map_or((0, 0), |cache| cache.held());
         status
     }
 
@@ -235,7 +312,7 @@ impl Scanner {
         ask: &Ask,
         most: usize,
         until: Instant,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<(Answer, u64), Failure> {
         let mut current = self.shared.current.subscribe();
         let (generation, worker) = loop {
             let generation = current.borrow_and_update().clone();
@@ -270,6 +347,8 @@ impl Scanner {
             content,
         };
         let descriptor = job.object.descriptor().map_err(Failure::Io)?;
-        generation.ask(worker, &request, descriptor, most, until).await
+        let number = generation.number();
+        let answer = generation.ask(worker, &request, descriptor, most, until).await?;
+        Ok((answer, number))
     }
 }

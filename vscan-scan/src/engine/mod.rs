@@ -8,6 +8,7 @@ pub mod bundle;
 pub mod clamav;
 pub mod filter;
 pub mod hashes;
+mod known;
 pub mod needle;
 pub mod plan;
 pub mod source;
@@ -18,6 +19,7 @@ use allow::Allowed;
 use bundle::Key;
 use clamav::Database;
 use hashes::{Asked, Hashes};
+use known::{Key as PartKey, Known};
 use plan::Source;
 use source::{CLAM_OTHER, Diagnostic, Format};
 use std::collections::BTreeMap;
@@ -240,12 +242,26 @@ fn ending(path: &Path) -> String {
 pub struct Engines<'s> {
     signatures: &'s Signatures,
     yara: Vec<Yara<'s>>,
+    known: Known,
 }
 
 impl<'s> Engines<'s> {
     /// Engines; their memory is set up as it is needed.
     pub fn new(signatures: &'s Signatures) -> Self {
-        Self { signatures, yara: signatures.rules.iter().map(Yara::new).collect() }
+        let yara = signatures.rules.iter().map(Yara::new).collect();
+        Self { signatures, yara, known: Known::default() }
+    }
+
+    /// The same, remembering what is found in so many parts.
+    #[must_use]
+    pub fn remembering(mut self, parts: u32) -> Self {
+        self.known = Known::new(parts);
+        self
+    }
+
+    /// How many parts came before, of those since this was asked last.
+    pub fn take_known(&mut self) -> u32 {
+        self.known.take_count()
     }
 
     /// Units of YARA rules that would run on the data, and all units.
@@ -255,7 +271,7 @@ impl<'s> Engines<'s> {
     }
 
     /// What hash lists know.
-    fn known(&self, part: &Part<'_>, hits: &mut Vec<Hit>) {
+    fn listed(&self, part: &Part<'_>, hits: &mut Vec<Hit>) {
         let hit = |name| Hit { name, engine: Some("hash"), detail: None };
         if !self.signatures.hashes.is_empty() {
             let mut asked = Asked::new(part.data);
@@ -275,11 +291,17 @@ impl Engine for Engines<'_> {
 
     fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<Hit>) -> Result<(), String> {
         let before = hits.len();
-        self.known(part, hits);
+        let key = self.known.is_on().then(|| PartKey::of(part));
         let mut result = Ok(());
-        for yara in &mut self.yara {
-            // What the others find counts all the same.
-            result = result.and(yara.scan(part, hits));
+        if !key.is_some_and(|key| self.known.recall(&key, hits)) {
+            self.listed(part, hits);
+            for yara in &mut self.yara {
+                // What the others find counts all the same.
+                result = result.and(yara.scan(part, hits));
+            }
+            if let (Some(key), Ok(())) = (key, &result) {
+                self.known.remember(key, &hits[before..]);
+            }
         }
         let allowed = &self.signatures.allowed;
         if hits.len() > before && allowed.count() > 0 {

@@ -101,6 +101,7 @@ fn answer(
         }
     };
     if let Answer::Report(report) = &mut answer {
+        report.known = engines.take_known();
         report.micros = cpu_micros().saturating_sub(cpu);
         report.rules = version.to_owned();
     }

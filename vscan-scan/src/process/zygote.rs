@@ -333,7 +333,7 @@ impl<'r> Zygote<'r> {
             let _ = io::stderr().write_all(text.as_bytes());
         }));
         // Memory and lazily set-up tables before the doors close.
-        let mut engines = Engines::new(self.loaded);
+        let mut engines = Engines::new(self.loaded).remembering(self.config.limits.known_parts);
         let warm = Part { data: b"vscan", kind: Kind::Text, name: "", path: &[], detail: false };
         if let Err(e) = engines.scan(&warm, &mut Vec::new()) {
             refuse(&mut ready, &e);
