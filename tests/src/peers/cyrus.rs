@@ -67,7 +67,7 @@ impl Cyrus {
              sasl_sasldb_path: DIR/users.db\nsasl_mech_list: PLAIN\n\
              autocreate_quota: 0\nautocreate_quota_messages: -1\n\
              altnamespace: yes\nunixhierarchysep: yes\nhashimapspool: no\numask: 077\n\
-             popminpoll: 0\nexpunge_mode: immediate\ndelete_mode: immediate\n";
+             popminpoll: 0\nimapidlepoll: 1\nexpunge_mode: immediate\ndelete_mode: immediate\n";
         let text = [text, &ssl, more].concat().replace("DIR", &dir.display().to_string());
         fs::write(&config, text)?;
         let services = dir.join("cyrus.conf");

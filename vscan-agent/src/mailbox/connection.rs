@@ -4,13 +4,15 @@
 //! A command has an answer within [`Patience::answer`] of the last byte that came, and ends within [`COMMAND_TIME`] and
 //! [`COMMAND_BYTES`], or the connection is given up: nothing waits for a server for ever, whatever it sends.
 
-use super::{
-    login::Login,
-    tls::{self, Security},
+use super::tls;
+pub use super::{
+    login::{Login, Mechanism, Secret},
+    tls::Security,
 };
 use rustls::pki_types::ServerName;
 use std::{
     io,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -142,6 +144,8 @@ pub struct Connection {
     pub(super) unreadable: Option<String>,
     /// The last command, and what it has brought so far.
     spent: (Instant, u64),
+    ends: (SocketAddr, SocketAddr),
+    moved: (u64, u64),
 }
 
 impl std::fmt::Debug for Connection {
@@ -180,6 +184,7 @@ impl Connection {
     async fn connect(endpoint: &Endpoint, answer: Duration) -> Result<(Self, bool), Error> {
         let mut stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
         stream.set_nodelay(true)?;
+        let ends = (stream.local_addr()?, stream.peer_addr()?);
         let (wire, greeted): (Box<dyn Wire>, bool) = match &endpoint.security {
             Security::None => (Box::new(stream), false),
             Security::Tls(config) => {
@@ -202,6 +207,8 @@ impl Connection {
             enabled: Vec::new(),
             unreadable: None,
             spent: (Instant::now(), 0),
+            ends,
+            moved: (0, 0),
         };
         Ok((connection, greeted))
     }
@@ -216,6 +223,17 @@ impl Connection {
             Response::Status(Status { kind: Kind::Bye, text, .. }) => Err(Error::Bye(text)),
             other => Err(Error::Malformed(format!("no greeting but {other:?}"))),
         }
+    }
+
+    /// Its two ends: ours, and the server's.
+    #[must_use]
+    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
+        self.ends
+    }
+
+    /// Bytes that were sent and received since this was last asked, without TLS around them.
+    pub fn take_moved(&mut self) -> (u64, u64) {
+        std::mem::take(&mut self.moved)
     }
 
     /// Whether the server offers this, e.g. `IDLE` or `AUTH=PLAIN`.
@@ -338,6 +356,7 @@ impl Connection {
             timeout(self.answer, self.wire.write_all(piece))
                 .await
                 .map_err(|_| Error::Silent(name))??;
+            self.moved.0 += piece.len() as u64;
         }
         timeout(self.answer, self.wire.flush()).await.map_err(|_| Error::Silent(name))??;
         Ok(())
@@ -368,6 +387,7 @@ impl Connection {
         if count == 0 {
             return Err(Error::Io(io::ErrorKind::UnexpectedEof.into()));
         }
+        self.moved.1 += count as u64;
         self.reader.push(&self.buffer[..count]);
         Ok(count)
     }
@@ -385,6 +405,7 @@ impl Connection {
                 return Err(Error::Io(io::ErrorKind::UnexpectedEof.into()));
             }
             self.reader.push(&few[..count]);
+            self.moved.1 += count as u64;
             self.spent.1 += count as u64;
             if self.spent.1 > COMMAND_BYTES {
                 return Err(Error::Endless("IDLE"));

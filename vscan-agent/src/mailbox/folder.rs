@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     num::{NonZeroU32, NonZeroU64},
 };
-use vscan_proto::imap::{Code, Command, Data, Fetch, Flag, NumberSet};
+use vscan_proto::imap::{Code, Command, Data, Envelope, Fetch, Flag, NumberSet};
 
 /// The unique identifier of a message in its folder (RFC 9051 2.3.1.1).
 pub type Uid = NonZeroU32;
@@ -68,6 +68,8 @@ pub struct Summary {
     pub header: Option<Bytes>,
     /// Whether its structure shows text only, if that was asked for and could be read.
     pub plain: Option<bool>,
+    /// Who wrote to whom, as the server reads the header, if the header was asked for.
+    pub envelope: Envelope,
 }
 
 impl Summary {
@@ -388,9 +390,9 @@ impl Connection {
             items.push_str(" MODSEQ");
         }
         if header {
-            items.push_str(&format!(" BODY.PEEK[HEADER]<0.{HEADER_MAX}>"));
+            items.push_str(&format!(" ENVELOPE BODY.PEEK[HEADER]<0.{HEADER_MAX}>"));
         }
-        let plain = items.clone();
+        let mut plain = items.clone();
         if structure {
             items.push_str(" BODYSTRUCTURE");
         }
@@ -399,6 +401,7 @@ impl Connection {
             // What a message made its server say (a structure without end) is not asked for again. Others have vanished.
             let left: Vec<Uid> =
                 uids.iter().copied().filter(|uid| !found.contains_key(uid)).collect();
+            plain = plain.replace(" ENVELOPE", "");
             found.extend(self.ask(&left, &plain).await?);
         }
         // In the order in which they were asked for.
@@ -414,8 +417,10 @@ impl Connection {
             |uid, fetch| {
                 // What comes without being asked for (flags that another client changed) has no size.
                 if let (Some(size), Some(flags)) = (fetch.size, fetch.flags) {
-                    let Fetch { recent, date, modseq, header, plain, .. } = fetch;
-                    let summary = Summary { uid, flags, recent, date, size, modseq, header, plain };
+                    let Fetch { recent, date, modseq, header, plain, envelope, .. } = fetch;
+                    let envelope = envelope.unwrap_or_default();
+                    let summary =
+                        Summary { uid, flags, recent, date, size, modseq, header, plain, envelope };
                     found.entry(uid).or_insert(summary);
                 }
             },

@@ -57,7 +57,7 @@ pub enum Login {
 pub enum Mechanism {
     /// By PLAIN where the server offers it, else by LOGIN.
     #[default]
-    Auto,
+    Any,
     /// AUTHENTICATE PLAIN (RFC 4616).
     Plain,
     /// The command LOGIN (RFC 9051 6.2.3).
@@ -71,7 +71,7 @@ impl Connection {
         match login {
             Login::Password { mechanism, on_behalf_of, user, password } => {
                 let plain = match mechanism {
-                    Mechanism::Auto => self.has("AUTH=PLAIN") || !on_behalf_of.is_empty(),
+                    Mechanism::Any => self.has("AUTH=PLAIN") || !on_behalf_of.is_empty(),
                     Mechanism::Plain => true,
                     Mechanism::Login => false,
                 };

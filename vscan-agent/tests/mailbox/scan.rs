@@ -182,7 +182,7 @@ fn new_rules_and_new_identifiers_and_failures() -> Result<()> {
 fn logins_of_an_administrator_and_refusals() -> Result<()> {
     on_both(|_stage| async move {
         let login = |on_behalf_of: &str, user: &str, password: &str| Login::Password {
-            mechanism: Mechanism::Auto,
+            mechanism: Mechanism::Any,
             on_behalf_of: on_behalf_of.to_owned(),
             user: user.to_owned(),
             password: Secret::new(password.to_owned()),
@@ -209,4 +209,3 @@ fn logins_of_an_administrator_and_refusals() -> Result<()> {
         Ok(())
     })
 }
-

@@ -97,7 +97,7 @@ pub(crate) fn within<F: Future<Output = Result<()>>>(
 
 pub(crate) fn password(user: &str, password: &str) -> Login {
     Login::Password {
-        mechanism: Mechanism::Auto,
+        mechanism: Mechanism::Any,
         on_behalf_of: String::new(),
         user: user.to_owned(),
         password: Secret::new(password.to_owned()),

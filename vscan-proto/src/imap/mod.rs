@@ -16,5 +16,5 @@ pub mod value;
 
 pub use command::Command;
 pub use reader::{Raw, Reader};
-pub use response::{Code, Data, Fetch, Flag, Kind, Response, Status};
+pub use response::{Code, Data, Envelope, Fetch, Flag, Kind, Response, Status};
 pub use set::NumberSet;

@@ -244,6 +244,22 @@ pub struct Fetch {
     pub body: Option<(u32, Bytes)>,
     /// Whether its structure is plain text only.
     pub plain: Option<bool>,
+    /// Who wrote to whom.
+    pub envelope: Option<Envelope>,
+}
+
+/// Addressees of a message that are taken note of.
+pub const ADDRESSEES_MAX: usize = 1000;
+
+/// Who wrote to whom (RFC 9051 section 7.5.2): the server's reading of the header, hostile as that may be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Envelope {
+    /// The first author's address; empty: it names none.
+    pub from: Vec<u8>,
+    /// The addresses in To, Cc and Bcc, [`ADDRESSEES_MAX`] at most.
+    pub to: Vec<Vec<u8>>,
+    /// The Message-ID with its brackets; empty: it has none.
+    pub message_id: Vec<u8>,
 }
 
 impl Response {
@@ -516,6 +532,7 @@ fn item(fetch: &mut Fetch, name: &[u8], value: &Value) -> Option<()> {
         }
         b"RFC822.SIZE" => fetch.size = Some(value.number()?),
         b"MODSEQ" => fetch.modseq = Some(value.list()?.first()?.number()?),
+        b"ENVELOPE" => fetch.envelope = envelope(value),
         b"BODYSTRUCTURE" => fetch.plain = Some(structure::is_plain(value)),
         _ => {
             let data = || match value {
@@ -532,6 +549,33 @@ fn item(fetch: &mut Fetch, name: &[u8], value: &Value) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// `None`: it is no envelope.
+fn envelope(value: &Value) -> Option<Envelope> {
+    let [_date, _subject, from, _sender, _reply, to, cc, bcc, _answered, message_id, ..] =
+        value.list()?
+    else {
+        return None;
+    };
+    let addresses = |value: &'_ Value| -> Vec<Vec<u8>> {
+        value.list().unwrap_or_default().iter().filter_map(address).collect()
+    };
+    let mut addressees = [addresses(to), addresses(cc), addresses(bcc)].concat();
+    addressees.truncate(ADDRESSEES_MAX);
+    Some(Envelope {
+        from: addresses(from).into_iter().next().unwrap_or_default(),
+        to: addressees,
+        message_id: message_id.bytes().map(|id| id.to_vec()).unwrap_or_default(),
+    })
+}
+
+/// `None` for the name of a group, which has no host.
+fn address(value: &Value) -> Option<Vec<u8>> {
+    let [_name, _route, local, host, ..] = value.list()? else { return None };
+    let (local, host) = (local.bytes()?, host.bytes()?);
+    let both = !local.is_empty() && !host.is_empty();
+    both.then(|| [local, &b"@"[..], host].concat())
 }
 
 /// Where a piece of this section begins: `BODY[]<100>` at 100, `BODY[]` at 0.

@@ -79,6 +79,7 @@ fn messages() {
         header: Some(Bytes::from_static(b"a: b")),
         body: Some((5, Bytes::from_static(b"q"))),
         plain: Some(true),
+        envelope: None,
     };
     assert_eq!(fetch, expect);
     let Data::Fetch(fetch) = data_of(b"* 1 FETCH (BODY[] NIL INTERNALDATE \"a\\\"b\" FLAGS (a))")
@@ -86,6 +87,23 @@ fn messages() {
         panic!("no FETCH");
     };
     assert_eq!((fetch.body, fetch.date), (Some((0, Bytes::new())), None));
+    let Data::Fetch(fetch) = data_of(
+        b"* 1 FETCH (ENVELOPE (NIL {2}\r\nhi ((\"A\" NIL \"a\" \"x.org\")) NIL NIL \
+          ((NIL NIL \"team\" NIL)(NIL NIL \"b\" \"y.org\")(NIL NIL NIL NIL)) \
+          ((\"C\" NIL {1}\r\nc \"z.org\")) NIL NIL \"<id@x.org>\"))",
+    ) else {
+        panic!("no FETCH");
+    };
+    let envelope = Envelope {
+        from: b"a@x.org".to_vec(),
+        to: vec![b"b@y.org".to_vec(), b"c@z.org".to_vec()],
+        message_id: b"<id@x.org>".to_vec(),
+    };
+    assert_eq!(fetch.envelope, Some(envelope));
+    let Data::Fetch(fetch) = data_of(b"* 1 FETCH (ENVELOPE (NIL x) UID 3)") else {
+        panic!("no FETCH");
+    };
+    assert_eq!((fetch.envelope, fetch.uid), (None, Some(one(3))));
     for bad in [
         &b"* 1 FETCH"[..],
         b"* 1 FETCH (UID)",
