@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test outside of #[test] functions")]
 
+#[cfg(feature = "engine")]
+#[expect(dead_code, reason = "shared with the test of the process, which uses all of it")]
+mod common;
+
 use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 use std::io::Write;
@@ -42,7 +46,53 @@ fn ends(data: &[u8], reason: Reason) -> Report {
     assert!(report.verdict >= Verdict::Unscannable, "{report:?}");
     assert!(report.unread.iter().any(|u| u.reason == reason), "{reason:?} {:?}", report.unread);
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    #[cfg(feature = "engine")]
+    for memory in [Limits::default().memory, 128 << 20] {
+        within(data, reason, memory);
+    }
     report
+}
+
+/// The same in a worker with so much memory: it ends as soon, takes no more than that, and what it cannot read for want of
+/// memory is not clean either.
+#[cfg(feature = "engine")]
+#[track_caller]
+fn within(data: &[u8], reason: Reason, memory: u64) {
+    let limits = format!("{{\"memory\": {memory}}}");
+    let mut scanner = common::Scanner::start(&[common::rules()], 1, &limits);
+    let mut worker = scanner.worker();
+    let before = peak(worker.pid);
+    let started = Instant::now();
+    worker.send(ObjectKind::File, "bomb", data, false);
+    let answer = worker.answer();
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    match answer {
+        Some(report) => {
+            let took = peak(worker.pid) - before;
+            // The object itself is the gateway's memory, which the worker maps.
+            let most = memory + data.len() as u64;
+            assert!(took <= most, "{took} bytes of {most}, {} in parts", report.bytes);
+            let told = |reason| report.unread.iter().any(|u| u.reason == reason);
+            assert!(report.verdict == Verdict::Unscannable, "{report:?}");
+            assert!(told(reason) || told(Reason::Memory), "{reason:?}: {:?}", report.unread);
+            if memory == Limits::default().memory {
+                assert!(told(reason), "{reason:?}: {:?}", report.unread);
+            }
+        }
+        // An allocation that cannot fail was refused: the gateway calls that an error.
+        None => {
+            assert!(memory < Limits::default().memory, "it died with all the memory it may have");
+            assert!(scanner.exited().2.contains("over the memory limit"));
+        }
+    }
+}
+
+/// The most that a process had in memory so far, in bytes.
+#[cfg(feature = "engine")]
+fn peak(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
 fn deflate(data: &[u8]) -> Vec<u8> {

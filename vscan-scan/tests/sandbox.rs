@@ -139,7 +139,42 @@ fn main() {
         confined(true, || std::hint::black_box(vec![1u8; 256 << 20]).len() as i32),
         End::Signal(libc::SIGABRT)
     );
+    let without_end = || {
+        let mut all = Vec::new();
+        loop {
+            all.push(std::hint::black_box(vec![1u8; 1 << 20]));
+        }
+    };
+    assert_eq!(confined(true, without_end), End::Signal(libc::SIGABRT));
     println!("bounded: memory");
+
+    // What goes wrong by itself ends by itself, and by no system call that the filter would have to end.
+    assert_eq!(confined(true, || std::process::abort()), End::Signal(libc::SIGABRT));
+    let deep = confined(true, || i32::from(descend(std::hint::black_box(1)) == 0));
+    let faults = [End::Signal(libc::SIGABRT), End::Signal(libc::SIGSEGV)];
+    assert!(faults.contains(&deep), "a stack without end: {deep:?}");
+    println!("ended by themselves: abort, recursion");
+
+    // What loops is ended from outside, by the signal that nothing can hold up.
+    let parent = getpid();
+    let Forked::Parent(pid) = sys::fork().expect("fork") else {
+        let filter = sandbox::worker_filter(std::process::id()).expect("filter");
+        sandbox::confine_worker(parent, 64 << 20).expect("confine");
+        sandbox::filter(&filter).expect("seccomp");
+        loop {
+            std::hint::spin_loop();
+        }
+    };
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+    let (_, status) = waitpid(Some(pid), WaitOptions::empty()).expect("waitpid").expect("status");
+    assert_eq!(status.terminating_signal(), Some(libc::SIGKILL));
+    println!("ended by order: a loop");
+}
+
+/// A recursion without end.
+fn descend(depth: u64) -> u64 {
+    let room = std::hint::black_box([depth; 1024]);
+    if depth == 0 { 0 } else { descend(depth + 1) + room[(depth % 1024) as usize] }
 }
 
 /// Whether this kernel has landlock, asked of the kernel and not of the code under test.

@@ -22,6 +22,7 @@
 //! figure, which says how much it can do at most. They have no goal, and run only when they are named.
 
 mod hold;
+mod known;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -243,8 +244,13 @@ impl Servers {
 
 /// Runs the benchmarks of these names, or all that have a goal.
 pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
-    let all: Vec<&str> =
-        BENCHES.iter().map(|bench| bench.name).chain(OTHERS).chain(hold::NAMES).collect();
+    let all: Vec<&str> = BENCHES
+        .iter()
+        .map(|bench| bench.name)
+        .chain(OTHERS)
+        .chain(hold::NAMES)
+        .chain(known::NAMES)
+        .collect();
     if let Some(unknown) = names.iter().find(|name| !all.contains(&name.as_str())) {
         bail!("there is no benchmark {unknown}; there are: {}", all.join(", "));
     }
@@ -289,6 +295,7 @@ pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
         report(output, IDLE_SESSION, "KiB", value, None, Some(IDLE_GOAL));
     }
     hold::run(|name| names.is_empty() || named(name), output)?;
+    known::run(|name| names.is_empty() || named(name), output)?;
     Ok(())
 }
 
@@ -345,7 +352,9 @@ fn in_flight(output: Output) -> Result<()> {
 /// The shipped rules and limits; files that need no scan are told by their extension.
 fn settings() -> Settings {
     let mut settings = Settings::new(Steering::Bpf)
-        .with("scan", "skip_extensions = [\"iso\"]\nverify_type = false");
+        .with("scan", "skip_extensions = [\"iso\"]\nverify_type = false")
+        // The clients' objects come again after a while; what is measured is objects that nobody has seen.
+        .with("", "[scan.cache]\nmemory = \"none\"");
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     settings = settings.with("scan", &format!("workers = {cores}"));
     settings.tell = false;

@@ -20,6 +20,7 @@ mod notify;
 mod observe;
 mod outbound;
 mod processes;
+mod scanner;
 mod smtp;
 mod smtp_loss;
 mod smtp_matrix;
