@@ -13,6 +13,7 @@ pub mod fixtures;
 pub mod ftp;
 pub mod ftp_matrix;
 pub mod host;
+pub mod imap;
 pub mod lab;
 pub mod load;
 pub mod peers;

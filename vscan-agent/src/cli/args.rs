@@ -74,6 +74,10 @@ pub enum Command {
     /// follows it.
     Flows(FlowsArgs),
 
+    /// Scan mail where it lies, on a mail server, by IMAP: the sections [mailbox.NAME] of the configuration.
+    #[command(subcommand)]
+    Mailbox(MailboxCommand),
+
     /// End flows: both sides of the connection are reset.
     Kill {
         /// Flows, as `vscan flows` shows them.
@@ -254,6 +258,41 @@ pub enum QuarantineCommand {
         /// The entries, as `list` shows them.
         #[arg(required = true, value_name = "ID")]
         ids: Vec<EntryId>,
+    },
+}
+
+/// `vscan mailbox`
+#[derive(Debug, Subcommand)]
+pub enum MailboxCommand {
+    /// Scan the mailboxes of the configuration, and nothing else.
+    ///
+    /// Needs no privilege: any user can run it for his own account, with a configuration that has no [gateway]. Where one
+    /// runs with the same configuration, `vscan run` scans its mailboxes already. SIGHUP reloads, SIGTERM ends it after the
+    /// messages in hand.
+    Run,
+
+    /// List the accounts: what they do, what was scanned and found, what is left to do, and the last error.
+    Status {
+        /// Only accounts whose name contains this.
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+
+        /// With the folders of each.
+        #[arg(short, long)]
+        folders: bool,
+    },
+
+    /// Scan all messages of a mailbox or a folder now, read ones too, by the running agent.
+    ///
+    /// Exit codes: 0 all clean, 1 something is infected, 2 something could not be scanned.
+    Scan {
+        /// The account, as `status` shows it, or one of its folders.
+        #[arg(value_name = "ACCOUNT[/FOLDER]")]
+        what: String,
+
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 

@@ -49,7 +49,12 @@ pub(super) fn run(
             Answer::Done => {
                 return Ok(listing(&last(flows, args.last), output, Screen::of_stdout(), out)?);
             }
-            Answer::Listed | Answer::Status(_) | Answer::Sender(_) | Answer::Notice(_) => {}
+            Answer::Listed
+            | Answer::Status(_)
+            | Answer::Sender(_)
+            | Answer::Notice(_)
+            | Answer::Mailbox(_)
+            | Answer::Looked { .. } => {}
             Answer::Error { error } => return Err(Failure::new(EX_UNAVAILABLE, error)),
         }
     }

@@ -9,6 +9,7 @@ mod doctor;
 mod failure;
 pub mod filter;
 mod flows;
+mod mailbox;
 mod notices;
 mod pages;
 mod quarantine;
@@ -20,8 +21,9 @@ mod table;
 
 use crate::config::{Config, ConfigErrors};
 use crate::observe::{control::Request, logging};
+use crate::supervisor::channel::Duty;
 use crate::{gateway, notify, supervisor};
-use args::{Cli, Command};
+use args::{Cli, Command, MailboxCommand};
 use clap::Parser;
 use failure::{EX_USAGE, Failure};
 use serde::Serialize;
@@ -62,7 +64,16 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
     match &cli.command {
         Command::Run => {
             logging::init(&config()?.log);
-            return Ok(supervisor::run(&cli.config));
+            return Ok(supervisor::run(&cli.config, Duty::Everything));
+        }
+        Command::Mailbox(MailboxCommand::Run) => {
+            logging::init(&config()?.log);
+            return Ok(supervisor::run(&cli.config, Duty::Mailboxes));
+        }
+        Command::Mailbox(command) => {
+            let code = mailbox::run(command, &control()?, cli.output, out)?;
+            out.flush()?;
+            return Ok(ExitCode::from(code));
         }
         Command::Gateway => return Ok(gateway::process::main()),
         Command::Check => check::run(&cli.config, cli.output, out)?,

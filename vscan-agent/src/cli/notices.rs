@@ -102,6 +102,8 @@ fn ask(control: &Path, request: &Request) -> Result<Vec<Notice>, Failure> {
             Answer::Status(_)
             | Answer::Sender(_)
             | Answer::Flow(_)
+            | Answer::Mailbox(_)
+            | Answer::Looked { .. }
             | Answer::Listed
             | Answer::Change(_)
             | Answer::Missed { .. }

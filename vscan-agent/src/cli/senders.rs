@@ -26,6 +26,8 @@ pub(super) fn run(
             Answer::Status(_)
             | Answer::Flow(_)
             | Answer::Notice(_)
+            | Answer::Mailbox(_)
+            | Answer::Looked { .. }
             | Answer::Listed
             | Answer::Change(_)
             | Answer::Missed { .. } => {}

@@ -5,7 +5,7 @@ use super::{
     treat::{Case, Settled, kind_word},
 };
 use crate::{
-    config::Config,
+    config::{Config, Treatment},
     notify,
     observe::{FlowHandle, Judged},
     policy::{self, Decision},
@@ -13,6 +13,7 @@ use crate::{
     scanner::Job,
     spool::{Object, SpoolError},
 };
+use serde::Serialize;
 use std::{
     collections::{HashMap, VecDeque},
     sync::PoisonError,
@@ -42,6 +43,32 @@ pub struct About<'a> {
     /// The forward-paths of a message that the server accepted, an empty one for those that are not
     /// named; none for files.
     pub recipients: &'a [Vec<u8>],
+    /// Where the message lies, if it is no longer on its way.
+    pub stored: Option<Stored<'a>>,
+}
+
+/// A message that lies in a mailbox.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Stored<'a> {
+    /// The account.
+    pub account: &'a str,
+    /// The folder.
+    pub folder: &'a str,
+    /// The message's identifier in it.
+    pub uid: u32,
+    /// Its Message-ID.
+    pub message_id: &'a str,
+    /// Whether it is only told what would be done.
+    pub dry_run: bool,
+    /// To whom its header says that it went.
+    #[serde(skip)]
+    pub addressees: &'a [Vec<u8>],
+    /// A header field for what takes its place: name and value.
+    #[serde(skip)]
+    pub mark: (&'static str, &'a str),
+    /// Whether what is quarantined goes to a folder of its server, so that no copy has to be kept here.
+    #[serde(skip)]
+    pub moves: bool,
 }
 
 /// What the driver has to do.
@@ -66,6 +93,8 @@ pub struct Inspection {
     pub outcome: Outcome,
     /// The verdict.
     pub verdict: Verdict,
+    /// The treatment in the end.
+    pub action: Treatment,
     /// The detection, the reason for not having read something, or the error, and under which name a copy is kept; empty
     /// for clean ones. Printable ASCII, for replies.
     pub name: String,
@@ -92,6 +121,10 @@ impl Gateway {
         self.observer.metrics.scanned(started.elapsed().as_secs_f64(), report.micros);
         let case = self.case(config, flow, &report, Some(object), object.len(), about);
         let mut decision = policy::decide(config, &case.facts(&report));
+        if about.stored.is_some() && report.verdict == Verdict::Error {
+            // It stays where it is, and is scanned again.
+            decision.refuse();
+        }
         let settled = case.settle(&mut decision).await;
         self.conclude(&case, &decision, settled, started)
     }
@@ -155,13 +188,16 @@ impl Gateway {
     ) -> Case<'a> {
         let opened = flow.opened();
         let (client, server) = (opened.client.ip(), opened.real_server.ip());
-        let direction = if about.from_client {
+        let direction = if about.stored.is_some() {
+            notify::written_by(config, about.name)
+        } else if about.from_client {
             config.direction(client, server)
         } else {
             config.direction(server, client)
         };
         // A message's sender may have changed since the flow learned of one.
-        let user = (about.kind == ObjectKind::File).then(|| flow.user()).flatten();
+        let has_user = about.kind == ObjectKind::File || about.stored.is_some();
+        let user = has_user.then(|| flow.user()).flatten();
         Case { gateway: self, config, flow, about, direction, user, object, size, report }
     }
 
@@ -176,11 +212,14 @@ impl Gateway {
         let (about, report) = (case.about, case.report);
         let infected =
             report.verdict == Verdict::Infected && !policy::types::only_forbidden(report);
-        if about.kind == ObjectKind::Message && infected {
+        if about.kind == ObjectKind::Message && about.stored.is_none() && infected {
             self.mail_infected(case.config, case.flow.opened());
         }
         // First those whom the rules name: what follows tells the world that it is done.
-        case.tell(decision, &settled);
+        let dry_run = about.stored.is_some_and(|stored| stored.dry_run);
+        if !dry_run {
+            case.tell(decision, &settled);
+        }
         let hash = case.object.map(Object::hash);
         let temporary = match hash {
             _ if !settled.temporary => false,
@@ -190,7 +229,9 @@ impl Gateway {
             }
             None => true,
         };
-        if about.kind == ObjectKind::Message {
+        if let Some(stored) = about.stored {
+            case.flow.set_object(format!("{} {}", stored.folder, stored.uid).as_bytes());
+        } else if about.kind == ObjectKind::Message {
             case.flow.set_object(&addressees(about.recipients));
         }
         let hash = hash.map(|hash| hash.to_hex());
@@ -204,7 +245,8 @@ impl Gateway {
             action: settled.action,
             rule: &decision.rule(),
             treated: &settled.treated,
-            quarantine: settled.kept.as_ref().map(quarantine::EntryId::as_str),
+            quarantine: settled.kept.as_ref().filter(|_| !dry_run).map(quarantine::EntryId::as_str),
+            stored: about.stored.as_ref(),
             seconds: started.elapsed().as_secs_f64(),
         });
         let mut name = for_reply(report.explanation().unwrap_or_default());
@@ -224,6 +266,7 @@ impl Gateway {
                 None => Outcome::Pass,
             },
             verdict: report.verdict,
+            action: settled.action,
             name,
             words,
         }

@@ -38,7 +38,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
 };
 
-pub use inspect::{About, Inspection, Outcome};
+pub use inspect::{About, Inspection, Outcome, Stored};
 pub use translation::Translation;
 pub use treat::Treated;
 

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    mailbox::service::Service,
     net::tproxy_listener,
     notify::{self, Notifier},
     observe::{Observer, logging},
@@ -17,7 +18,7 @@ use crate::{
     spool::Spool,
     supervisor::{
         channel::{
-            Channel, DESCRIPTOR_VARIABLE, ToGateway, ToSupervisor, descriptor_to_bytes,
+            Channel, DESCRIPTOR_VARIABLE, Duty, ToGateway, ToSupervisor, descriptor_to_bytes,
             descriptor_to_text,
         },
         exit,
@@ -91,15 +92,15 @@ fn start(descriptor: OwnedFd) -> ExitCode {
         runtime.block_on(async {
             let channel = Channel::new(copy).map_err(|error| error.to_string())?;
             match channel.receive().await.map_err(|error| error.to_string())? {
-                Some((ToGateway::Start { file }, attached)) => {
+                Some((ToGateway::Start { file, duty }, attached)) => {
                     let (config, tls) = configured(attached, &file)?;
-                    Ok((config, tls, file))
+                    Ok((config, tls, file, duty))
                 }
                 other => Err(format!("the supervisor began with {other:?}")),
             }
         })
     });
-    let (config, tls, file) = match started {
+    let (config, tls, file, duty) = match started {
         Ok(started) => started,
         Err(error) => {
             tracing::error!("{error}");
@@ -115,11 +116,15 @@ fn start(descriptor: OwnedFd) -> ExitCode {
         .enable_all()
         .build();
     let started = runtime.and_then(|runtime| {
-        Workers::start(config.gateway.workers.get()).map(|workers| (runtime, workers))
+        let count = match duty {
+            Duty::Everything => config.gateway.workers.get(),
+            Duty::Mailboxes => 1,
+        };
+        Workers::start(count).map(|workers| (runtime, workers))
     });
     match started {
         Ok((runtime, workers)) => {
-            let code = runtime.block_on(run(descriptor, config, tls, file, workers.pool()));
+            let code = runtime.block_on(run(descriptor, config, tls, file, duty, workers.pool()));
             workers.stop();
             code
         }
@@ -153,7 +158,14 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn run(descriptor: OwnedFd, config: Config, tls: Tls, file: PathBuf, pool: Pool) -> ExitCode {
+async fn run(
+    descriptor: OwnedFd,
+    config: Config,
+    tls: Tls,
+    file: PathBuf,
+    duty: Duty,
+    pool: Pool,
+) -> ExitCode {
     let channel = match Channel::new(descriptor) {
         Ok(channel) => Arc::new(channel),
         Err(error) => {
@@ -161,7 +173,7 @@ async fn run(descriptor: OwnedFd, config: Config, tls: Tls, file: PathBuf, pool:
             return ExitCode::from(exit::SOFTWARE);
         }
     };
-    match serve(&channel, config, tls, file, &pool).await {
+    match serve(&channel, config, tls, file, duty, &pool).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, error }) => {
             let message = ToSupervisor::Failed { code, error };
@@ -177,9 +189,13 @@ async fn serve(
     config: Config,
     tls: Tls,
     file: PathBuf,
+    duty: Duty,
     pool: &Pool,
 ) -> Result<(), Failure> {
-    let listeners = listen(&config)?;
+    let listeners = match duty {
+        Duty::Everything => listen(&config)?,
+        Duty::Mailboxes => Vec::new(),
+    };
     let observer = Observer::new(&config.paths.events)
         .map_err(|error| Failure::new(exit::CANTCREAT, "event log", error))?;
     let spool = Spool::new(
@@ -203,23 +219,28 @@ async fn serve(
     let (reload, reloads) = mpsc::channel(RELOADS_WAITING);
     let (order, orders) = mpsc::channel(ORDERS_WAITING);
     gateway.watched.connect(order);
-    let services = services::start(&gateway, file, reload).await?;
+    let mailboxes = Arc::new(Service::new(Arc::clone(&gateway)));
+    let services = services::start(&gateway, file, reload, &mailboxes).await?;
     let beating = tokio::spawn(beat(Arc::clone(channel), Arc::clone(&gateway), pool.clone()));
     channel
         .send(&ToSupervisor::Listening, &[])
         .await
         .map_err(|error| Failure::new(exit::SOFTWARE, "supervisor", error))?;
+    mailboxes.configure(&gateway.config()).await;
     let mut sessions = JoinSet::new();
     let stop = tokio::select! {
         () = accept(&gateway, &listeners, &mut sessions, pool) => false,
-        stop = converse(channel, &gateway, reloads, orders) => stop,
+        stop = converse(channel, &gateway, &mailboxes, reloads, orders) => stop,
     };
     drop(listeners);
     if stop {
         tracing::info!(sessions = sessions.len(), "draining");
         gateway.drain();
         // The supervisor sets the deadline, and kills us at its end; sessions reset then.
-        let ended = async { while sessions.join_next().await.is_some() {} };
+        let ended = async {
+            mailboxes.stop().await;
+            while sessions.join_next().await.is_some() {}
+        };
         tokio::select! {
             () = ended => {}
             () = supervisor_gone(channel) => {}
@@ -285,7 +306,8 @@ async fn accept(
                 accepted = only.accept() => accepted,
                 Some(_) = sessions.join_next() => continue,
             },
-            [] => return,
+            // Of mailboxes alone nobody asks for anything.
+            [] => std::future::pending().await,
         };
         match accepted {
             Ok((client, address)) => match gateway.admit(client, address) {
@@ -319,6 +341,7 @@ async fn accept(
 async fn converse(
     channel: &Arc<Channel>,
     gateway: &Arc<Gateway>,
+    mailboxes: &Arc<Service>,
     mut reloads: mpsc::Receiver<ReloadRequest>,
     mut orders: mpsc::Receiver<Order>,
 ) -> bool {
@@ -384,6 +407,9 @@ async fn converse(
                         }
                         gateway.set_tls(tls);
                         gateway.set_config(config);
+                        // Accounts finish what they have in hand first; the supervisor does not wait for that.
+                        let (mailboxes, gateway) = (Arc::clone(mailboxes), Arc::clone(gateway));
+                        tokio::spawn(async move { mailboxes.configure(&gateway.config()).await });
                     }
                     Err(error) => tracing::error!("{error}"),
                 }

@@ -2,6 +2,7 @@
 
 use super::{Gateway, process::Failure, uninspected};
 use crate::{
+    mailbox::service::Service,
     notify::{self, Notifier},
     observe::{
         Observer,
@@ -40,6 +41,7 @@ pub(super) async fn start(
     gateway: &Arc<Gateway>,
     file: PathBuf,
     reload: mpsc::Sender<ReloadRequest>,
+    mailboxes: &Arc<Service>,
 ) -> Result<Services, Failure> {
     let config = gateway.config();
     let path = config.paths.control.clone();
@@ -53,8 +55,12 @@ pub(super) async fn start(
         let what = format!("control socket {}", path.display());
         Failure::new(exit::CANTCREAT, &what, format!("{error}{hint}"))
     })?;
-    let backend: Arc<dyn Backend> =
-        Arc::new(Operated { gateway: Arc::clone(gateway), file, reload });
+    let backend: Arc<dyn Backend> = Arc::new(Operated {
+        gateway: Arc::clone(gateway),
+        file,
+        reload,
+        mailboxes: Arc::clone(mailboxes),
+    });
     let mut tasks = JoinSet::new();
     if let Some(listen) = config.metrics.listen {
         let listener = TcpListener::bind(listen).await.map_err(|error| {
@@ -73,6 +79,8 @@ pub(super) async fn start(
     tasks.spawn(retain(Arc::clone(gateway)));
     tasks.spawn(uninspected::tell_of_blind_spots(Arc::downgrade(gateway)));
     tasks.spawn(notify::run(Arc::clone(gateway)));
+    let mailboxes = Arc::clone(mailboxes);
+    tasks.spawn(async move { mailboxes.tend().await });
     Ok(Services { _tasks: tasks, control: path })
 }
 
@@ -116,6 +124,7 @@ struct Operated {
     gateway: Arc<Gateway>,
     file: PathBuf,
     reload: mpsc::Sender<ReloadRequest>,
+    mailboxes: Arc<Service>,
 }
 
 impl Backend for Operated {
@@ -127,7 +136,12 @@ impl Backend for Operated {
         &self.gateway.notifier
     }
 
+    fn mailboxes(&self) -> Option<&Service> {
+        Some(&self.mailboxes)
+    }
+
     fn refresh(&self) {
+        self.mailboxes.refresh();
         let metrics = &self.gateway.observer.metrics;
         let (memory, disk) = self.gateway.spool.used();
         metrics.set_spool(memory, disk);

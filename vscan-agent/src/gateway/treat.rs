@@ -104,6 +104,7 @@ impl<'a> Case<'a> {
             server: opened.server.ip(),
             name: if message { b"" } else { self.about.name },
             user: self.user.as_deref(),
+            folder: self.about.stored.map(|stored| stored.folder),
             sender: message.then_some(self.about.name),
             recipients: self.about.recipients,
             size: self.size,
@@ -135,8 +136,14 @@ impl<'a> Case<'a> {
                     };
                 }
                 Step::Refuse { keep, temporary } => {
-                    if *keep && kept.is_none() {
+                    let moves = self.about.stored.is_some_and(|stored| stored.moves);
+                    if *keep && kept.is_none() && !moves {
                         kept = self.keep();
+                        if kept.is_none() && self.about.stored.is_some() {
+                            // The only copy there is stays where it is.
+                            decision.refuse();
+                            continue;
+                        }
                     }
                     let (action, temporary) = (decision.action(), *temporary);
                     return Settled { instead: None, action, temporary, treated: Vec::new(), kept };
@@ -210,7 +217,7 @@ impl<'a> Case<'a> {
             orders: Vec::new(),
             substitute: true,
             notice: self.gateway.notifier.render(Text::Substitute, &facts),
-            fields: vec![(TREATED.to_owned(), field)],
+            fields: self.fields(field),
             subject_prefix: None,
             edit_signed: false,
             size_max: self.size_max(),
@@ -233,11 +240,7 @@ impl<'a> Case<'a> {
             orders.iter().filter_map(|o| o.remedies.first().copied()).collect();
         let message = self.about.kind == ObjectKind::Message;
         let fields = |taken: &[Remedy]| {
-            if message {
-                vec![(TREATED.to_owned(), self.field(taken, &change.warned))]
-            } else {
-                Vec::new()
-            }
+            if message { self.fields(self.field(taken, &change.warned)) } else { Vec::new() }
         };
         let mut plan = Plan {
             orders,
@@ -318,6 +321,13 @@ impl<'a> Case<'a> {
         self.config.spool.hold_max
     }
 
+    /// The header fields of a message that was changed.
+    fn fields(&self, treated: String) -> Vec<(String, String)> {
+        let mark = self.about.stored.map(|stored| stored.mark);
+        let mark = mark.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        std::iter::once((TREATED.to_owned(), treated)).chain(mark).collect()
+    }
+
     /// What was done, for the header: `replaced 1 portion (EICAR_Test_File) by gw.example`.
     fn field(&self, taken: &[Remedy], warned: &[String]) -> String {
         let mut text = String::new();
@@ -373,6 +383,9 @@ impl<'a> Case<'a> {
     /// Puts a copy into the quarantine; its name there. That it cannot be kept is counted and logged.
     fn keep(&self) -> Option<EntryId> {
         let object = self.object?;
+        if self.about.stored.is_some_and(|stored| stored.dry_run) {
+            return Some(EntryId::new(Timestamp::now(), Some(self.flow.id())));
+        }
         let opened = self.flow.opened();
         let user = self.flow.user();
         let entry = quarantine::About {
@@ -418,6 +431,7 @@ impl<'a> Case<'a> {
                 "treated"
             }
             Treatment::Substitute => "replaced by a notice",
+            Treatment::Block if self.about.stored.is_some() => "deleted",
             Treatment::Block => "blocked",
             Treatment::Quarantine => "quarantined",
         };
@@ -430,6 +444,7 @@ impl<'a> Case<'a> {
             redirects,
             sender: message.then_some(self.about.name),
             recipients: self.about.recipients,
+            addressees: self.about.stored.map_or(&[], |stored| stored.addressees),
             direction: self.direction,
             automatic: mail.automatic,
             token: if message { &mail.notice } else { "" },

@@ -5,20 +5,25 @@ use super::{
     connection::{Connection, Endpoint, Error, Patience},
     login::Login,
     name::FolderName,
+    orders::{Copies, Order, Orders, Progress},
     pass::{self, Judge, PassError, Scope, Tally},
     replace,
-    status::AccountStatus,
+    status::{AccountStatus, State},
+    watch::NOTIFY_MAX,
 };
-use crate::{config::Glob, spool::Spool};
+use crate::{blocking, config::Glob, spool::Spool};
 use std::{
     io,
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{sync::Semaphore, time::sleep};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 
 /// Time to connect, and the longest silence inside an answer.
-const PATIENCE: Patience =
+pub(super) const PATIENCE: Patience =
     Patience { connect: Duration::from_secs(30), answer: Duration::from_secs(120) };
 
 /// The first pause after an error; each further one is twice as long.
@@ -45,15 +50,21 @@ pub struct Shared {
     pub folders: Vec<Glob>,
     /// Those of them that are not.
     pub exclude: Vec<Glob>,
+    /// Folders whose messages are scanned again by new rules; empty: all that are scanned.
+    pub rescan_folders: Vec<Glob>,
+    /// The keyword that marks scanned messages on the server.
+    pub keyword: Option<String>,
     /// Time between two looks.
     pub interval: Duration,
     /// Whether a connection may be kept to hear of new mail at once.
     pub idle: bool,
+    /// What was found in one account and is looked for in the others; none: nothing.
+    pub copies: Option<Arc<Copies>>,
 }
 
 /// How an account logs in; asked anew for each login, since secrets change.
 pub trait Credentials: Send {
-    /// The login.
+    /// The login. May wait for a disk or a command.
     ///
     /// # Errors
     /// In words: the secret cannot be read.
@@ -71,10 +82,14 @@ pub struct Account<C, J> {
     pub credentials: C,
     /// Who judges its messages.
     pub judge: J,
-    /// What passes are to do; `account` is the account's name.
+    /// What passes are to do.
     pub scope: AccountScope,
     /// What is told of it.
     pub status: Arc<AccountStatus>,
+    /// What it is told.
+    pub orders: Arc<Orders>,
+    /// The first announcement of a copy that it has not looked for.
+    pub copies_seen: u64,
 }
 
 /// [`Scope`] without what every pass has of its own.
@@ -84,6 +99,8 @@ pub struct AccountScope {
     pub unread: bool,
     /// Messages whose structure shows only plain text are not fetched.
     pub skip_plain: bool,
+    /// See [`Scope::remember_read`].
+    pub remember_read: bool,
     /// See [`Scope::rescan_age`].
     pub rescan_age: Option<u64>,
     /// Treatments are told of, not carried out.
@@ -107,26 +124,46 @@ impl From<Error> for RoundError {
     }
 }
 
+/// What one look is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// What is new.
+    New,
+    /// All, whatever is known; with what is found only told of, or not.
+    All { dry_run: bool },
+}
+
 impl<C: Credentials, J: Judge> Account<C, J> {
-    /// Goes on until it is dropped.
+    /// Goes on until it is told to stop, or is dropped.
     pub async fn run(mut self) {
         let mut pause = PAUSE_MIN;
-        loop {
+        while !self.orders.stopping() {
             let began = Instant::now();
-            match self.session().await {
+            let outcome = self.session().await;
+            self.judge.closed();
+            let wait = match outcome {
                 Ok(()) => {
                     pause = PAUSE_MIN;
-                    sleep(self.shared.interval.saturating_sub(began.elapsed())).await;
+                    self.status.set_state(State::Waiting);
+                    self.shared.interval.saturating_sub(began.elapsed())
                 }
                 Err(error) => {
-                    self.status.failed(&error.to_string());
+                    self.status.failed(Some(State::Failed), &error.to_string());
                     tracing::warn!(account = %self.name, "{error}");
+                    self.disappoint(&error).await;
                     if let RoundError::Pass(PassError::Server(Error::Login(_))) = error {
                         // Many servers lock an account after a few refused logins.
                         pause = PAUSE_MAX;
                     }
-                    sleep(jittered(pause)).await;
+                    let wait = jittered(pause);
                     pause = (pause * 2).min(PAUSE_MAX);
+                    wait
+                }
+            };
+            if !self.orders.stopping() {
+                tokio::select! {
+                    () = sleep(wait) => {}
+                    () = self.orders.woken() => {}
                 }
             }
         }
@@ -140,24 +177,40 @@ impl<C: Credentials, J: Judge> Account<C, J> {
         let mut connection = self.connect().await?;
         let keeps = shared.idle && connection.has("IDLE");
         loop {
-            let first = self.round(&mut connection, None).await?;
+            self.status.set_state(State::Looking);
+            while let Some(order) = self.orders.take() {
+                self.serve(&mut connection, &order).await?;
+            }
+            let folders = self.round(&mut connection).await?;
+            self.judge.moved(connection.take_moved());
             // Others that wait for a connection come first.
-            let Some(first) = first.filter(|_| keeps && shared.connections.available_permits() > 0)
-            else {
+            let keeps = keeps && shared.connections.available_permits() > 0;
+            let Some(first) = folders.first().filter(|_| keeps && !self.orders.stopping()) else {
                 connection.log_out().await;
                 return Ok(());
             };
-            connection.examine(&first).await?;
-            self.status.waiting();
-            connection.idle(shared.interval.max(IDLE_MAX.min(shared.interval * 2))).await?;
+            self.status.set_state(State::Waiting);
+            let orders = Arc::clone(&self.orders);
+            let most = shared.interval.min(IDLE_MAX);
+            tokio::select! {
+                waited = wait(&mut connection, first, &folders, most) => waited?,
+                // In the middle of a command: this connection is of no more use.
+                () = orders.woken() => {
+                    orders.wake();
+                    return Ok(());
+                }
+            }
         }
     }
 
     /// Connects and completes what was left.
     async fn connect(&mut self) -> Result<Connection, RoundError> {
-        let login = self.credentials.login().map_err(RoundError::Secret)?;
-        let mut connection = Connection::open(&self.shared.endpoint, &login, PATIENCE).await?;
-        self.status.connected();
+        let login = blocking::in_place(|| self.credentials.login()).map_err(RoundError::Secret)?;
+        let opening = Connection::open(&self.shared.endpoint, &login, PATIENCE);
+        // A server that trickles its answers is not waited for without end.
+        let opened = timeout(PATIENCE.connect + PATIENCE.answer, opening).await;
+        let mut connection = opened.map_err(|_| Error::Silent("the login"))??;
+        self.judge.connected(connection.ends());
         let done = |old: &super::buffer::Replacement| {
             tracing::info!(uid = old.old, folder = old.folder, "a replacement was completed");
         };
@@ -167,49 +220,114 @@ impl<C: Credentials, J: Judge> Account<C, J> {
         Ok(connection)
     }
 
-    /// Looks at every folder once, or at the one given; the first folder, where new mail arrives.
-    ///
-    /// # Errors
-    /// [`RoundError`]
-    pub async fn round(
+    /// Looks at every folder once; which they are, the one first where new mail arrives.
+    async fn round(&mut self, connection: &mut Connection) -> Result<Vec<FolderName>, RoundError> {
+        let folders = self.folders(connection).await?;
+        let (next, copies) = match &self.shared.copies {
+            Some(copies) => copies.since(self.copies_seen, &self.name),
+            None => (0, Vec::new()),
+        };
+        for folder in &folders {
+            if let Err(error) = self.look(connection, folder, Look::New, &copies).await? {
+                tracing::debug!(account = %self.name, %folder, "{error}");
+            }
+            if self.orders.stopping() {
+                return Ok(Vec::new());
+            }
+        }
+        self.copies_seen = next;
+        self.status.round(self.shared.buffer.len(&self.name).map_err(PassError::from)?);
+        Ok(folders)
+    }
+
+    /// A scan that somebody asked for.
+    async fn serve(
         &mut self,
         connection: &mut Connection,
-        only: Option<&FolderName>,
-    ) -> Result<Option<FolderName>, RoundError> {
-        let folders = match only {
+        order: &Order,
+    ) -> Result<(), RoundError> {
+        let folders = match &order.folder {
             Some(folder) => vec![folder.clone()],
             None => self.folders(connection).await?,
         };
+        self.judge.reports_to(Some((order.dry_run, order.reply.clone())));
+        let mut outcome = Ok(());
         for folder in &folders {
-            match self.look(connection, folder, only.is_some()).await {
-                Ok(tally) => self.status.looked(folder, tally),
-                // One folder that cannot be opened does not keep us from the others.
-                Err(PassError::Server(error)) if error.is_refusal() => {
-                    self.status.refused(folder, &error.to_string());
+            let look = Look::All { dry_run: order.dry_run || self.scope.dry_run };
+            let told = match self.look(connection, folder, look, &[]).await {
+                Ok(Ok(tally)) => Progress::Folder { folder: folder.to_string(), tally },
+                Ok(Err(error)) => Progress::Failed { error: format!("{folder}: {error}") },
+                Err(error) => {
+                    let told = Progress::Failed { error: error.to_string() };
+                    outcome = Err(error);
+                    told
                 }
-                Err(error) => return Err(error.into()),
+            };
+            // Who asked may have gone: then nobody waits for the rest.
+            if order.reply.send(told).await.is_err() || outcome.is_err() || self.orders.stopping() {
+                break;
             }
         }
-        Ok(folders.into_iter().next())
+        self.judge.reports_to(None);
+        outcome
     }
 
+    /// Tells those whose scans cannot be made now.
+    async fn disappoint(&mut self, error: &RoundError) {
+        while let Some(order) = self.orders.take() {
+            // Who asked may have gone.
+            let _ = order.reply.send(Progress::Failed { error: error.to_string() }).await;
+        }
+    }
+
+    /// Looks at a folder. One that cannot be opened does not keep us from the others: why not.
     async fn look(
         &mut self,
         connection: &mut Connection,
         folder: &FolderName,
-        anew: bool,
-    ) -> Result<Tally, PassError> {
-        let AccountScope { unread, skip_plain, rescan_age, dry_run } = self.scope;
+        look: Look,
+        copies: &[String],
+    ) -> Result<Result<Tally, Error>, RoundError> {
+        let shared = Arc::clone(&self.shared);
+        let (anew, dry_run) = match look {
+            Look::New => (false, self.scope.dry_run),
+            Look::All { dry_run } => (true, dry_run),
+        };
+        let name = folder.to_string();
+        let rescans = shared.rescan_folders.is_empty()
+            || shared.rescan_folders.iter().any(|glob| glob.matches(&name));
         let scope = Scope {
             account: &self.name,
-            unread: unread && !anew,
-            skip_plain: skip_plain && !anew,
-            rescan_age,
+            unread: self.scope.unread && !anew,
+            skip_plain: self.scope.skip_plain && !anew,
+            remember_read: self.scope.remember_read,
+            keyword: shared.keyword.as_deref(),
+            rescan_age: self.scope.rescan_age.filter(|_| rescans && !anew),
             dry_run,
             anew,
         };
-        let shared = &self.shared;
-        pass::pass(connection, &shared.buffer, &shared.spool, scope, folder, &mut self.judge).await
+        let (buffer, spool, judge) = (&shared.buffer, &shared.spool, &mut self.judge);
+        let mut done = pass::pass(connection, buffer, spool, scope, folder, judge).await;
+        if let (Ok(tally), false) = (&mut done, copies.is_empty()) {
+            let found = pass::copies(connection, buffer, spool, scope, folder, judge, copies).await;
+            match found {
+                Ok(found) => tally.add(found),
+                Err(error) => done = Err(error),
+            }
+        }
+        self.judge.moved(connection.take_moved());
+        match done {
+            Ok(tally) => {
+                self.status.looked(folder, tally);
+                self.judge.looked(tally);
+                Ok(Ok(tally))
+            }
+            Err(PassError::Server(error)) if error.is_refusal() => {
+                self.status.refused(folder, &error.to_string());
+                Ok(Err(error))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn folders(&self, connection: &mut Connection) -> Result<Vec<FolderName>, Error> {
@@ -229,7 +347,7 @@ impl<C: Credentials, J: Judge> Account<C, J> {
                 && !shared.exclude.iter().any(|glob| glob.matches(&name))
         };
         let mut folders: Vec<FolderName> = connection
-            .list("*")
+            .list_all()
             .await?
             .into_iter()
             .filter(|listed| listed.selectable && wanted(&listed.name))
@@ -239,6 +357,24 @@ impl<C: Credentials, J: Judge> Account<C, J> {
         folders.dedup();
         Ok(folders)
     }
+}
+
+/// Waits until the server tells of a change, or the time is over: by NOTIFY in all folders, else by IDLE in the first.
+async fn wait(
+    connection: &mut Connection,
+    first: &FolderName,
+    folders: &[FolderName],
+    most: Duration,
+) -> Result<(), Error> {
+    if (2..=NOTIFY_MAX).contains(&folders.len()) && connection.can_watch() {
+        match connection.watch(folders, most).await {
+            // It does not want to be asked for so many.
+            Err(Error::No { .. } | Error::Bad { .. }) => {}
+            watched => return watched.map(drop),
+        }
+    }
+    connection.examine(first).await?;
+    connection.idle(most).await.map(drop)
 }
 
 /// A pause between three quarters and five quarters: accounts that failed together do not come back together.

@@ -18,6 +18,9 @@ const COUNTS: TableDefinition<'_, &str, (u64, u64)> = TableDefinition::new("coun
 const FOLDERS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("folders");
 const JOURNAL: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("journal");
 
+/// Bytes of the database that are held in memory at most.
+const CACHE: usize = 16 << 20;
+
 /// The buffer cannot be read or written.
 #[derive(Debug, Error)]
 #[error("the buffer of scanned messages: {0}")]
@@ -53,8 +56,10 @@ pub enum Status {
     Left,
     /// It was treated, and what lies there now is the result.
     Treated,
-    /// The scanner failed this many times.
+    /// The scanner, or its treatment, failed this many times.
     Failed(u8),
+    /// It was told what would be done with it, and nothing was.
+    Told,
 }
 
 /// A message in the buffer.
@@ -122,7 +127,7 @@ impl Buffer {
     /// # Errors
     /// [`BufferError`]; also when another process has it open.
     pub fn open(path: &Path, capacity: u64) -> Result<Self, BufferError> {
-        Self::with(Database::create(path)?, capacity)
+        Self::with(Database::builder().set_cache_size(CACHE).create(path)?, capacity)
     }
 
     fn with(database: Database, capacity: u64) -> Result<Self, BufferError> {

@@ -7,15 +7,20 @@ use super::{
     connection::{Connection, Error},
     folder::{Opened, SearchKey, Store, Summary, Uid},
     name::FolderName,
+    orders::Progress,
     replace::{self, Place, ReplaceError},
 };
 use crate::spool::{Object, Spool, SpoolError};
+use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     num::{NonZeroU32, NonZeroU64},
     time::{SystemTime, UNIX_EPOCH},
 };
 use thiserror::Error as ThisError;
+use tokio::sync::mpsc;
+use vscan_proto::imap::Flag;
 
 /// Bytes of a message that are fetched at a time: what is in memory of it, whatever its length.
 const PIECE: NonZeroU32 = NonZeroU32::new(1 << 20).unwrap();
@@ -25,6 +30,12 @@ const BATCH: usize = 64;
 
 /// After this many failures of the scanner on a message it is left as it is, and told of.
 const FAILURES_MAX: u8 = 3;
+
+/// Bytes of messages that are to be put in the place of others: past it they are, before the next one is judged.
+const HELD_MAX: usize = 32 << 20;
+
+/// Messages with one Message-ID that are looked at in a folder: whoever gives the same to many gains nothing.
+const COPIES_MAX: usize = 16;
 
 /// What is done with a message.
 #[derive(Debug)]
@@ -68,12 +79,32 @@ pub trait Judge: Send {
     /// A treatment could not be carried out.
     fn failed(&mut self, folder: &FolderName, uid: Uid, why: &str);
 
-    /// How many messages with older rules may be scanned again now.
-    fn rescans(&mut self) -> usize;
+    /// How many of `wanted` messages with older rules may be scanned again now.
+    fn rescans(&mut self, wanted: usize) -> usize;
+
+    /// Whether the pass is to end before the next message.
+    fn stopping(&self) -> bool {
+        false
+    }
+
+    /// A connection was made, with these ends: ours, and the server's.
+    fn connected(&mut self, _ends: (SocketAddr, SocketAddr)) {}
+
+    /// Bytes that went over it, to the server and from it.
+    fn moved(&mut self, _bytes: (u64, u64)) {}
+
+    /// It was closed.
+    fn closed(&mut self) {}
+
+    /// A folder was looked at.
+    fn looked(&mut self, _tally: Tally) {}
+
+    /// From now on somebody wants to hear of each message, and whether it is only told what would be done.
+    fn reports_to(&mut self, _listener: Option<(bool, mpsc::Sender<Progress>)>) {}
 }
 
 /// What a pass is to do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Scope<'a> {
     /// The account, as the buffer names it.
     pub account: &'a str,
@@ -81,6 +112,10 @@ pub struct Scope<'a> {
     pub unread: bool,
     /// Messages whose structure shows only plain text are not fetched.
     pub skip_plain: bool,
+    /// Messages stay in the buffer that are no longer looked at, because they were read or are gone.
+    pub remember_read: bool,
+    /// The keyword that marks scanned messages on the server.
+    pub keyword: Option<&'a str>,
     /// How long ago a message may have been scanned to be scanned again by new rules, in seconds; none: never.
     pub rescan_age: Option<u64>,
     /// Treatments are told of, not carried out.
@@ -90,7 +125,7 @@ pub struct Scope<'a> {
 }
 
 /// What a pass did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Messages in the folder.
     pub messages: u32,
@@ -104,6 +139,23 @@ pub struct Tally {
     pub treated: u32,
     /// Messages that are left for the next look.
     pub backlog: u32,
+    /// The identifier that the next message will have.
+    pub position: u32,
+}
+
+impl Tally {
+    fn of(opened: &Opened) -> Self {
+        let position = opened.uid_next.map_or(0, Uid::get);
+        Self { messages: opened.exists, position, ..Self::default() }
+    }
+
+    /// Adds what a second look at the same folder did.
+    pub(super) fn add(&mut self, other: Self) {
+        self.scanned += other.scanned;
+        self.settled += other.settled;
+        self.found += other.found;
+        self.treated += other.treated;
+    }
 }
 
 /// Why a pass ended early. What was noted until then stays noted.
@@ -139,27 +191,29 @@ pub async fn pass<J: Judge>(
     judge: &mut J,
 ) -> Result<Tally, PassError> {
     let opened = connection.examine(folder).await?;
-    let validity = opened.uid_validity.ok_or(Error::Missing("UIDVALIDITY"))?;
-    let mut pass = Pass {
-        connection,
-        buffer,
-        spool,
-        scope,
-        folder,
-        judge,
-        validity,
-        tally: Tally { messages: opened.exists, ..Tally::default() },
-        failed: false,
-        noted: Vec::new(),
-        sentenced: Vec::new(),
-    };
+    let mut pass = Pass::begin(connection, buffer, spool, scope, folder, judge, &opened)?;
     let done = pass.run(&opened).await;
-    // Also what was judged before the connection broke is not judged again.
-    let state = done.as_ref().ok().copied().flatten();
-    pass.flush(state)?;
-    done?;
-    pass.carry_out().await?;
-    Ok(pass.tally)
+    pass.end(done).await
+}
+
+/// Looks in one folder for messages with these Message-IDs, whatever the buffer knows of them: copies of messages in which
+/// something was found elsewhere.
+///
+/// # Errors
+/// [`PassError`]
+pub async fn copies<J: Judge>(
+    connection: &mut Connection,
+    buffer: &Buffer,
+    spool: &Spool,
+    scope: Scope<'_>,
+    folder: &FolderName,
+    judge: &mut J,
+    message_ids: &[String],
+) -> Result<Tally, PassError> {
+    let opened = connection.examine(folder).await?;
+    let mut pass = Pass::begin(connection, buffer, spool, scope, folder, judge, &opened)?;
+    let done = pass.find_copies(message_ids).await.map(|()| None);
+    pass.end(done).await
 }
 
 struct Pass<'a, J> {
@@ -171,13 +225,51 @@ struct Pass<'a, J> {
     judge: &'a mut J,
     validity: NonZeroU32,
     tally: Tally,
-    /// The scanner failed on a message that will be scanned again.
-    failed: bool,
+    /// Something will be looked at again: the folder has not been seen whole.
+    unfinished: bool,
     noted: Vec<(Uid, Entry)>,
     sentenced: Vec<(Summary, Entry, Sentence)>,
+    /// Bytes of messages in `sentenced`.
+    held: usize,
 }
 
-impl<J: Judge> Pass<'_, J> {
+impl<'a, J: Judge> Pass<'a, J> {
+    fn begin(
+        connection: &'a mut Connection,
+        buffer: &'a Buffer,
+        spool: &'a Spool,
+        scope: Scope<'a>,
+        folder: &'a FolderName,
+        judge: &'a mut J,
+        opened: &Opened,
+    ) -> Result<Self, PassError> {
+        Ok(Self {
+            connection,
+            buffer,
+            spool,
+            scope,
+            folder,
+            judge,
+            validity: opened.uid_validity.ok_or(Error::Missing("UIDVALIDITY"))?,
+            tally: Tally::of(opened),
+            unfinished: false,
+            noted: Vec::new(),
+            sentenced: Vec::new(),
+            held: 0,
+        })
+    }
+
+    /// Also what was judged before the connection broke is not judged again.
+    async fn end(
+        mut self,
+        done: Result<Option<FolderState>, PassError>,
+    ) -> Result<Tally, PassError> {
+        let state = done.as_ref().ok().copied().flatten();
+        self.flush(state)?;
+        done?;
+        Ok(self.tally)
+    }
+
     async fn run(&mut self, opened: &Opened) -> Result<Option<FolderState>, PassError> {
         let account = self.scope.account;
         let last = self.buffer.folder(account, self.folder)?;
@@ -191,48 +283,116 @@ impl<J: Judge> Pass<'_, J> {
         if now.highest_modseq.is_some() && last == Some(now) && !self.scope.anew {
             return Ok(Some(now));
         }
-        let known: HashMap<Uid, Entry> =
-            self.buffer.known(account, self.folder, self.validity)?.into_iter().collect();
+        let known = self.known()?;
         let renumbered = match last {
             Some(last) if last.uid_validity != self.validity.get() => self.former(last)?,
             Some(_) | None => HashMap::new(),
         };
-        let mut keys = vec![SearchKey::Undeleted];
-        if self.scope.unread {
-            keys.push(SearchKey::Unseen);
-        }
-        let listed = self.connection.search(opened.exists, &keys).await?;
+        let listed = self.listed().await?;
         let fresh: Vec<Uid> =
             listed.iter().copied().filter(|uid| self.wants(&known, *uid)).collect();
-        if self.scope.rescan_age.is_none() {
+        if !self.scope.remember_read && self.scope.keyword.is_none() {
             // Sorted by the server's promise to count upwards.
             let gone: Vec<Uid> =
                 known.keys().copied().filter(|uid| listed.binary_search(uid).is_err()).collect();
             self.buffer.forget(account, self.folder, self.validity, &gone)?;
         }
         for batch in fresh.chunks(BATCH) {
-            let summaries = self.connection.summaries(batch, true, self.scope.skip_plain).await?;
-            for summary in summaries {
-                let failures = match known.get(&summary.uid).map(|entry| entry.status) {
-                    Some(Status::Failed(count)) => count,
-                    _ => 0,
-                };
-                self.one(summary, &renumbered, failures).await?;
+            let structure = self.scope.skip_plain;
+            self.batch(batch, structure, &known, &renumbered).await?;
+            if self.judge.stopping() {
+                return Ok(None);
             }
-            self.flush(None)?;
         }
         let due = self.rescans_due(&known, now.rules);
-        let most = if due.is_empty() { 0 } else { self.judge.rescans() };
+        let most = if due.is_empty() { 0 } else { self.judge.rescans(due.len()) };
         let (turn, rest) = due.split_at(most.min(due.len()));
         for batch in turn.chunks(BATCH) {
-            for summary in self.connection.summaries(batch, true, false).await? {
-                self.one(summary, &HashMap::new(), 0).await?;
+            let there = self.batch(batch, false, &HashMap::new(), &HashMap::new()).await?;
+            // What is no longer in the folder is not due for ever.
+            let gone: Vec<Uid> = batch.iter().copied().filter(|uid| !there.contains(uid)).collect();
+            self.buffer.forget(account, self.folder, self.validity, &gone)?;
+            if self.judge.stopping() {
+                return Ok(None);
             }
-            self.flush(None)?;
         }
         self.tally.backlog = u32::try_from(rest.len()).unwrap_or(u32::MAX);
-        // A folder with something left to do is not one that has been seen whole.
-        Ok((self.tally.backlog == 0 && !self.failed).then_some(now))
+        let whole = self.tally.backlog == 0 && !self.unfinished && !self.scope.leaves_no_note();
+        Ok(whole.then_some(now))
+    }
+
+    fn known(&self) -> Result<HashMap<Uid, Entry>, BufferError> {
+        let known = self.buffer.known(self.scope.account, self.folder, self.validity)?;
+        Ok(known.into_iter().collect())
+    }
+
+    /// The messages that are looked at, ascending.
+    async fn listed(&mut self) -> Result<Vec<Uid>, PassError> {
+        let mut keys = vec![SearchKey::Undeleted];
+        if self.scope.unread {
+            keys.push(SearchKey::Unseen);
+        }
+        if let (Some(keyword), false) = (self.scope.keyword, self.scope.anew) {
+            keys.push(SearchKey::Unkeyword(flag(keyword)?));
+        }
+        Ok(self.connection.search(self.tally.messages, &keys).await?)
+    }
+
+    /// Judges messages, notes and treats them; those that are still there.
+    async fn batch(
+        &mut self,
+        uids: &[Uid],
+        structure: bool,
+        known: &HashMap<Uid, Entry>,
+        renumbered: &HashMap<[u8; 16], Entry>,
+    ) -> Result<Vec<Uid>, PassError> {
+        let mut there = Vec::new();
+        let mut marked = Vec::new();
+        for summary in self.connection.summaries(uids, true, structure).await? {
+            there.push(summary.uid);
+            let failures = match known.get(&summary.uid).map(|entry| entry.status) {
+                Some(Status::Failed(count)) => count,
+                _ => 0,
+            };
+            self.one(summary, renumbered, failures).await?;
+            if self.held > HELD_MAX {
+                marked.append(&mut self.flush(None)?);
+                self.carry_out(&mut marked).await?;
+            }
+            if self.judge.stopping() {
+                break;
+            }
+        }
+        marked.append(&mut self.flush(None)?);
+        self.carry_out(&mut marked).await?;
+        Ok(there)
+    }
+
+    async fn find_copies(&mut self, message_ids: &[String]) -> Result<(), PassError> {
+        let known = self.known()?;
+        let rules = self.judge.rules();
+        for message_id in message_ids {
+            let field = SearchKey::Header("Message-ID".to_owned(), message_id.clone());
+            let keys = [SearchKey::Undeleted, field];
+            let mut found = self.connection.search(self.tally.messages, &keys).await?;
+            found.retain(|uid| match known.get(uid) {
+                Some(entry) => entry.rules != rules && entry.status != Status::Treated,
+                None => true,
+            });
+            found.truncate(COPIES_MAX);
+            // HEADER looks for a part of the field: what another message only mentions is none.
+            let summaries = self.connection.summaries(&found, true, false).await?;
+            let copies: Vec<Uid> = summaries
+                .into_iter()
+                .filter(|summary| summary.envelope.message_id == message_id.as_bytes())
+                .map(|summary| summary.uid)
+                .collect();
+            self.batch(&copies, false, &known, &HashMap::new()).await?;
+            if self.judge.stopping() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// What the buffer knows of the folder under its former identifiers, by header.
@@ -249,6 +409,7 @@ impl<J: Judge> Pass<'_, J> {
             || match known.get(&uid).map(|entry| entry.status) {
                 None => true,
                 Some(Status::Failed(count)) => count < FAILURES_MAX,
+                Some(Status::Told) => !self.scope.dry_run,
                 Some(Status::Clean | Status::Plain | Status::Left | Status::Treated) => false,
             }
     }
@@ -291,18 +452,28 @@ impl<J: Judge> Pass<'_, J> {
         self.tally.found += u32::from(!clean);
         let status = match &sentence {
             Sentence::Leave if clean => Status::Clean,
+            Sentence::Leave => Status::Left,
             Sentence::Again => Status::Failed(failures + 1),
-            Sentence::Leave | Sentence::Replace { .. } | Sentence::Move(_) | Sentence::Remove => {
-                Status::Left
+            Sentence::Replace { .. } | Sentence::Move(_) | Sentence::Remove => {
+                if self.scope.dry_run {
+                    Status::Told
+                } else {
+                    // If its treatment fails.
+                    Status::Failed(failures + 1)
+                }
             }
         };
-        self.failed |= matches!(status, Status::Failed(count) if count < FAILURES_MAX);
+        let treated = !self.scope.dry_run && !matches!(sentence, Sentence::Leave | Sentence::Again);
         let entry = entry(status, rules);
-        match sentence {
-            Sentence::Leave | Sentence::Again => self.noted.push((summary.uid, entry)),
+        if treated {
             // Not noted before it is done: what is interrupted is judged again.
-            sentence if !self.scope.dry_run => self.sentenced.push((summary, entry, sentence)),
-            _ => self.noted.push((summary.uid, entry)),
+            if let Sentence::Replace { with, .. } = &sentence {
+                self.held += with.len();
+            }
+            self.sentenced.push((summary, entry, sentence));
+        } else {
+            self.unfinished |= matches!(status, Status::Failed(count) if count < FAILURES_MAX);
+            self.noted.push((summary.uid, entry));
         }
         Ok(())
     }
@@ -315,9 +486,9 @@ impl<J: Judge> Pass<'_, J> {
         let mut writer = self.spool.writer();
         let mut offset = 0;
         loop {
-            let Some(piece) = self.connection.piece(summary.uid, offset, PIECE).await? else {
-                return Ok(None);
-            };
+            let piece = self.connection.piece(summary.uid, offset, PIECE).await?;
+            self.judge.moved(self.connection.take_moved());
+            let Some(piece) = piece else { return Ok(None) };
             let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
             if let Err(error) = writer.write(&piece) {
                 return Ok(Some(Err(error)));
@@ -333,57 +504,97 @@ impl<J: Judge> Pass<'_, J> {
         }
     }
 
-    fn flush(&mut self, state: Option<FolderState>) -> Result<(), PassError> {
-        if !self.noted.is_empty() || state.is_some() {
-            let account = self.scope.account;
-            self.buffer.note(account, self.folder, self.validity, &self.noted, state)?;
+    /// Notes what was judged; the messages that are settled by that.
+    fn flush(&mut self, state: Option<FolderState>) -> Result<Vec<Uid>, PassError> {
+        if self.scope.leaves_no_note() {
             self.noted.clear();
         }
-        Ok(())
+        if self.noted.is_empty() && state.is_none() {
+            return Ok(Vec::new());
+        }
+        let account = self.scope.account;
+        self.buffer.note(account, self.folder, self.validity, &self.noted, state)?;
+        let settled = |(_, entry): &(Uid, Entry)| match entry.status {
+            Status::Failed(count) => count >= FAILURES_MAX,
+            Status::Told => false,
+            Status::Clean | Status::Plain | Status::Left | Status::Treated => true,
+        };
+        let uids = self.noted.drain(..).filter(settled).map(|(uid, _)| uid);
+        Ok(uids.collect())
     }
 
-    /// Treats what was sentenced, in the folder opened for changes.
-    async fn carry_out(&mut self) -> Result<(), PassError> {
-        if self.sentenced.is_empty() {
+    /// Treats what was sentenced and marks what is settled, in the folder opened for changes; then it is only looked at again.
+    async fn carry_out(&mut self, marked: &mut Vec<Uid>) -> Result<(), PassError> {
+        if self.scope.keyword.is_none() || self.scope.dry_run {
+            marked.clear();
+        }
+        if self.sentenced.is_empty() && marked.is_empty() {
             return Ok(());
         }
+        self.held = 0;
         let opened = self.connection.select(self.folder).await?;
         if opened.uid_validity != Some(self.validity) {
             // Nobody knows which message is which any more: the next look begins anew.
-            return Ok(());
+            return Err(Error::Missing("the former UIDVALIDITY").into());
         }
-        for (summary, mut entry, sentence) in std::mem::take(&mut self.sentenced) {
-            let uid = summary.uid;
-            let done = if opened.writable {
-                self.treat(&summary, sentence).await
-            } else {
-                Err(PassError::Server(Error::No {
-                    command: "SELECT",
-                    text: "the folder is read-only".to_owned(),
-                    over_quota: false,
-                }))
-            };
-            match done {
-                Ok(new) => {
-                    self.tally.treated += 1;
-                    entry.status = Status::Treated;
-                    if let Some(new) = new {
-                        self.noted.push((new, entry));
-                    }
-                }
-                Err(PassError::Server(error))
-                    if error.is_refusal() || matches!(error, Error::Missing(_)) =>
-                {
-                    self.judge.failed(self.folder, uid, &error.to_string());
-                    self.noted.push((uid, entry));
-                }
-                Err(error) => {
-                    self.flush(None)?;
-                    return Err(error);
+        for (summary, entry, sentence) in std::mem::take(&mut self.sentenced) {
+            self.treat_one(opened.writable, summary, entry, sentence).await?;
+        }
+        marked.append(&mut self.flush(None)?);
+        if let (Some(keyword), true) = (self.scope.keyword, opened.takes_keywords) {
+            let flag = flag(keyword)?;
+            for uid in marked.drain(..) {
+                match self.connection.store(uid, Store::Add, std::slice::from_ref(&flag)).await {
+                    Err(error) if !error.is_refusal() => return Err(error.into()),
+                    _ => {}
                 }
             }
         }
-        self.flush(None)
+        marked.clear();
+        self.connection.examine(self.folder).await?;
+        Ok(())
+    }
+
+    async fn treat_one(
+        &mut self,
+        writable: bool,
+        summary: Summary,
+        mut entry: Entry,
+        sentence: Sentence,
+    ) -> Result<(), PassError> {
+        let uid = summary.uid;
+        let done = if writable {
+            self.treat(&summary, sentence).await
+        } else {
+            Err(PassError::Server(Error::No {
+                command: "SELECT",
+                text: "the folder is read-only".to_owned(),
+                over_quota: false,
+            }))
+        };
+        match done {
+            Ok(new) => {
+                self.tally.treated += 1;
+                entry.status = Status::Treated;
+                if let Some(new) = new {
+                    self.noted.push((new, entry));
+                }
+                self.buffer.forget(self.scope.account, self.folder, self.validity, &[uid])?;
+            }
+            Err(PassError::Server(error))
+                if error.is_refusal() || matches!(error, Error::Missing(_)) =>
+            {
+                self.judge.failed(self.folder, uid, &error.to_string());
+                let again = matches!(entry.status, Status::Failed(count) if count < FAILURES_MAX);
+                self.unfinished |= again;
+                self.noted.push((uid, entry));
+            }
+            Err(error) => {
+                self.flush(None)?;
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     async fn treat(
@@ -395,15 +606,11 @@ impl<J: Judge> Pass<'_, J> {
             Place { account: self.scope.account, folder: self.folder, validity: self.validity };
         match sentence {
             Sentence::Leave | Sentence::Again => Ok(Some(summary.uid)),
-            Sentence::Replace { with, token } => Ok(replace::replace(
-                self.connection,
-                self.buffer,
-                place,
-                summary,
-                &token,
-                with.into(),
-            )
-            .await?),
+            Sentence::Replace { with, token } => {
+                let (connection, buffer) = (&mut *self.connection, self.buffer);
+                let with = with.into();
+                Ok(replace::replace(connection, buffer, place, summary, &token, with).await?)
+            }
             Sentence::Move(folder) => {
                 self.connection.move_to(summary.uid, &folder).await?;
                 Ok(None)
@@ -416,16 +623,15 @@ impl<J: Judge> Pass<'_, J> {
     }
 }
 
-/// Marks a message as scanned for everybody who looks at the folder.
-///
-/// # Errors
-/// As [`Connection::run`].
-pub async fn mark(
-    connection: &mut Connection,
-    uid: Uid,
-    keyword: &vscan_proto::imap::Flag,
-) -> Result<(), Error> {
-    connection.store(uid, Store::Add, std::slice::from_ref(keyword)).await
+impl Scope<'_> {
+    /// A look that somebody asked for, to see what would be done: the next one is as if it had not been.
+    fn leaves_no_note(&self) -> bool {
+        self.anew && self.dry_run
+    }
+}
+
+fn flag(keyword: &str) -> Result<Flag, Error> {
+    Flag::new(keyword).ok_or_else(|| Error::Unspeakable(format!("the keyword {keyword:?}")))
 }
 
 fn digest(summary: &Summary) -> [u8; 16] {

@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
+use vscan_scan::report::Verdict;
 
 /// Folders of an account that are told of one by one.
 const FOLDERS_MAX: usize = 200;
@@ -14,23 +15,60 @@ const FOLDERS_MAX: usize = 200;
 /// Characters of an error that are kept.
 const ERROR_MAX: usize = 300;
 
+/// What an account does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It has not been connected yet.
+    #[default]
+    New,
+    /// It is being looked through.
+    Looking,
+    /// It waits for the next look, or for the server to tell of new mail.
+    Waiting,
+    /// It cannot be looked at; it is tried again.
+    Failed,
+}
+
+impl State {
+    /// All states.
+    pub const ALL: &[Self] = &[Self::New, Self::Looking, Self::Waiting, Self::Failed];
+
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Looking => "looking",
+            Self::Waiting => "waiting",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// One account, for `vscan mailbox status`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AccountRecord {
     /// Its name.
     pub account: String,
-    /// What it does: `waiting`, `connected`, `failed`, or nothing yet.
-    pub state: String,
+    /// What it does.
+    pub state: State,
     /// When it was last looked at whole.
     pub looked: Option<Timestamp>,
     /// Messages fetched and judged since the start.
     pub scanned: u64,
     /// Messages settled without being fetched.
     pub settled: u64,
-    /// Messages that were not clean.
-    pub found: u64,
+    /// Messages that are known in the buffer.
+    pub remembered: u64,
+    /// Messages that were infected.
+    pub infected: u64,
+    /// Messages that could not be read whole.
+    pub unscannable: u64,
     /// Messages that were treated.
     pub treated: u64,
+    /// Treatments that could not be carried out.
+    pub untreated: u64,
     /// The last error, and when.
     pub error: Option<(Timestamp, String)>,
     /// Its folders.
@@ -44,6 +82,8 @@ pub struct FolderRecord {
     pub folder: String,
     /// Messages in it.
     pub messages: u32,
+    /// The identifier up to which it has been looked at.
+    pub position: u32,
     /// Messages that wait for a rescan.
     pub backlog: u32,
     /// When it was last looked at.
@@ -55,7 +95,13 @@ pub struct FolderRecord {
 /// What is told of one account, while it goes on.
 #[derive(Debug)]
 pub struct AccountStatus {
-    record: Mutex<(AccountRecord, BTreeMap<String, FolderRecord>)>,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    record: AccountRecord,
+    folders: BTreeMap<String, FolderRecord>,
 }
 
 impl AccountStatus {
@@ -63,62 +109,102 @@ impl AccountStatus {
     #[must_use]
     pub fn new(account: &str) -> Self {
         let record = AccountRecord { account: account.to_owned(), ..AccountRecord::default() };
-        Self { record: Mutex::new((record, BTreeMap::new())) }
+        Self { held: Mutex::new(Held { record, folders: BTreeMap::new() }) }
     }
 
     /// As of now.
     #[must_use]
     pub fn record(&self) -> AccountRecord {
         let held = self.lock();
-        AccountRecord { folders: held.1.values().cloned().collect(), ..held.0.clone() }
+        AccountRecord { folders: held.folders.values().cloned().collect(), ..held.record.clone() }
     }
 
-    pub(super) fn connected(&self) {
-        self.lock().0.state = "connected".to_owned();
+    /// What it does now.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.lock().record.state
     }
 
-    pub(super) fn waiting(&self) {
-        self.lock().0.state = "waiting".to_owned();
+    /// Messages that wait for a rescan.
+    #[must_use]
+    pub fn backlog(&self) -> u64 {
+        self.lock().folders.values().map(|folder| u64::from(folder.backlog)).sum()
     }
 
-    pub(super) fn failed(&self, why: &str) {
-        let record = &mut self.lock().0;
-        record.state = "failed".to_owned();
+    pub(super) fn set_state(&self, state: State) {
+        self.lock().record.state = state;
+    }
+
+    /// It cannot be looked at, or something went wrong with a message.
+    pub(super) fn failed(&self, state: Option<State>, why: &str) {
+        let record = &mut self.lock().record;
+        if let Some(state) = state {
+            record.state = state;
+        }
         record.error = Some((Timestamp::now(), why.chars().take(ERROR_MAX).collect()));
     }
 
+    /// A round is complete; so many messages are remembered.
+    pub(super) fn round(&self, remembered: u64) {
+        let record = &mut self.lock().record;
+        record.looked = Some(Timestamp::now());
+        record.remembered = remembered;
+    }
+
+    /// A message was judged.
+    pub(super) fn judged(&self, verdict: Verdict) {
+        let record = &mut self.lock().record;
+        match verdict {
+            Verdict::Infected => record.infected += 1,
+            Verdict::Unscannable => record.unscannable += 1,
+            Verdict::Clean | Verdict::Error => {}
+        }
+    }
+
+    /// A treatment could not be carried out.
+    pub(super) fn untreated(&self, why: &str) {
+        self.lock().record.untreated += 1;
+        self.failed(None, why);
+    }
+
+    /// A folder was looked at.
     pub(super) fn looked(&self, folder: &FolderName, tally: Tally) {
         let mut held = self.lock();
-        let record = &mut held.0;
-        record.looked = Some(Timestamp::now());
+        let record = &mut held.record;
         record.scanned += u64::from(tally.scanned);
         record.settled += u64::from(tally.settled);
-        record.found += u64::from(tally.found);
         record.treated += u64::from(tally.treated);
-        held.folder(folder, tally.messages, tally.backlog, None);
+        held.folder(FolderRecord {
+            folder: folder.to_string(),
+            messages: tally.messages,
+            position: tally.position.saturating_sub(1),
+            backlog: tally.backlog,
+            looked: Timestamp::now(),
+            error: None,
+        });
     }
 
+    /// A folder could not be opened.
     pub(super) fn refused(&self, folder: &FolderName, why: &str) {
-        let why = why.chars().take(ERROR_MAX).collect();
-        self.lock().folder(folder, 0, 0, Some(why));
+        self.lock().folder(FolderRecord {
+            folder: folder.to_string(),
+            messages: 0,
+            position: 0,
+            backlog: 0,
+            looked: Timestamp::now(),
+            error: Some(why.chars().take(ERROR_MAX).collect()),
+        });
     }
 
-    fn lock(&self) -> MutexGuard<'_, (AccountRecord, BTreeMap<String, FolderRecord>)> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-trait Folders {
-    fn folder(&mut self, folder: &FolderName, messages: u32, backlog: u32, error: Option<String>);
-}
-
-impl Folders for (AccountRecord, BTreeMap<String, FolderRecord>) {
-    fn folder(&mut self, folder: &FolderName, messages: u32, backlog: u32, error: Option<String>) {
-        let name = folder.to_string();
-        if self.1.len() < FOLDERS_MAX || self.1.contains_key(&name) {
-            let looked = Timestamp::now();
-            let record = FolderRecord { folder: name.clone(), messages, backlog, looked, error };
-            self.1.insert(name, record);
+impl Held {
+    fn folder(&mut self, record: FolderRecord) {
+        if self.folders.len() < FOLDERS_MAX || self.folders.contains_key(&record.folder) {
+            self.folders.insert(record.folder.clone(), record);
         }
     }
 }

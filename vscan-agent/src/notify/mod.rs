@@ -63,6 +63,8 @@ pub struct Occasion<'a> {
     pub sender: Option<&'a [u8]>,
     /// The recipients of a message.
     pub recipients: &'a [Vec<u8>],
+    /// Others that the header of a message in a mailbox names as recipients.
+    pub addressees: &'a [Vec<u8>],
     /// From the object's sender to its receiver.
     pub direction: Direction,
     /// Whether the message says that a program sent it, or a list.
@@ -334,7 +336,8 @@ fn addresses(config: &Config, occasion: &Occasion<'_>) -> Vec<(Address, &'static
         if !tells(party) {
             continue;
         }
-        for to in occasion.recipients.iter().filter_map(|r| parsed(r)) {
+        let named: &[Vec<u8>] = if party == Party::Addressees { occasion.addressees } else { &[] };
+        for to in occasion.recipients.iter().chain(named).filter_map(|r| parsed(r)) {
             if party == Party::Addressees
                 || is_inside(config, &to, occasion.direction, Direction::Inbound)
             {
@@ -343,6 +346,14 @@ fn addresses(config: &Config, occasion: &Occasion<'_>) -> Vec<(Address, &'static
         }
     }
     all
+}
+
+/// The direction of a message that lies in a mailbox, by its author: he is inside if his domain is one of ours.
+pub fn written_by(config: &Config, sender: &[u8]) -> Direction {
+    let domain = parsed(sender)
+        .map(|sender| sender.as_str().rsplit('@').next().unwrap_or_default().to_ascii_lowercase());
+    let ours = |d: &String| domain.as_ref().is_some_and(|domain| d.eq_ignore_ascii_case(domain));
+    if config.notify.domains.iter().any(ours) { Direction::Internal } else { Direction::Inbound }
 }
 
 fn parsed(address: &[u8]) -> Option<Address> {

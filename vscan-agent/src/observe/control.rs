@@ -6,6 +6,7 @@
 use super::id::FlowId;
 use super::record::{FlowChange, FlowRecord};
 use super::{BlindSpots, Observer, Usage};
+use crate::mailbox::{orders::Progress, service::Service, status::AccountRecord};
 use crate::notify::{self, Notice, Notifier};
 use crate::outbound::Sender;
 use crate::scanner;
@@ -68,6 +69,15 @@ pub enum Request {
         /// Which.
         host: IpAddr,
     },
+    /// The accounts whose mailboxes are scanned; answered by [`Answer::Mailbox`] for each, then [`Answer::Done`].
+    Mailboxes,
+    /// Scan a mailbox or a folder of it; answered by [`Answer::Looked`] for each message and folder, then [`Answer::Done`].
+    ScanMailbox {
+        /// `ACCOUNT` or `ACCOUNT/FOLDER`.
+        what: String,
+        /// It is only told what would be done.
+        dry_run: bool,
+    },
     /// Read configuration and rules again; answered by [`Answer::Done`] when it is done.
     Reload,
     /// The notices that wait and those that were given up; answered by [`Answer::Notice`] for each, then [`Answer::Done`].
@@ -96,6 +106,13 @@ pub enum Answer {
     Sender(Sender),
     /// One notice.
     Notice(Box<Notice>),
+    /// One account whose mailbox is scanned.
+    Mailbox(Box<AccountRecord>),
+    /// One step of a scan.
+    Looked {
+        /// What was looked at.
+        progress: Progress,
+    },
     /// The flows that there are have been listed; changes follow.
     Listed,
     /// One change of a flow.
@@ -216,6 +233,11 @@ pub trait Backend: Send + Sync + 'static {
     /// How it fares; see [`Status::of`].
     fn status(&self) -> Status;
 
+    /// The mailboxes that are scanned.
+    fn mailboxes(&self) -> Option<&Service> {
+        None
+    }
+
     /// What hosts inside send by mail, the busiest first.
     fn senders(&self) -> Vec<Sender>;
 
@@ -312,6 +334,33 @@ async fn client(stream: UnixStream, backend: &dyn Backend) -> io::Result<()> {
                 out.put(&Answer::Sender(sender)).await?;
             }
             out.end(&Answer::Done).await
+        }
+        Request::Mailboxes => {
+            for record in backend.mailboxes().map_or_else(Vec::new, Service::records) {
+                out.put(&Answer::Mailbox(Box::new(record))).await?;
+            }
+            out.end(&Answer::Done).await
+        }
+        Request::ScanMailbox { what, dry_run } => {
+            let none = || Err("no mailboxes are scanned here".to_owned());
+            let asked = backend.mailboxes().map_or_else(none, |all| all.scan(&what, dry_run));
+            let mut told = match asked {
+                Ok(told) => told,
+                Err(error) => return out.end(&Answer::Error { error }).await,
+            };
+            let mut gone = [0];
+            loop {
+                let progress = tokio::select! {
+                    progress = told.recv() => progress,
+                    // end of file, or bytes where none belong
+                    _ = reading.read(&mut gone) => return Ok(()),
+                };
+                let Some(progress) = progress else { return out.end(&Answer::Done).await };
+                out.put(&Answer::Looked { progress }).await?;
+                if told.is_empty() {
+                    out.flush().await?;
+                }
+            }
         }
         Request::Unblock { host } => {
             let error = || Answer::Error { error: format!("{host} is not blocked") };

@@ -119,6 +119,8 @@ pub(super) struct ObjectFields<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub(super) treated: &'a [crate::gateway::Treated],
     pub(super) quarantine: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mailbox: Option<&'a crate::gateway::Stored<'a>>,
     pub(super) seconds: f64,
 }
 
@@ -142,6 +144,7 @@ impl<'a> ObjectFields<'a> {
             rules: &report.rules,
             treated: judged.treated,
             quarantine: judged.quarantine,
+            mailbox: judged.stored,
             seconds: judged.seconds,
         }
     }

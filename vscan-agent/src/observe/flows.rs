@@ -380,6 +380,8 @@ pub struct Judged<'a> {
     pub rule: &'a str,
     /// Identity in the quarantine, if a copy is kept.
     pub quarantine: Option<&'a str>,
+    /// Where a message lies that is no longer on its way.
+    pub stored: Option<&'a crate::gateway::Stored<'a>>,
     /// Seconds from the object's completion to its verdict.
     pub seconds: f64,
 }
@@ -538,8 +540,9 @@ impl Flow {
         let object = ObjectFields::new(judged);
         self.event(EventKind::Object, &object);
         if report.verdict != Verdict::Clean {
+            let told_only = judged.stored.is_some_and(|stored| stored.dry_run);
             let alert = AlertFields {
-                action: if judged.action.leaves_it() { "allowed" } else { "blocked" },
+                action: if judged.action.leaves_it() || told_only { "allowed" } else { "blocked" },
                 signature: detection.unwrap_or("unknown"),
                 category: crate::config::verdict_str(report.verdict),
                 severity: if report.verdict == Verdict::Infected { 1 } else { 2 },
@@ -591,24 +594,28 @@ impl Flow {
             let unread = self.unread.load(Ordering::Relaxed);
             self.shared.metrics.meter.session_ended(&self.open.whose(), Blind::Tls, unread);
         }
-        self.event(
-            EventKind::Flow,
-            &FlowFields {
-                start: format!("{:.6}", record.started),
-                end: format!("{ended:.6}"),
-                age: record.age,
-                state: "closed",
-                direction: record.direction,
-                user: record.user.as_deref(),
-                bytes_toserver: record.bytes_from_client,
-                bytes_toclient: record.bytes_from_server,
-                objects: record.objects,
-                verdict: record.verdict.map(crate::config::verdict_str),
-                uninspected: record.uninspected.as_deref(),
-            },
-        );
+        // A look at a mailbox that found nothing new: they come every half minute, of each account.
+        let noted = record.protocol != Protocol::Mailbox || record.objects > 0;
+        if noted {
+            self.event(
+                EventKind::Flow,
+                &FlowFields {
+                    start: format!("{:.6}", record.started),
+                    end: format!("{ended:.6}"),
+                    age: record.age,
+                    state: "closed",
+                    direction: record.direction,
+                    user: record.user.as_deref(),
+                    bytes_toserver: record.bytes_from_client,
+                    bytes_toclient: record.bytes_from_server,
+                    objects: record.objects,
+                    verdict: record.verdict.map(crate::config::verdict_str),
+                    uninspected: record.uninspected.as_deref(),
+                },
+            );
+        }
         self.shared.changed(Change::Closed, self, Some(ended));
-        {
+        if noted {
             let mut closed = lock(&self.shared.closed);
             if closed.len() >= CLOSED_MAX {
                 closed.pop_front();

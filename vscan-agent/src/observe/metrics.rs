@@ -4,6 +4,7 @@ use super::Usage;
 use super::control::Objects;
 use super::meter::Meter;
 use crate::config::{Direction, Protocol, Treatment, verdict_str};
+use crate::mailbox::status::State;
 use crate::outbound::What;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -54,6 +55,9 @@ pub struct Metrics {
     unrepaired: IntCounterVec,
     notices: IntCounterVec,
     notices_waiting: IntGaugeVec,
+    mailbox_messages: IntCounterVec,
+    mailbox_accounts: IntGaugeVec,
+    mailbox_backlog: IntGauge,
     reloads: IntCounterVec,
     heartbeat_age: Gauge,
     resident: IntGauge,
@@ -246,6 +250,20 @@ impl Metrics {
                 "Notices in the queue, by state.",
                 &["state"],
             ),
+            mailbox_messages: m.counters(
+                "vscan_mailbox_messages_total",
+                "Messages in mailboxes: scanned, settled by their structure, treated, and those whose treatment failed.",
+                &["result"],
+            ),
+            mailbox_accounts: m.gauges(
+                "vscan_mailbox_accounts",
+                "Accounts whose mailboxes are scanned, by state.",
+                &["state"],
+            ),
+            mailbox_backlog: m.gauge(
+                "vscan_mailbox_backlog",
+                "Messages in mailboxes that wait to be scanned again by new rules.",
+            ),
             reloads: m.counters("vscan_reloads_total", "Reloads, by result.", &["result"]),
             heartbeat_age: m.add(Gauge::new(
                 "vscan_heartbeat_age_seconds",
@@ -313,6 +331,12 @@ impl Metrics {
         }
         for result in ["queued", "sent", "delayed", "dead", "suppressed", "lost"] {
             self.notices.with_label_values(&[result]);
+        }
+        for result in ["scanned", "settled", "treated", "untreated"] {
+            self.mailbox_messages.with_label_values(&[result]);
+        }
+        for state in State::ALL {
+            self.mailbox_accounts.with_label_values(&[state.as_str()]);
         }
         for result in ["done", "refused"] {
             self.reloads.with_label_values(&[result]);
@@ -386,6 +410,22 @@ impl Metrics {
     /// Something became of a notice.
     pub fn notice(&self, result: &'static str) {
         self.notices.with_label_values(&[result]).inc();
+    }
+
+    /// Something became of messages in mailboxes: `scanned`, `settled`, `treated`, `untreated`.
+    pub fn mailbox(&self, result: &'static str, messages: u32) {
+        self.mailbox_messages.with_label_values(&[result]).inc_by(u64::from(messages));
+    }
+
+    /// How many accounts are in this state.
+    pub fn set_mailbox_accounts(&self, state: State, accounts: usize) {
+        let gauge = self.mailbox_accounts.with_label_values(&[state.as_str()]);
+        gauge.set(accounts.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// How many messages in mailboxes wait for a rescan.
+    pub fn set_mailbox_backlog(&self, messages: u64) {
+        self.mailbox_backlog.set(messages.try_into().unwrap_or(i64::MAX));
     }
 
     /// How many notices are in the queue.

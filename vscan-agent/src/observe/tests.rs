@@ -39,6 +39,7 @@ fn judged<'a>(report: &'a Report, name: &'a [u8], action: Treatment) -> Judged<'
         treated: &[],
         rule: "default",
         quarantine: None,
+        stored: None,
         seconds: 0.001,
     }
 }

@@ -29,8 +29,10 @@ pub struct Facts<'a> {
     pub server: IpAddr,
     /// Its name on the wire; empty if it has none.
     pub name: &'a [u8],
-    /// The FTP user; none if unknown.
+    /// The FTP user, the account of a mailbox; none if unknown.
     pub user: Option<&'a [u8]>,
+    /// The folder of a mailbox.
+    pub folder: Option<&'a str>,
     /// The sender of a message, empty for the null sender; none for files.
     pub sender: Option<&'a [u8]>,
     /// The recipients of a message.
@@ -46,6 +48,8 @@ pub struct Facts<'a> {
 pub struct Decision<'c> {
     points: Vec<Decided<'c>>,
     message: bool,
+    /// The object lies in a mailbox: nobody is there to be refused, and nothing is lost but by a rule that says so.
+    stored: bool,
 }
 
 /// What is done about one thing that was found.
@@ -96,6 +100,7 @@ pub struct Change<'c> {
 
 const BLOCK: &[Treatment] = &[Treatment::Block];
 const PASS: &[Treatment] = &[Treatment::Pass];
+const QUARANTINE: &[Treatment] = &[Treatment::Quarantine];
 
 /// Decides on an object by its report.
 ///
@@ -105,8 +110,9 @@ const PASS: &[Treatment] = &[Treatment::Pass];
 pub fn decide<'c>(config: &'c Config, facts: &Facts<'_>) -> Decision<'c> {
     let report = facts.report;
     let message = facts.sender.is_some();
+    let stored = facts.protocol == Protocol::Mailbox;
     if report.verdict == Verdict::Clean {
-        return Decision { points: Vec::new(), message };
+        return Decision { points: Vec::new(), message, stored };
     }
     let mut points: Vec<Point<'_>> = Vec::new();
     for finding in &report.findings {
@@ -140,7 +146,8 @@ pub fn decide<'c>(config: &'c Config, facts: &Facts<'_>) -> Decision<'c> {
             Verdict::Clean | Verdict::Error => What::Error,
         }));
     }
-    Decision { points: points.iter().map(|p| decide_point(config, facts, p)).collect(), message }
+    let points = points.iter().map(|p| decide_point(config, facts, p)).collect();
+    Decision { points, message, stored }
 }
 
 impl<'c> Decision<'c> {
@@ -221,8 +228,14 @@ impl<'c> Decision<'c> {
         }
     }
 
-    /// Nothing else is to be tried: the object is refused.
+    /// Nothing else is to be tried: the object is refused, or stays in its mailbox.
     pub fn refuse(&mut self) {
+        if self.stored {
+            for point in &mut self.points {
+                point.actions = PASS;
+            }
+            return;
+        }
         let refused: Vec<bool> = self.points.iter().map(|p| self.head(p).refuses()).collect();
         for (point, refused) in self.points.iter_mut().zip(refused) {
             if !refused {
@@ -286,7 +299,19 @@ impl<'c> Decision<'c> {
     }
 
     fn head(&self, point: &Decided<'c>) -> Treatment {
-        self.rest(point).next().unwrap_or(Treatment::Block)
+        let head = self.rest(point).next();
+        // What a rule for connections refuses would be deleted here, without anybody having been told of it.
+        let meant = |(_, rule): (usize, &Treat)| rule.protocol.contains(&Protocol::Mailbox);
+        match head {
+            None | Some(Treatment::Block) if self.stored => {
+                match point.rule.filter(|r| meant(*r)) {
+                    Some(_) if head.is_some() => Treatment::Block,
+                    Some(_) | None => Treatment::Quarantine,
+                }
+            }
+            None => Treatment::Block,
+            Some(head) => head,
+        }
     }
 }
 
@@ -391,6 +416,13 @@ fn rank(actions: &[Treatment]) -> impl Iterator<Item = Treatment> {
 
 /// Mail that is encrypted end to end passes, and is counted: nobody on the way could ever read it.
 fn by_default(facts: &Facts<'_>, point: &Point<'_>) -> &'static [Treatment] {
+    if facts.protocol == Protocol::Mailbox {
+        return match point.what {
+            What::Infected(_) => QUARANTINE,
+            // It has been delivered: most of it is protected by a password, and wanted.
+            What::Unscannable(_) | What::Error => PASS,
+        };
+    }
     match point.what {
         What::Unscannable(Reason::EncryptedMail) if facts.protocol == Protocol::Smtp => PASS,
         What::Infected(_) | What::Unscannable(_) | What::Error => BLOCK,
@@ -418,6 +450,7 @@ fn matches(treat: &Treat, facts: &Facts<'_>, point: &Point<'_>, recipient: Optio
         && any(&treat.from, |n| n.contains(&facts.client.to_canonical()))
         && any(&treat.to, |n| n.contains(&facts.server.to_canonical()))
         && any(&treat.user, |g| user.as_ref().is_some_and(|user| g.matches(user)))
+        && any(&treat.folder, |g| facts.folder.is_some_and(|folder| g.matches(folder)))
         && any(&treat.sender, |m| facts.sender.is_some_and(|sender| m.matches(sender)))
         && any(&treat.recipient, |m| {
             recipient.is_some_and(|address| match plain(address) {

@@ -19,7 +19,7 @@ pub struct EntryId(String);
 
 impl EntryId {
     /// A new name, different from all others of this second with great probability; the store makes sure.
-    pub(super) fn new(time: Timestamp, flow: Option<FlowId>) -> Self {
+    pub(crate) fn new(time: Timestamp, flow: Option<FlowId>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let mut hash = blake3::Hasher::new();
         hash.update(&time.as_nanosecond().to_le_bytes());

@@ -24,6 +24,15 @@ const MESSAGE_MAX: usize = 32 * 1024;
 /// Connections in one [`ToGateway::Passing`]: a hundred bytes each fit into a message.
 pub const PASSING_MAX: usize = 250;
 
+/// What a supervisor and its gateway are there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Duty {
+    /// `vscan run`: the connections that are steered here, and mailboxes.
+    Everything,
+    /// `vscan mailbox run`: mailboxes alone, without any privilege.
+    Mailboxes,
+}
+
 /// Supervisor to gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToGateway {
@@ -31,6 +40,8 @@ pub enum ToGateway {
     Start {
         /// The file it came from, for messages.
         file: PathBuf,
+        /// What it has to do.
+        duty: Duty,
     },
     /// A scanner process is ready. Attached: its control socket.
     Scanner {
@@ -223,7 +234,8 @@ mod tests {
         let theirs = Channel::new(theirs).unwrap();
         let text = "key = 1\n".repeat(50_000);
         let descriptor = text_to_descriptor(&text).unwrap();
-        let start = ToGateway::Start { file: "/etc/vscan/vscan.toml".into() };
+        let file = "/etc/vscan/vscan.toml".into();
+        let start = ToGateway::Start { file, duty: Duty::Everything };
         ours.send(&start, &[descriptor.as_fd()]).await.unwrap();
         let (message, mut descriptors) = theirs.receive::<ToGateway>().await.unwrap().unwrap();
         assert_eq!(message, start);

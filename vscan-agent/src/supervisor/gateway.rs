@@ -2,7 +2,7 @@
 
 use super::{
     channel::{
-        Channel, DESCRIPTOR_VARIABLE, ToGateway, ToSupervisor, bytes_to_descriptor,
+        Channel, DESCRIPTOR_VARIABLE, Duty, ToGateway, ToSupervisor, bytes_to_descriptor,
         text_to_descriptor,
     },
     privileges::{self, confine, inherited_number},
@@ -55,7 +55,12 @@ impl Gateway {
     ///
     /// # Errors
     /// [`GatewayError`]; no process is left then.
-    pub async fn start(file: &Path, text: &str, keys: &[u8]) -> Result<Self, GatewayError> {
+    pub async fn start(
+        file: &Path,
+        text: &str,
+        keys: &[u8],
+        duty: Duty,
+    ) -> Result<Self, GatewayError> {
         let (channel, theirs) = Channel::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command
@@ -66,14 +71,18 @@ impl Gateway {
             .env_remove("WATCHDOG_USEC")
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        confine(&mut command, privileges::GATEWAY, vec![theirs]);
+        let capabilities = match duty {
+            Duty::Everything => privileges::GATEWAY,
+            Duty::Mailboxes => privileges::SCANNER,
+        };
+        confine(&mut command, capabilities, vec![theirs]);
         let child = command.spawn()?;
         drop(command);
         let now = Instant::now();
         let mut gateway = Self { child, channel, last_beat: now, started: now };
         let listening = async {
             let (text, keys) = (text_to_descriptor(text)?, bytes_to_descriptor(keys)?);
-            let start = ToGateway::Start { file: file.to_owned() };
+            let start = ToGateway::Start { file: file.to_owned(), duty };
             gateway.channel.send(&start, &[text.as_fd(), keys.as_fd()]).await?;
             loop {
                 match gateway.channel.receive().await? {

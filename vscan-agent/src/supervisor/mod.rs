@@ -14,7 +14,9 @@ use crate::{
     scanner::process::{self, Process, StartError},
     tls::Tls,
 };
-use channel::{PASSING_MAX, ToGateway, ToSupervisor, bytes_to_descriptor, text_to_descriptor};
+use channel::{
+    Duty, PASSING_MAX, ToGateway, ToSupervisor, bytes_to_descriptor, text_to_descriptor,
+};
 use gateway::{Gateway, GatewayError};
 use sd_notify::NotifyState;
 use std::{
@@ -52,6 +54,9 @@ const DRAIN_GRACE: Duration = Duration::from_secs(2);
 /// How long an idle scanner may take to exit.
 const SCANNER_STOP: Duration = Duration::from_secs(3);
 
+/// What stands for the steering where nothing is steered.
+const MAILBOXES_ALONE: &str = "nothing is intercepted, mailboxes are scanned";
+
 /// Exit codes of sysexits.h that `vscan run` gives.
 pub mod exit {
     /// Rules that do not load.
@@ -87,9 +92,12 @@ impl Fatal {
 }
 
 /// Runs until SIGTERM or SIGINT. Leaves no rule, route, pin or process behind, whatever the outcome.
-pub fn run(config_path: &Path) -> ExitCode {
-    let outcome = privileges::prepare()
-        .and_then(|()| privileges::settle())
+pub fn run(config_path: &Path, duty: Duty) -> ExitCode {
+    let privileges = match duty {
+        Duty::Everything => privileges::prepare().and_then(|()| privileges::settle()),
+        Duty::Mailboxes => privileges::renounce(),
+    };
+    let outcome = privileges
         .map_err(|error| Fatal::new(exit::NOPERM, error))
         .and_then(|()| {
             tokio::runtime::Builder::new_current_thread()
@@ -97,7 +105,7 @@ pub fn run(config_path: &Path) -> ExitCode {
                 .build()
                 .map_err(|error| Fatal::new(exit::OSERR, error))
         })
-        .and_then(|runtime| runtime.block_on(supervise(config_path)));
+        .and_then(|runtime| runtime.block_on(supervise(config_path, duty)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
@@ -107,11 +115,12 @@ pub fn run(config_path: &Path) -> ExitCode {
     }
 }
 
-async fn supervise(path: &Path) -> Result<(), Fatal> {
+async fn supervise(path: &Path, duty: Duty) -> Result<(), Fatal> {
     let mut signals = Signals::new().map_err(|error| Fatal::new(exit::OSERR, error))?;
     let (config, text) = read_config(path).map_err(|error| Fatal::new(exit::CONFIG, error))?;
+    suits(&config, duty).map_err(|error| Fatal::new(exit::CONFIG, error))?;
     let mut supervisor = tokio::select! {
-        started = Supervisor::start(path, config, text) => started?,
+        started = Supervisor::start(path, config, text, duty) => started?,
         // Stopped while starting: what was started so far ends with its handles.
         _ = signals.terminate.recv() => return Ok(()),
         _ = signals.interrupt.recv() => return Ok(()),
@@ -119,6 +128,20 @@ async fn supervise(path: &Path) -> Result<(), Fatal> {
     let outcome = supervisor.watch(&mut signals).await;
     supervisor.stop(&mut signals).await;
     outcome
+}
+
+/// Whether a configuration has what there is to be done.
+fn suits(config: &Config, duty: Duty) -> Result<(), String> {
+    match duty {
+        Duty::Everything if config.gateway.interfaces.is_empty() => {
+            Err("the configuration has no [gateway]; `vscan mailbox run` scans mailboxes alone")
+        }
+        Duty::Mailboxes if config.mailboxes.is_empty() => {
+            Err("the configuration has no [mailbox.NAME], so there is nothing to scan")
+        }
+        Duty::Everything | Duty::Mailboxes => Ok(()),
+    }
+    .map_err(str::to_owned)
 }
 
 /// Reads the file once: what is checked here is what the gateway gets.
@@ -168,13 +191,14 @@ struct Pending {
 }
 
 struct Supervisor {
+    duty: Duty,
     path: PathBuf,
     config: Config,
     text: String,
     /// What the gateway gets of the files that `[tls]` names.
     keys: Vec<u8>,
     _socket: ControlSocket,
-    /// There until the stop.
+    /// There until the stop, unless it is for mailboxes alone.
     kernel: Option<Kernel>,
     steering: String,
     gateway: Option<Gateway>,
@@ -247,7 +271,7 @@ fn start_error(error: StartError) -> Fatal {
 
 impl Supervisor {
     /// Starts everything; kernel state comes last, so that nothing is steered before it is served.
-    async fn start(path: &Path, config: Config, text: String) -> Result<Self, Fatal> {
+    async fn start(path: &Path, config: Config, text: String, duty: Duty) -> Result<Self, Fatal> {
         let scanner = process::spawn(&scanner_spec(&config)?)
             .map_err(start_error)?
             .ready()
@@ -255,21 +279,28 @@ impl Supervisor {
             .map_err(start_error)?;
         report_scanner(&scanner);
         let keys = read_keys(&config).map_err(|error| Fatal::new(exit::CONFIG, error))?;
-        let gateway = Gateway::start(path, &text, &keys).await.map_err(|error| match error {
-            GatewayError::Failed { code, error } => Fatal::new(code, error),
-            GatewayError::Io(error) => Fatal::new(exit::SOFTWARE, error),
-        })?;
+        let gateway =
+            Gateway::start(path, &text, &keys, duty).await.map_err(|error| match error {
+                GatewayError::Failed { code, error } => Fatal::new(code, error),
+                GatewayError::Io(error) => Fatal::new(exit::SOFTWARE, error),
+            })?;
         let socket = ControlSocket(config.paths.control.clone());
-        let kernel =
-            Kernel::install(&config).map_err(|error| Fatal::new(error.exit_code(), error))?;
+        let kernel = match duty {
+            Duty::Everything => Some(
+                Kernel::install(&config).map_err(|error| Fatal::new(error.exit_code(), error))?,
+            ),
+            Duty::Mailboxes => None,
+        };
+        let steering = |kernel: &Kernel| kernel.steering().to_string();
         let mut supervisor = Self {
+            duty,
             path: path.to_owned(),
             config,
             text,
             keys,
             _socket: socket,
-            steering: kernel.steering().to_string(),
-            kernel: Some(kernel),
+            steering: kernel.as_ref().map_or_else(|| MAILBOXES_ALONE.to_owned(), steering),
+            kernel,
             gateway: Some(gateway),
             scanner: Some(scanner),
             reviving: None,
@@ -282,7 +313,7 @@ impl Supervisor {
         supervisor.beat();
         let steering = supervisor.steering.clone();
         tracing::info!(steering, "vscan is ready");
-        notify(&[NotifyState::Ready, NotifyState::Status(&format!("steering by {steering}"))]);
+        notify(&[NotifyState::Ready, NotifyState::Status(&format!("steering: {steering}"))]);
         Ok(supervisor)
     }
 
@@ -427,7 +458,7 @@ impl Supervisor {
             }
         }
         if self.gateway.is_none() && Instant::now() >= self.gateway_restart.at {
-            match Gateway::start(&self.path, &self.text, &self.keys).await {
+            match Gateway::start(&self.path, &self.text, &self.keys, self.duty).await {
                 Ok(gateway) => {
                     tracing::info!(pid = gateway.pid(), "gateway restarted");
                     self.gateway = Some(gateway);
@@ -481,6 +512,7 @@ impl Supervisor {
         }
         let read = read_config(&self.path).map_err(|error| error.to_string());
         let prepared = read.and_then(|(config, text)| {
+            suits(&config, self.duty)?;
             reloadable(&self.config, &config)?;
             let keys = read_keys(&config)?;
             let spec = scanner_spec(&config).map_err(|fatal| fatal.error)?;

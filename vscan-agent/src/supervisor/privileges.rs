@@ -109,6 +109,28 @@ pub fn settle() -> Result<(), PrivilegeError> {
     Ok(())
 }
 
+/// Gives up everything: scanning mailboxes needs no privilege. No thread may exist yet.
+///
+/// # Errors
+/// [`PrivilegeError::Change`].
+pub fn renounce() -> Result<(), PrivilegeError> {
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    if permitted.contains(&Capability::CAP_SETPCAP) {
+        // Otherwise user id 0 would have everything again behind the next execve(2).
+        let bits = CapabilitiesSecureBits::NO_ROOT | CapabilitiesSecureBits::NO_ROOT_LOCKED;
+        rustix::thread::set_capabilities_secure_bits(bits)
+            .map_err(|error| PrivilegeError::Change(error.to_string()))?;
+        for capability in caps::runtime::thread_all_supported() {
+            caps::drop(None, CapSet::Bounding, capability)?;
+        }
+    }
+    caps::clear(None, CapSet::Ambient)?;
+    caps::clear(None, CapSet::Effective)?;
+    caps::clear(None, CapSet::Permitted)?;
+    caps::clear(None, CapSet::Inheritable)?;
+    Ok(())
+}
+
 /// Makes the child of `command` run with exactly `capabilities`, die with this thread, never gain
 /// privileges, and inherit `descriptors` under their present numbers.
 ///

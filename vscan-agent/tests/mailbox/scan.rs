@@ -155,7 +155,7 @@ fn new_rules_and_new_identifiers_and_failures() -> Result<()> {
             connection.append(&inbox(), &[], None, message.into()).await?;
         }
         connection.append(&inbox(), &[], None, mail("fail-0", "").into()).await?;
-        let rescan = Scope { rescan_age: Some(3600), ..scope() };
+        let rescan = Scope { rescan_age: Some(3600), remember_read: true, ..scope() };
         let mut judge = BySubject::default();
         for _ in 0..5 {
             look(&stage, rescan, &mut judge).await?;

@@ -182,20 +182,13 @@ impl Judge for BySubject {
         self.failures.push(why.to_owned());
     }
 
-    fn rescans(&mut self) -> usize {
+    fn rescans(&mut self, _: usize) -> usize {
         self.rescans
     }
 }
 
 pub(crate) fn scope() -> Scope<'static> {
-    Scope {
-        account: "ann",
-        unread: true,
-        skip_plain: false,
-        rescan_age: None,
-        dry_run: false,
-        anew: false,
-    }
+    Scope { account: "ann", unread: true, ..Scope::default() }
 }
 
 pub(crate) async fn look(stage: &Stage, scope: Scope<'_>, judge: &mut BySubject) -> Result<Tally> {

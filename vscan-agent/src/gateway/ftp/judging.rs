@@ -97,6 +97,7 @@ impl Case<'_> {
             from_client: self.begin.source == Leg::Client,
             name: &self.begin.name,
             recipients: &[],
+            stored: None,
         }
     }
 

@@ -386,7 +386,7 @@ impl<'a> Driver<'a> {
 
     fn tell_unheld(&mut self, error: &SpoolError, received: u64, sender: &[u8]) {
         let kind = ObjectKind::Message;
-        let about = About { kind, from_client: true, name: sender, recipients: &[] };
+        let about = About { kind, from_client: true, name: sender, recipients: &[], stored: None };
         let inspection =
             self.gateway.inspect_unheld(self.config, self.flow, error, received, about);
         self.verdict = Some(inspection.verdict);
@@ -429,6 +429,7 @@ impl<'a> Driver<'a> {
                 from_client: true,
                 name: &sender,
                 recipients: &recipients,
+                stored: None,
             };
             // What a lenient server makes of it has to pass as well.
             if let Some(lenient) = &lenient {
