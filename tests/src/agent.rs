@@ -184,15 +184,24 @@ impl<'lab> Vscan<'lab> {
 
     /// Starts it again with the configuration that it had.
     pub fn start_with(lab: &'lab Lab, settings: &Settings, config: PathBuf) -> Result<Self> {
-        let host = &lab.gateway;
+        Self::launch(&lab.gateway, &["run"], settings.tell, config)
+    }
+
+    /// Starts `vscan mailbox run` on a host.
+    pub fn start_mailboxes(host: &'lab Host, config: PathBuf) -> Result<Self> {
+        Self::launch(host, &["mailbox", "run"], true, config)
+    }
+
+    fn launch(host: &'lab Host, command: &[&str], tell: bool, config: PathBuf) -> Result<Self> {
+        let words = command;
         let notify = host.dir().join("notify.sock");
         let _ = fs::remove_file(&notify);
         let socket = UnixDatagram::bind(&notify)?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let mut command = host.command(program("vscan")?);
-        command.arg("run").arg("--config").arg(&config).env("NOTIFY_SOCKET", &notify);
+        command.args(words).arg("--config").arg(&config).env("NOTIFY_SOCKET", &notify);
         let process = host.start("vscan", command)?;
-        let agent = Self { host, config, process, tell: settings.tell };
+        let agent = Self { host, config, process, tell };
         let start = Instant::now();
         let mut buffer = [0; 4096];
         loop {
@@ -202,7 +211,7 @@ impl<'lab> Vscan<'lab> {
                 return Ok(agent);
             }
             if let Some(status) = agent.process.exited()? {
-                bail!("vscan run ended ({status}):\n{}", agent.log());
+                bail!("vscan {} ended ({status}):\n{}", words.join(" "), agent.log());
             }
             ensure!(start.elapsed() < START_LIMIT, "vscan is not ready:\n{}", agent.log());
         }

@@ -3,7 +3,7 @@
 use crate::host::Host;
 use crate::wait;
 use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
+use serde_json::Value;
 use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -41,7 +41,7 @@ imap.logout()
 "#;
 
 /// A message in a folder.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mail {
     /// Its identifier.
     pub uid: u32,
@@ -54,6 +54,17 @@ pub struct Mail {
 }
 
 impl Mail {
+    fn of(mail: &Value) -> Option<Self> {
+        let text = |name: &str| mail[name].as_str().map(str::to_owned);
+        let flags = mail["flags"].as_array()?.iter().map(|flag| flag.as_str().map(str::to_owned));
+        Some(Self {
+            uid: mail["uid"].as_u64()?.try_into().ok()?,
+            flags: flags.collect::<Option<_>>()?,
+            date: text("date")?,
+            text: text("text")?,
+        })
+    }
+
     /// Its subject.
     pub fn subject(&self) -> &str {
         let line = self.text.lines().find_map(|line| line.strip_prefix("Subject: "));
@@ -108,7 +119,8 @@ impl Mailbox<'_> {
     /// All messages of a folder; none if it does not exist.
     pub fn list(&self, folder: &str) -> Result<Vec<Mail>> {
         let text = self.run(folder, &["list"])?;
-        serde_json::from_str(&text).with_context(|| text)
+        let mails: Vec<Value> = serde_json::from_str(&text).with_context(|| text.clone())?;
+        mails.iter().map(|mail| Mail::of(mail).with_context(|| mail.to_string())).collect()
     }
 
     /// Waits until the folder is as wanted.

@@ -13,12 +13,16 @@ use vscan_tests::{
     agent::{Settings, Steering, Vscan},
     fixtures,
     host::Output as Ran,
+    imap::{Mail, Mailbox},
     lab::{Firewall, Lab, Topology},
-    peers::{self, Postfix, Vsftpd},
+    peers::{self, Dovecot, Postfix, Vsftpd},
     wait,
 };
 
 use crate::Output;
+
+/// Where the mailboxes are.
+const IMAP_SERVER: &str = "192.0.2.2";
 
 /// Installs what the peers of the demo, the tests and the benchmarks need.
 pub(crate) fn setup() -> Result<()> {
@@ -120,13 +124,25 @@ fn perform(show: &mut Show, steps: &mut Vec<Step>) -> Result<()> {
     show.line("");
     let ftp = Vsftpd::start(lab.server(), 21)?;
     let smtp = Postfix::start(lab.server())?;
+    let _imap = Dovecot::start(lab.server())?;
+    fs::write(lab.gateway.dir().join("secret"), "secret\n")?;
     let start = Instant::now();
     let mut settings = Settings::new(Steering::Bpf);
     settings.tell = false;
-    let settings = settings.with(
-        "",
-        "[[treat]]\nprotocol = \"smtp\"\nverdict = \"infected\"\naction = \"quarantine\"\n",
-    );
+    let settings = settings
+        .with(
+            "",
+            "[[treat]]\nprotocol = \"smtp\"\nverdict = \"infected\"\naction = \"quarantine\"\n\
+             [[treat]]\nprotocol = \"mailbox\"\nverdict = \"infected\"\naction = \"replace\"\n",
+        )
+        .with(
+            "",
+            &format!(
+                "[mailbox.bob]\nhost = \"{IMAP_SERVER}\"\nsecurity = \"insecure\"\nuser = \"bob\"\n\
+                 secret_file = \"{}/secret\"\ninterval = \"1s\"\n",
+                lab.gateway.dir().display()
+            ),
+        );
     let vscan = Vscan::start(&lab, &settings)?;
     show.line(&format!("    vscan run: ready after {:.2} s", start.elapsed().as_secs_f32()));
     let all = vscan.processes();
@@ -139,7 +155,7 @@ fn perform(show: &mut Show, steps: &mut Vec<Step>) -> Result<()> {
     )));
 
     show.section("FTP: curl");
-    let stage = Stage { lab: &lab, ftp: &ftp, smtp: &smtp };
+    let stage = Stage { lab: &lab, ftp: &ftp, smtp: &smtp, vscan: &vscan };
     stage.files()?;
     for (passive, family) in
         [(true, "--ipv4"), (false, "--ipv4"), (true, "--ipv6"), (false, "--ipv6")]
@@ -157,6 +173,12 @@ fn perform(show: &mut Show, steps: &mut Vec<Step>) -> Result<()> {
     {
         stage.mail(show, steps, attached, kind)?;
     }
+
+    show.section("IMAP: mail that never crossed the gateway, in Bob's mailbox on the server");
+    for kind in [Kind::Clean, Kind::Infected] {
+        stage.mailbox(show, steps, kind)?;
+    }
+    show.output(&vscan.cli(&["mailbox", "status"])?);
 
     show.section("What the server has");
     stage.server_has(show)?;
@@ -211,6 +233,7 @@ struct Stage<'a> {
     lab: &'a Lab,
     ftp: &'a Vsftpd,
     smtp: &'a Postfix,
+    vscan: &'a Vscan<'a>,
 }
 
 impl Stage<'_> {
@@ -356,6 +379,52 @@ impl Stage<'_> {
             outcome,
         };
         show.step(&step, &argv.join(" "), &answer);
+        steps.push(step);
+        Ok(())
+    }
+
+    /// Puts a message straight into the mailbox, as a mail server does, and looks at what becomes of it.
+    fn mailbox(&self, show: &mut Show, steps: &mut Vec<Step>, kind: Kind) -> Result<()> {
+        let bob = Mailbox { from: &self.lab.outside, server: IMAP_SERVER.parse()?, user: "bob" };
+        let subject = format!("mail number {}", steps.len());
+        let message = match kind {
+            Kind::Clean => fixtures::message(&subject, "Dear Bob, here it is."),
+            Kind::Infected => {
+                fixtures::message_with_attachment(&subject, "invoice.com", &fixtures::eicar())
+            }
+        };
+        let scanned = || -> Result<u64> {
+            let accounts = self.vscan.json(&["mailbox", "status"])?;
+            Ok(accounts[0]["scanned"].as_u64().unwrap_or_default())
+        };
+        let before = scanned()?;
+        bob.append("INBOX", "", &[&message])?;
+        let found = |mails: &[Mail]| mails.iter().find(|mail| mail.subject() == subject).cloned();
+        let mail = wait::until("the mailbox is not scanned", Duration::from_secs(20), || {
+            // A treated message is another one, which is there before the first one goes.
+            let mails = bob.list("INBOX")?;
+            let alone = mails.iter().filter(|mail| mail.subject() == subject).count() == 1;
+            let treated = mails.iter().any(|mail| mail.text.contains("X-Vscan: "));
+            let over = scanned()? > before && alone && (kind == Kind::Clean || treated);
+            Ok(over.then(|| found(&mails)).flatten())
+        })?;
+        let field = mail.text.lines().find(|line| line.starts_with("X-Vscan:")).unwrap_or_default();
+        let outcome = match (mail.is_unread(), field) {
+            (true, "") => "unread as before",
+            (true, _) => "treated, unread",
+            (false, _) => "marked as read",
+        };
+        let step = Step {
+            step: format!("{} message in the mailbox", kind.word()),
+            protocol: "imap",
+            direction: "inbound",
+            expected: match kind {
+                Kind::Clean => "unread as before",
+                Kind::Infected => "treated, unread",
+            },
+            outcome: outcome.to_owned(),
+        };
+        show.step(&step, "imaplib: APPEND INBOX", field);
         steps.push(step);
         Ok(())
     }

@@ -16,6 +16,7 @@ mod ftp_names;
 mod ftp_network;
 mod ftp_resume;
 mod lab;
+mod mailbox;
 mod notify;
 mod observe;
 mod outbound;

@@ -6,6 +6,7 @@ use super::args::Output;
 use super::failure::{EX_CONFIG, EX_DATAERR, EX_UNAVAILABLE, Failure};
 use crate::access;
 use crate::config::{Config, ConfigErrors};
+use crate::mailbox::service;
 use crate::notify::Templates;
 use crate::observe::wire::printable;
 use serde::{Deserialize, Serialize};
@@ -97,7 +98,15 @@ pub(super) fn run(path: &Path, output: Output, out: &mut dyn Write) -> Result<()
                     complaints.push(system(failure.message));
                 }
             }
-            complaints.extend(blind::spots(&config));
+            for mailbox in &config.mailboxes {
+                if let Err(error) = service::check(mailbox) {
+                    code = if code == 0 { EX_CONFIG } else { code };
+                    complaints.push(system(format!("mailbox.{}: {error}", mailbox.name)));
+                }
+            }
+            if !config.gateway.interfaces.is_empty() {
+                complaints.extend(blind::spots(&config));
+            }
             complaints.extend(access::explain::explain(&config).into_iter().map(|remark| {
                 Complaint {
                     severity: if remark.doubtful { "warning" } else { "note" },

@@ -1,10 +1,11 @@
 //! `vscan doctor` and `vscan cleanup`: the kernel's side, for people.
 
 use super::args::Output;
-use super::failure::{EX_TEMPFAIL, EX_UNAVAILABLE, Failure};
+use super::failure::{EX_OSERR, EX_TEMPFAIL, EX_UNAVAILABLE, Failure};
 use super::table::{Colour, Screen};
 use crate::config::Config;
 use crate::kernel::{self, probe};
+use crate::mailbox::{secret, service};
 use crate::observe::wire::printable;
 use probe::{Check, Level};
 use serde::Serialize;
@@ -28,12 +29,42 @@ fn word(level: Level) -> &'static str {
 
 /// The exit code is 0 when nothing is bad.
 pub(super) fn run(config: &Config, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
-    let checks = probe::run(config);
+    // Without a gateway the kernel has no part in it.
+    let mut checks =
+        if config.gateway.interfaces.is_empty() { Vec::new() } else { probe::run(config) };
+    checks.extend(mailboxes(config)?);
     print(&checks, output, Screen::of_stdout(), out)?;
     if checks.iter().any(|c| c.level == Level::Bad) {
         return Err(Failure { code: EX_UNAVAILABLE, message: String::new() });
     }
     Ok(())
+}
+
+/// Whether the first account of each section can be reached and opened.
+fn mailboxes(config: &Config) -> Result<Vec<Check>, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(EX_OSERR, error))?;
+    let mut checks = Vec::new();
+    for mailbox in &config.mailboxes {
+        let (level, found, advice) = match runtime.block_on(service::probe(mailbox)) {
+            Ok(found) => (Level::Good, found, String::new()),
+            Err(error) => {
+                let advice = format!("see [mailbox.{}] of the configuration", mailbox.name);
+                (Level::Bad, error, advice)
+            }
+        };
+        checks.push(Check { name: "mailbox", level, found, advice });
+        for file in secret::files(mailbox) {
+            if secret::exposed(&file).unwrap_or(false) {
+                let found = format!("{} can be read by others than its owner", file.display());
+                let advice = format!("chmod 600 {}", file.display());
+                checks.push(Check { name: "mailbox", level: Level::Warning, found, advice });
+            }
+        }
+    }
+    Ok(checks)
 }
 
 fn print(checks: &[Check], output: Output, screen: Screen, out: &mut dyn Write) -> io::Result<()> {

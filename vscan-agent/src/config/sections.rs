@@ -352,7 +352,9 @@ fn spool(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Spool {
 fn metrics(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Metrics {
     let mut t = root.table(r, "metrics");
     let listen = t.opt::<OrNone<std::net::SocketAddr>>(r, "listen");
-    let metrics = Metrics { listen: listen.map_or(Metrics::default().listen, OrNone::into_option) };
+    // Scanners of mailboxes are many on one machine: each of its users may have one.
+    let default = Metrics::default().listen.filter(|_| root.has("gateway"));
+    let metrics = Metrics { listen: listen.map_or(default, OrNone::into_option) };
     t.finish(r);
     metrics
 }

@@ -360,6 +360,16 @@ fn endpoint(mailbox: &Mailbox) -> Result<Endpoint, String> {
     })
 }
 
+/// Whether everything is there that a section names: secrets, users, certificates. Asks no server.
+///
+/// # Errors
+/// In words: what is not.
+pub fn check(mailbox: &Mailbox) -> Result<(), String> {
+    endpoint(mailbox)?;
+    let accounts = secret::accounts(mailbox)?;
+    accounts.first().map_or(Ok(()), |account| account.credentials.login().map(drop))
+}
+
 /// Logs in to the first account of a section and out again: whether it could be scanned.
 ///
 /// # Errors

@@ -26,6 +26,14 @@ fn a_file_with_mailboxes_alone_needs_no_gateway() {
 }
 
 #[test]
+fn the_example_for_users_is_right() {
+    let example = include_str!("../../../../deploy/mailbox.toml");
+    let config = parse(example).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((config.mailboxes.len(), config.treat.len()), (1, 1));
+    assert_eq!(config.metrics.listen, None, "many users have one machine");
+}
+
+#[test]
 fn whose_mail_it_is() {
     let secret = || Secret::File("/s".into());
     assert_eq!(one(LEAST).identity, Identity::One { user: "ann".to_owned(), secret: secret() });
