@@ -200,7 +200,8 @@ fn copies_scans_on_demand_and_new_rules() -> Result<()> {
     fs::copy(agent::repository().join("deploy/rules/eicar.yar"), rules.join("eicar.yar"))?;
     let more = "domain = \"server.example\"\nrescan_age = \"1d\"\nfolders = [\"*\"]\nquarantine_folder = \"Infected\"";
     let tables = section(host, "staff", &["ann", "bob"], more);
-    let vscan = Vscan::start_mailboxes(host, configuration(host, &[rules.clone()], &tables)?)?;
+    let vscan =
+        Vscan::start_mailboxes(host, configuration(host, std::slice::from_ref(&rules), &tables)?)?;
     account(&vscan, "staff/bob", |a| a["scanned"] == 1 && a["looked"] != Value::Null)?;
 
     // Only what is new is looked at: the read messages are not, until somebody asks, or a copy of one is found.
