@@ -361,8 +361,8 @@ impl Walk<'_> {
         self.stopped
     }
 
-    /// Reads a decoder to its end or to a limit, which is noted together with what fails. What was
-    /// decoded before counts.
+    /// Reads a decoder to its end or to a limit, which is noted together with what fails, a panic of a decoder
+    /// included. What was decoded before counts.
     fn decode(&mut self, encoded: u64, reader: &mut dyn Read) -> Vec<u8> {
         let mut data = Vec::new();
         if self.stopped() {
@@ -399,7 +399,7 @@ impl Walk<'_> {
                 return data;
             }
             data.resize(len + CHUNK, 0);
-            match reader.read(&mut data[len..]) {
+            match archive::caught(|| reader.read(&mut data[len..])) {
                 Ok(0) => {
                     data.truncate(len);
                     return data;
@@ -490,7 +490,7 @@ impl Walk<'_> {
         if self.depth >= self.limits.depth {
             // Only what could hold parts is unread here: in mail texts do.
             let text = matches!(kind, Kind::Text | Kind::Html) && place == Place::Mail;
-            if text || !kind.is_leaf() || !sniff::also(data, kind).is_empty() {
+            if text || !kind.is_leaf() || !sniff::also(data, kind).found.is_empty() {
                 self.note(Reason::Depth, &format!("more than {} levels", self.limits.depth));
             }
             return;
@@ -533,7 +533,14 @@ impl Walk<'_> {
             let name = self.path.last().cloned().unwrap_or_default();
             self.part(&name, &text, place);
         }
-        for (kind, at) in sniff::also(data, kind) {
+        let also = sniff::also(data, kind);
+        if also.more {
+            self.note(Reason::Members, "more archives behind other bytes than are opened");
+        }
+        for (kind, at) in also.found {
+            if self.stopped() {
+                return;
+            }
             self.open_as(&data[at..], kind, place, false);
         }
     }
@@ -550,8 +557,8 @@ impl Walk<'_> {
             Kind::Cpio => archive::cpio::open(self, data),
             Kind::Rpm => archive::rpm::open(self, data),
             Kind::SevenZip => archive::sevenz::open(self, data),
-            Kind::Rar => archive::rar::open(self, data),
-            Kind::Cab => archive::cab::open(self, data),
+            Kind::Rar => archive::rar::open(self, data, begins),
+            Kind::Cab => archive::cab::open(self, data, begins),
             Kind::Arj => archive::arj::open(self, data),
             Kind::Lha => archive::lha::open(self, data),
             Kind::Compress => archive::compress::open(self, data),

@@ -283,10 +283,11 @@ pub fn sniff(data: &[u8]) -> Kind {
     if crate::mail::cms::is_cms(data) {
         return Kind::Cms;
     }
+    // A block begins it, or it is a stream of nothing, which another one may follow.
     if data.len() > 10
         && data.starts_with(b"BZh")
         && data[3].is_ascii_digit()
-        && data[4..10] == *b"1AY&SY"
+        && matches!(&data[4..10], b"1AY&SY" | b"\x17\x72\x45\x38\x50\x90")
     {
         return Kind::Bzip2;
     }
@@ -321,58 +322,82 @@ pub fn sniff(data: &[u8]) -> Kind {
     Kind::Data
 }
 
-/// The other types that a part has besides `kind`, with where they begin: polyglots, self-extracting archives, junk
-/// in front. Readers of these types find them there, so they are opened too.
-pub(crate) fn also(data: &[u8], kind: Kind) -> Vec<(Kind, usize)> {
-    let mut found = Vec::new();
+/// What a part is besides its first type.
+#[derive(Debug, Default)]
+pub(crate) struct Also {
+    /// The types, with where they begin.
+    pub(crate) found: Vec<(Kind, usize)>,
+    /// There are more archives than are opened.
+    pub(crate) more: bool,
+}
+
+/// The other types that a part has besides `kind`: polyglots, self-extracting archives, junk in front. Readers of these
+/// types find them there, so they are opened too.
+pub(crate) fn also(data: &[u8], kind: Kind) -> Also {
+    let mut also = Also::default();
+    let mut found = |kind, at| also.found.push((kind, at));
     if kind != Kind::Zip && has_zip_end(data) {
-        found.push((Kind::Zip, 0));
+        found(Kind::Zip, 0);
     }
     if kind != Kind::Tar && kind != Kind::Message && is_tar(data) {
-        found.push((Kind::Tar, 0));
+        found(Kind::Tar, 0);
     }
     if kind != Kind::Lha && lha::begins(data) {
-        found.push((Kind::Lha, 0));
+        found(Kind::Lha, 0);
     }
     if kind != Kind::Iso && iso::begins(data) {
-        found.push((Kind::Iso, 0));
+        found(Kind::Iso, 0);
     }
     if kind != Kind::Udf && iso::has_udf(data) {
-        found.push((Kind::Udf, 0));
+        found(Kind::Udf, 0);
     }
     // Viewers look for the beginning of a PDF in this much (ISO 32000-1, annex H, note 13).
     if kind != Kind::Pdf
         && let Some(at) = memmem::find(&data[..data.len().min(1024 + 5)], b"%PDF-")
     {
-        found.push((Kind::Pdf, at));
+        found(Kind::Pdf, at);
     }
     if matches!(kind, Kind::Text | Kind::Relationships) && html::may_carry(data) {
-        found.push((Kind::Html, 0));
+        found(Kind::Html, 0);
     }
     if kind.may_carry() {
-        for (magic, begins, kind) in CARRIED {
-            let hits = memmem::find_iter(data, magic).filter(|&at| at > 0 && begins(&data[at..]));
-            found.extend(hits.take(CARRIED_MAX).map(|at| (*kind, at)));
+        for one in CARRIED {
+            also.carried(data, one);
         }
-        // Its magic is behind a word of flags.
-        let nsis = memmem::find_iter(data, nsis::MAGIC).filter_map(|at| at.checked_sub(4));
-        let nsis = nsis.filter(|&at| nsis::begins(&data[at..]));
-        found.extend(nsis.take(CARRIED_MAX).map(|at| (Kind::Nsis, at)));
     }
-    found
+    also
 }
 
-/// Archives that are found behind other bytes, with what makes sure that the magic is no chance.
-type Carried = (&'static [u8], fn(&[u8]) -> bool, Kind);
+impl Also {
+    /// Adds the archives of one type that lie behind other bytes.
+    fn carried(&mut self, data: &[u8], one: &Carried) {
+        let places = memmem::find_iter(data, one.magic).filter_map(|at| at.checked_sub(one.offset));
+        let mut places = places.filter(|&at| at > 0 && (one.begins)(&data[at..]));
+        self.found.extend(places.by_ref().take(CARRIED_MAX).map(|at| (one.kind, at)));
+        self.more |= places.next().is_some();
+    }
+}
+
+/// An archive that is found behind other bytes.
+struct Carried {
+    magic: &'static [u8],
+    /// Where in the archive the magic lies.
+    offset: usize,
+    /// Makes sure that the magic is no chance.
+    begins: fn(&[u8]) -> bool,
+    kind: Kind,
+}
+
 const CARRIED: &[Carried] = &[
-    (sevenz::MAGIC, sevenz::begins, Kind::SevenZip),
-    (b"Rar!\x1a\x07", rar::begins, Kind::Rar),
-    (cab::MAGIC, cab::begins, Kind::Cab),
+    Carried { magic: sevenz::MAGIC, offset: 0, begins: sevenz::begins, kind: Kind::SevenZip },
+    Carried { magic: b"Rar!\x1a\x07", offset: 0, begins: rar::begins, kind: Kind::Rar },
+    Carried { magic: cab::MAGIC, offset: 0, begins: cab::begins, kind: Kind::Cab },
+    // Its magic is behind a word of flags.
+    Carried { magic: nsis::MAGIC, offset: 4, begins: nsis::begins, kind: Kind::Nsis },
 ];
 
-/// Archives of one type that are opened behind other bytes. Installers carry one or two; more of them are
-/// found when the first has ended.
-const CARRIED_MAX: usize = 8;
+/// Archives of one type that are opened behind other bytes. Installers carry a few, the largest some dozens.
+const CARRIED_MAX: usize = 64;
 
 /// True when a ZIP archive lies in the data though it does not begin it: an end record near the end
 /// (APPNOTE.TXT 4.3.16: at most 65,535 bytes of comment follow it).

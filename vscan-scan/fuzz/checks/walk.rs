@@ -19,11 +19,24 @@ impl Engine for Nothing {
     }
 }
 
+fn limits() -> Limits {
+    Limits { object_size: 1 << 20, unpacked_size: 4 << 20, members: 1000, ..Limits::default() }
+}
+
+/// Any bytes as an object of this kind.
 pub(crate) fn walk(kind: ObjectKind, data: &[u8]) {
-    let limits =
-        Limits { object_size: 1 << 20, unpacked_size: 4 << 20, members: 1000, ..Limits::default() };
+    let limits = limits();
     let deadline = Instant::now() + Duration::from_secs(60);
     let report = scan(&mut Nothing, &limits, &Object::new(kind, data, deadline));
+    holds(&report, data.len(), &limits);
+}
+
+/// Any bytes as a file that these passwords may open.
+pub(crate) fn walk_with(passwords: &[String], data: &[u8]) {
+    let limits = limits();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let object = Object { passwords, ..Object::new(ObjectKind::File, data, deadline) };
+    let report = scan(&mut Nothing, &limits, &object);
     holds(&report, data.len(), &limits);
 }
 
@@ -41,8 +54,7 @@ fn before(kind: Kind) -> Vec<u8> {
 
 /// The decoder of this type by itself, whatever the bytes begin with.
 pub(crate) fn walk_as(kind: Kind, data: &[u8]) {
-    let limits =
-        Limits { object_size: 1 << 20, unpacked_size: 4 << 20, members: 1000, ..Limits::default() };
+    let limits = limits();
     let data = [&before(kind)[..], data].concat();
     let deadline = Instant::now() + Duration::from_secs(60);
     let object = Object::new(ObjectKind::File, &data, deadline);

@@ -50,7 +50,8 @@ pub(crate) fn begins(data: &[u8]) -> bool {
     data.starts_with(MAGIC) && data.get(24..26) == Some(&[3, 1]) && parse(data).is_some()
 }
 
-pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
+/// Opens what begins the data. `begins` says that nothing stands before it: else what follows is the walk's to look at.
+pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
     let Some(cabinet) = parse(data) else {
         return walk.note(Reason::Malformed, "cabinet with a wrong header");
     };
@@ -86,7 +87,8 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
             }
         }
     }
-    if let Some(rest) = data.get(cabinet.len..).filter(|r| r.iter().any(|&b| b != 0)) {
+    let rest = data.get(cabinet.len..).filter(|_| begins);
+    if let Some(rest) = rest.filter(|r| r.iter().any(|&b| b != 0)) {
         walk.part("behind the end", rest, Place::File);
     }
 }

@@ -1,6 +1,5 @@
 //! LHA (`.lzh`): members of all header levels, by the crate delharc.
 
-use super::guard::Guarded;
 use crate::object::{Place, Walk};
 use crate::report::Reason;
 use delharc::{CompressionMethod, LhaDecodeReader};
@@ -33,7 +32,7 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
             && header.original_size > 0
         {
             if reader.is_decoder_supported() {
-                walk.decoded(&name, packed, &mut Guarded(&mut reader));
+                walk.decoded(&name, packed, &mut reader);
             } else {
                 walk.within(&name, |walk| {
                     walk.note(

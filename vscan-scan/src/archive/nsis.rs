@@ -1,6 +1,5 @@
 //! Installers of NSIS: the files behind the program, each packed by itself or all in one stream; deflate and LZMA.
 
-use super::guard::Guarded;
 use super::stream::WINDOW_KIB;
 use crate::bytes::{clipped, u32_le};
 use crate::object::{Place, Walk};
@@ -119,9 +118,5 @@ fn decoder(data: &[u8], method: Method) -> io::Result<Box<dyn Read + '_>> {
         return Err(io::ErrorKind::OutOfMemory.into());
     }
     let reader = LzmaReader::new_with_props(packed, u64::MAX, props, dictionary, None)?;
-    Ok(if filter {
-        Box::new(Guarded(BcjReader::new_x86(reader, 0)))
-    } else {
-        Box::new(Guarded(reader))
-    })
+    Ok(if filter { Box::new(BcjReader::new_x86(reader, 0)) } else { Box::new(reader) })
 }

@@ -16,7 +16,8 @@ pub(crate) fn begins(data: &[u8]) -> bool {
         || data.starts_with(MAGIC_4) && data.get(9) == Some(&0x73)
 }
 
-pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
+/// Opens what begins the data. `begins` says that nothing stands before it: else what follows is the walk's to look at.
+pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
     let mut rar = match Rar::open(data) {
         Ok(rar) => rar,
         Err(e) => return walk.failed("rar", &e),
@@ -69,7 +70,8 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         walk.note(Reason::Malformed, "rar members behind one that cannot be read");
     }
     // A second archive, or anything else, may follow the end block.
-    if let Some(at) = survey.end.filter(|&at| data[at..].iter().any(|&b| b != 0)) {
+    let end = survey.end.filter(|_| begins);
+    if let Some(at) = end.filter(|&at| data[at..].iter().any(|&b| b != 0)) {
         walk.part("behind the end", &data[at..], Place::File);
     }
 }

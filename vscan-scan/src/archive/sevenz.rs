@@ -1,6 +1,7 @@
 //! 7z, by the crate sevenz-rust2: every block once, each of its members while it is decoded.
 
-use super::guard::{Guarded, caught};
+use super::guard::caught;
+use crate::bytes::{u32_le, u64_le};
 use crate::object::{Place, Walk};
 use crate::report::Reason;
 use sevenz_rust2::{Archive, ArchiveEntry, BlockDecoder, EncoderMethod, Error, Password};
@@ -13,7 +14,6 @@ const DICTIONARIES_MAX: u64 = 256 << 20;
 
 /// True when a whole signature header lies here: its checksum is right, and the header it points to is inside.
 pub(crate) fn begins(data: &[u8]) -> bool {
-    use crate::bytes::{u32_le, u64_le};
     let right = || {
         let mut crc = flate2::Crc::new();
         crc.update(data.get(12..32)?);
@@ -64,7 +64,7 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         }
         let mut each = |entry: &ArchiveEntry, reader: &mut dyn Read| {
             if entry.size > 0 {
-                walk.decoded(&entry.name, encoded, &mut Guarded(reader));
+                walk.decoded(&entry.name, encoded, reader);
             }
             Ok(!walk.stopped())
         };
@@ -131,7 +131,7 @@ fn encrypted(block: &sevenz_rust2::Block) -> bool {
 fn dictionaries(block: &sevenz_rust2::Block) -> u64 {
     let one = |coder: &sevenz_rust2::Coder| -> u64 {
         let properties = coder.properties();
-        let number = || crate::bytes::u32_le(properties, 1).map_or(0, u64::from);
+        let number = || u32_le(properties, 1).map_or(0, u64::from);
         match coder.encoder_method_id() {
             id if id == EncoderMethod::ID_LZMA || id == EncoderMethod::ID_PPMD => number(),
             id if id == EncoderMethod::ID_LZMA2 => {

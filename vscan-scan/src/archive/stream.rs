@@ -120,6 +120,14 @@ impl<D: Read> Read for Chain<'_, D> {
                 let len = u32::from_le_bytes([a, b, c, d]) as usize;
                 self.rest = behind.get(len..).ok_or(io::ErrorKind::UnexpectedEof)?;
             }
+            // Streams of nothing: the decoder of each would clear megabytes for it.
+            while let Some((
+                &[b'B', b'Z', b'h', _, 0x17, 0x72, 0x45, 0x38, 0x50, 0x90, 0, 0, 0, 0],
+                behind,
+            )) = self.rest.split_first_chunk::<14>()
+            {
+                (self.rest, self.opened) = (behind, true);
+            }
             match (self.open)(self.rest) {
                 Some(decoder) => self.current = Some(decoder?),
                 None if self.opened || self.rest.is_empty() => return Ok(0),

@@ -196,6 +196,8 @@ fn stored_end(data: &[u8]) -> usize {
 fn central(data: &[u8], most: usize) -> Vec<Member> {
     let floor = data.len().saturating_sub(22 + 65_535);
     let mut upto = data.len();
+    // Looked for once for all end records that follow it: a file may have thousands of them.
+    let mut zip64 = memmem::rfind(data, b"PK\x06\x06");
     while let Some(found) = memmem::rfind(&data[floor..upto], b"PK\x05\x06") {
         let end = floor + found;
         upto = end;
@@ -206,7 +208,10 @@ fn central(data: &[u8], most: usize) -> Vec<Member> {
         // front of the archive. ZIP64 puts two more records between.
         let (size, offset) = (u64::from(size), u64::from(offset));
         let mut starts = vec![((end as u64).saturating_sub(size), offset), (offset, offset)];
-        if let Some(zip64) = memmem::rfind(&data[..end], b"PK\x06\x06")
+        if zip64.is_some_and(|at| at > end) {
+            zip64 = memmem::rfind(&data[..end], b"PK\x06\x06");
+        }
+        if let Some(zip64) = zip64
             && let (Some(size), Some(offset)) = (u64_at(data, zip64 + 40), u64_at(data, zip64 + 48))
         {
             starts.splice(..0, [((zip64 as u64).saturating_sub(size), offset), (offset, offset)]);

@@ -26,8 +26,8 @@ pub(crate) fn reader(
     Some(match method {
         6 => imploded(data, flags, size),
         8 => boxed(DeflateDecoder::new(data)),
-        9 => boxed(Guarded(Deflate64Decoder::with_buffer(data))),
-        10 => boxed(Guarded(ExplodeReader::new(data))),
+        9 => boxed(Deflate64Decoder::with_buffer(data)),
+        10 => boxed(ExplodeReader::new(data)),
         12 => boxed(Chain::new(data, bzip2_stream, BzDecoder::into_inner)),
         14 => lzma(data, if flags & LZMA_END_MARK == 0 { size } else { None }),
         20 | 93 => boxed(Chain::new(data, zstd, StreamingDecoder::into_inner)),
@@ -38,7 +38,7 @@ pub(crate) fn reader(
 }
 
 fn boxed<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    Ok(Box::new(reader))
+    Ok(Box::new(Guarded(reader)))
 }
 
 /// Implode does not say where it ends; without a size in the header nothing can be told from the padding.
@@ -84,5 +84,5 @@ fn ppmd(data: &[u8], size: Option<u64>) -> io::Result<Box<dyn Read + '_>> {
     }
     let decoder = Ppmd8Decoder::new(packed, order, memory, restore)
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-    boxed(Guarded(decoder.take(size.unwrap_or(u64::MAX))))
+    boxed(decoder.take(size.unwrap_or(u64::MAX)))
 }

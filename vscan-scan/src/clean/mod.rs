@@ -9,6 +9,7 @@ mod ole;
 mod tar;
 mod zip;
 
+use crate::archive::caught;
 use crate::object;
 use crate::sniff::Kind;
 use flate2::bufread::GzDecoder;
@@ -152,7 +153,7 @@ fn gzip(content: &[u8], chains: &[Chain<'_>], most: u64) -> Result<(Vec<u8>, Str
     }
     let mut decoder = GzDecoder::new(content);
     let mut plain = Vec::new();
-    let read = decoder.by_ref().take(most).read_to_end(&mut plain);
+    let read = caught(|| decoder.by_ref().take(most).read_to_end(&mut plain));
     if read.is_err() || plain.len() as u64 == most {
         return Err("cannot be unpacked".into());
     }

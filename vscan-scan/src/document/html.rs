@@ -4,8 +4,8 @@ use crate::mail::encoding::base64;
 use crate::object::{Place, Walk};
 use memchr::memmem;
 
-/// The media type of a `data:` URI; longer ones are none.
-const TYPE_MAX: usize = 256;
+/// The media type of a `data:` URI with its parameters; longer ones are none.
+const TYPE_MAX: usize = 16 * 1024;
 
 /// True for text that may carry something.
 pub(crate) fn may_carry(data: &[u8]) -> bool {

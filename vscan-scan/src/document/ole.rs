@@ -24,7 +24,11 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     let Some(file) = File::parse(data) else {
         return walk.note(Reason::Malformed, "OLE2 file with a wrong header");
     };
-    let entries = file.entries(walk.limits.members as usize);
+    let most = walk.limits.members as usize;
+    let entries = file.entries(most + 1);
+    if entries.len() > most {
+        walk.note(Reason::Members, "too many entries in the OLE2 directory");
+    }
     let root = entries.iter().find(|e| e.kind == ROOT);
     let mini = root.map(|r| file.chain(r.start, r.size)).unwrap_or_default();
     let mut offsets = BTreeSet::new();

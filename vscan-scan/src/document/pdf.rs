@@ -21,6 +21,8 @@ const DICTIONARY_MAX: usize = 64 * 1024;
 const PICTURE_MAX: u64 = 64 * 1024;
 /// Dictionaries of embedded files that are looked at.
 const MENTIONS_MAX: usize = 10_000;
+/// Bytes of such a dictionary, which has a few references in it.
+const MENTION_MAX: usize = 1024;
 /// Passwords that are tried on one file, which is parsed anew for each.
 const PASSWORDS_MAX: usize = 16;
 /// Objects whose place is kept: a PDF of this many has a gigabyte.
@@ -79,7 +81,12 @@ impl<'a> Pdf<'a> {
     fn stream(&mut self, walk: &mut Walk<'_>, stream: &Stream<'_>) {
         let name = format!("object-{}", stream.number);
         let encoded = stream.content.len() as u64;
-        match undo(stream.content, &self.filters(&stream.dictionary)) {
+        let filters = self.filters(&stream.dictionary);
+        if filters.len() > FILTERS_MAX {
+            let what = format!("a PDF stream with more than {FILTERS_MAX} filters");
+            walk.within(&name, |walk| walk.note(Reason::Depth, &what));
+        }
+        match undo(stream.content, &filters) {
             // Object streams hold dictionaries with scripts and the names of embedded files.
             Filtered::Reader(mut reader) if value(&stream.dictionary, b"ObjStm").is_some() => {
                 let objects = walk.decoded_too(&name, encoded, &mut reader);
@@ -181,7 +188,7 @@ impl<'a> Pdf<'a> {
             parameters.map(|p| plain_names(extent(self.resolved(p)))).unwrap_or_default();
         // One dictionary, or an array with one (or null) for each filter.
         let each = dictionaries(&parameters);
-        let names = names.split(|&b| b == b'/').skip(1).take(FILTERS_MAX);
+        let names = names.split(|&b| b == b'/').skip(1).take(FILTERS_MAX + 1);
         names
             .enumerate()
             .map(|(i, name)| {
@@ -243,12 +250,17 @@ impl<'a> Pdf<'a> {
     /// Takes scripts and the numbers of embedded files out of what is no stream.
     fn mentions(&mut self, walk: &mut Walk<'_>, text: &[u8]) {
         let text = plain_names(text);
-        for at in memmem::find_iter(&text, b"/EF").take(MENTIONS_MAX) {
+        for (number, at) in memmem::find_iter(&text, b"/EF").enumerate() {
             if walk.stopped() {
                 return;
             }
-            let rest = clipped(&text, at + 3, DICTIONARY_MAX).trim_ascii_start();
-            let files = extent(self.resolved(rest));
+            if number >= MENTIONS_MAX {
+                walk.note(Reason::Members, "too many embedded files in a PDF");
+                break;
+            }
+            let rest = clipped(&text, at + 3, MENTION_MAX).trim_ascii_start();
+            let files = self.resolved(rest);
+            let files = extent(&files[..files.len().min(MENTION_MAX)]);
             self.embedded.extend(references(files));
         }
         let mut at = 0;

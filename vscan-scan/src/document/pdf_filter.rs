@@ -49,12 +49,15 @@ pub(super) fn undo<'a>(data: &'a [u8], filters: &[Filter]) -> Filtered<'a> {
     Filtered::Reader(Box::new(Lenient(reader)))
 }
 
-/// Ends where its reader fails.
+/// Ends where its reader fails, as viewers do. Not so where it is we who stop reading.
 struct Lenient<'a>(Box<dyn Read + 'a>);
 
 impl Read for Lenient<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(self.0.read(buffer).unwrap_or(0))
+        match self.0.read(buffer) {
+            Err(e) if e.kind() == io::ErrorKind::OutOfMemory => Err(e),
+            other => Ok(other.unwrap_or(0)),
+        }
     }
 }
 
@@ -90,14 +93,16 @@ impl Read for Flate<'_> {
 struct Whole<'a, F> {
     source: Option<(Box<dyn Read + 'a>, F)>,
     out: io::Cursor<Vec<u8>>,
+    /// There was more than is decoded.
+    cut: bool,
 }
 
-/// Input of such a filter, at most. Streams in ASCII or LZW are small or old.
-const WHOLE_MAX: u64 = 64 << 20;
+/// Input of such a filter, and what it gives, at most. Streams in ASCII or LZW are small or old.
+const WHOLE_MAX: usize = 64 << 20;
 
 impl<'a, F: FnOnce(&[u8]) -> Vec<u8>> Whole<'a, F> {
     fn new(source: Box<dyn Read + 'a>, decode: F) -> Self {
-        Self { source: Some((source, decode)), out: io::Cursor::default() }
+        Self { source: Some((source, decode)), out: io::Cursor::default(), cut: false }
     }
 }
 
@@ -106,10 +111,17 @@ impl<F: FnOnce(&[u8]) -> Vec<u8>> Read for Whole<'_, F> {
         if let Some((source, decode)) = self.source.take() {
             let mut input = Vec::new();
             // What came before an error is decoded all the same.
-            let _ = source.take(WHOLE_MAX).read_to_end(&mut input);
-            self.out = io::Cursor::new(decode(&input));
+            let read = source.take(WHOLE_MAX as u64).read_to_end(&mut input);
+            let out = decode(&input);
+            self.cut = input.len() >= WHOLE_MAX
+                || out.len() >= WHOLE_MAX
+                || read.is_err_and(|e| e.kind() == io::ErrorKind::OutOfMemory);
+            self.out = io::Cursor::new(out);
         }
-        self.out.read(buffer)
+        match self.out.read(buffer)? {
+            0 if self.cut && !buffer.is_empty() => Err(io::ErrorKind::OutOfMemory.into()),
+            n => Ok(n),
+        }
     }
 }
 
@@ -155,10 +167,9 @@ fn ascii85(data: &[u8]) -> Vec<u8> {
     out
 }
 
-/// One byte gives at most 64: no bomb, so nothing here is bounded but by its input.
 fn run_length(mut data: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    while let Some((&len, rest)) = data.split_first() {
+    while let Some((&len, rest)) = data.split_first().filter(|_| out.len() < WHOLE_MAX) {
         data = match len {
             128 => break,
             0..128 => {
@@ -186,13 +197,10 @@ fn lzw(early_change: bool) -> impl FnOnce(&[u8]) -> Vec<u8> {
             table: Vec::new(),
             previous: None,
         };
-        let _ = Pump::new(lzw).take(LZW_MAX).read_to_end(&mut out);
+        let _ = Pump::new(lzw).take(WHOLE_MAX as u64).read_to_end(&mut out);
         out
     }
 }
-
-/// Bytes that LZW may give: a stream of more is no text of a document of the time when LZW was used.
-const LZW_MAX: u64 = 64 << 20;
 
 struct Lzw<'a> {
     bits: Bits<'a>,

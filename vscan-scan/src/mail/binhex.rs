@@ -18,15 +18,19 @@ const SIZE_MAX: usize = 64 << 20;
 
 /// The sections of a text: each fork is one, and the decoded whole where its header is not right.
 pub(crate) fn sections(data: &[u8]) -> Vec<Section> {
-    let mut out = Vec::new();
+    let mut out: Vec<Section> = Vec::new();
     let mut room = SIZE_MAX;
     for start in memmem::find_iter(data, MARK) {
-        if start > 0 && data[start - 1] != b'\n' || out.len() >= SECTIONS_MAX {
+        if start > 0 && data[start - 1] != b'\n' {
             continue;
         }
         // The encoded lines are between two colons, the first of which begins a line.
         let near = &data[start..data.len().min(start + GAP_MAX)];
         let Some(colon) = memmem::find(near, b"\n:").map(|i| start + i + 2) else { continue };
+        if let Some(last) = (out.len() >= SECTIONS_MAX).then(|| out.last_mut()).flatten() {
+            last.note = Some((Reason::Members, "more BinHex sections than are opened"));
+            break;
+        }
         let (packed, len, ended) = letters(&data[colon..]);
         let mut end = colon + len;
         end += data[end..].iter().take_while(|b| matches!(b, b'\r' | b'\n')).count().min(2);

@@ -55,13 +55,22 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], place: Place) {
     }
 }
 
+/// Contents in one CMS object that are looked at; a signed message has one.
+const CONTENTS_MAX: usize = 64;
+
 /// The content that was signed or compressed (RFC 3274): an OCTET STRING behind the identifier of plain data.
 /// False: there is none.
 fn inner(walk: &mut Walk<'_>, data: &[u8], place: Place, compressed: bool) -> bool {
     let mut found = false;
     let oid = [PKCS7, b"\x01"].concat();
-    for at in memchr::memmem::find_iter(data, &oid).take(16) {
+    let mut number = 0;
+    for at in memchr::memmem::find_iter(data, &oid) {
         let Some((0xa0, _, inner)) = element(&data[at + oid.len()..]) else { continue };
+        number += 1;
+        if number > CONTENTS_MAX {
+            walk.note(Reason::Members, "more CMS contents than are opened");
+            break;
+        }
         let mut octets = Vec::new();
         // In a detached signature the signer's certificates follow here: no content.
         if !octet_string(inner, &mut octets, 0) {

@@ -2,6 +2,7 @@
 //! fields say. Of a repeated field every value counts.
 
 use super::words;
+use crate::archive::caught;
 use crate::limits::Limits;
 use crate::report::{OTHER_NAMES_MAX, Reason};
 use mail_parser::{HeaderValue, MessageParser};
@@ -232,7 +233,7 @@ impl Headers {
         let mut field = b"Content-Type:".to_vec();
         field.extend_from_slice(value);
         field.extend_from_slice(b"\r\n\r\n");
-        let Some(message) = PARSER.parse_headers(&field) else { return };
+        let Ok(Some(message)) = caught(|| Ok(PARSER.parse_headers(&field))) else { return };
         for header in message.parts.first().map(|p| &p.headers[..]).unwrap_or_default() {
             let HeaderValue::ContentType(parsed) = &header.value else { continue };
             for name in ["filename", "name"] {

@@ -7,6 +7,7 @@
 use super::encoding;
 use super::headers::{self, Encoding, Headers};
 use super::{multipart, words};
+use crate::archive::caught;
 use crate::limits::Limits;
 use crate::sniff::{self, Kind};
 use crate::wire::ObjectKind;
@@ -84,12 +85,18 @@ pub(crate) fn told(limits: &Limits, object: &[u8], kind: ObjectKind) -> Vec<Stri
         return Vec::new();
     }
     let mut text = String::new();
-    collect(limits, object, &mut text, 0);
+    let mut room = object.len().saturating_mul(DEPTH_MAX as usize);
+    collect(limits, object, &mut text, 0, &mut room);
     candidates(&text)
 }
 
-/// Appends subject and texts of an entity.
-fn collect(limits: &Limits, data: &[u8], text: &mut String, depth: u32) {
+/// Appends subject and texts of an entity. `room`: bytes that are still looked at, for with several boundaries in each other
+/// every part is seen many times.
+fn collect(limits: &Limits, data: &[u8], text: &mut String, depth: u32, room: &mut usize) {
+    match room.checked_sub(data.len()) {
+        Some(left) => *room = left,
+        None => return,
+    }
     let Some(view) = headers::views(data, limits).into_iter().next() else { return };
     for field in headers::fields(&view.head).take(limits.headers as usize) {
         if let Some(value) = subject(field) {
@@ -106,7 +113,7 @@ fn collect(limits: &Limits, data: &[u8], text: &mut String, depth: u32) {
             let delimiters = multipart::delimiters(body, boundary, PARTS_MAX);
             for segment in multipart::segments(&delimiters.loose, body.len()) {
                 if segment.what == multipart::What::Part {
-                    collect(limits, &body[segment.range], text, depth + 1);
+                    collect(limits, &body[segment.range], text, depth + 1, room);
                 }
             }
         }
@@ -119,13 +126,13 @@ fn collect(limits: &Limits, data: &[u8], text: &mut String, depth: u32) {
     let encoding = headers.encodings().first().copied().unwrap_or(Encoding::Identity);
     let decoded = encoding::decode(encoding, body).data;
     if message {
-        return collect(limits, &decoded, text, depth + 1);
+        return collect(limits, &decoded, text, depth + 1, room);
     }
     let decoded = &decoded[..decoded.len().min(TEXT_MAX)];
     let charset = headers.types.first().map(|t| t.charset.clone()).unwrap_or_default();
     let plain = words::decode(charset.as_bytes(), decoded);
     if headers.is("text", "html") || sniff::sniff(decoded) == Kind::Html {
-        append(text, &html_to_text(&plain));
+        append(text, &caught(|| Ok(html_to_text(&plain))).unwrap_or_default());
     } else {
         append(text, &plain);
     }
@@ -167,7 +174,8 @@ fn candidates(text: &str) -> Vec<String> {
         let mut rest = text;
         while let Some(start) = rest.find(open) {
             rest = &rest[start + open.len_utf8()..];
-            let Some(end) = rest.find(close).filter(|&end| end <= LETTERS_MAX) else { continue };
+            let near = &rest[..rest.floor_char_boundary((4 * LETTERS_MAX).min(rest.len()))];
+            let Some(end) = near.find(close).filter(|&end| end <= LETTERS_MAX) else { continue };
             out.add(&rest[..end]);
         }
     }

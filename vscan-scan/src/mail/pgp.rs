@@ -2,6 +2,7 @@
 //! packet; what is only signed or compressed is opened.
 
 use super::encoding;
+use crate::archive::caught;
 use crate::limits::RATIO_FLOOR;
 use crate::object::{Place, Walk};
 use crate::report::Reason;
@@ -134,7 +135,7 @@ pub(super) fn decompressed(walk: &mut Walk<'_>, how: u8, packed: &[u8]) -> Optio
     let most = ratio.min(walk.limits.object_size);
     let mut plain = Vec::new();
     // One that is cut off is read as far as it goes.
-    let read = reader.by_ref().take(most + 1).read_to_end(&mut plain);
+    let read = caught(|| reader.by_ref().take(most + 1).read_to_end(&mut plain));
     if plain.len() as u64 > most {
         let reason = if most == ratio { Reason::Ratio } else { Reason::Size };
         walk.note(reason, &format!("more than {most} bytes from {}", packed.len()));

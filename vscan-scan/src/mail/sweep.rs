@@ -15,6 +15,9 @@ use std::ops::Range;
 /// addresses are many.
 const RUN_MIN: usize = 80;
 
+/// Armoured messages of one text that are opened; each is looked at to the end of the text.
+const ARMOURS_MAX: usize = 64;
+
 /// How the text that is searched lies in the part that is being opened.
 #[derive(Clone, Debug)]
 pub(crate) enum Lies {
@@ -39,7 +42,11 @@ impl Lies {
 /// Opens all encoded sections of a text.
 pub(crate) fn text(walk: &mut Walk<'_>, data: &[u8], lies: &Lies) {
     sections(walk, data, Place::Mail, lies);
-    for at in line_starts(data, b"-----BEGIN PGP MESSAGE-----") {
+    for (number, at) in line_starts(data, b"-----BEGIN PGP MESSAGE-----").enumerate() {
+        if number >= ARMOURS_MAX {
+            walk.note(Reason::Members, "more OpenPGP messages in a text than are opened");
+            break;
+        }
         pgp::armoured(walk, &data[at..], Place::Mail);
     }
     base64_runs(walk, data);
@@ -136,5 +143,5 @@ fn run(walk: &mut Walk<'_>, run: &[u8]) {
 }
 
 fn line_starts<'a>(data: &'a [u8], mark: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
-    memmem::find_iter(data, mark).filter(move |&i| i == 0 || data[i - 1] == b'\n').take(64)
+    memmem::find_iter(data, mark).filter(move |&i| i == 0 || data[i - 1] == b'\n')
 }

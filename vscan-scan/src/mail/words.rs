@@ -2,6 +2,7 @@
 //! every way in which some reader reads them.
 
 use super::encoding;
+use crate::archive::caught;
 use mail_parser::decoders::charsets::map::charset_decoder;
 
 /// Text in a named character set. Where the name is unknown: UTF-8 if it is valid, else Latin-1.
@@ -10,7 +11,9 @@ pub(crate) fn decode(charset: &[u8], text: &[u8]) -> String {
     let name = charset.split(|&b| b == b'*').next().unwrap_or_default();
     let name = name.to_ascii_lowercase();
     match charset_decoder(&name) {
-        Some(decoder) if !matches!(&name[..], b"utf-8" | b"us-ascii" | b"") => decoder(text),
+        Some(decoder) if !matches!(&name[..], b"utf-8" | b"us-ascii" | b"") => {
+            caught(|| Ok(decoder(text))).unwrap_or_default()
+        }
         _ => match std::str::from_utf8(text) {
             Ok(text) => text.to_owned(),
             Err(_) => text.iter().map(|&b| char::from(b)).collect(),

@@ -9,14 +9,19 @@ use memchr::{memchr, memmem};
 pub(crate) fn sections(data: &[u8]) -> Vec<Section> {
     let mut out: Vec<Section> = Vec::new();
     let mut joined: Option<Joined> = None;
+    let mut more = false;
     let mut at = 0;
     while let Some(found) = memmem::find(&data[at..], BEGIN) {
         let start = at + found;
         at = start + BEGIN.len();
-        if start > 0 && data[start - 1] != b'\n' || out.len() >= SECTIONS_MAX {
+        if start > 0 && data[start - 1] != b'\n' {
             continue;
         }
         let Some(part) = part(&data[start..]) else { continue };
+        if out.len() >= SECTIONS_MAX {
+            more = true;
+            break;
+        }
         let range = start..start + part.len;
         at = range.end;
         let note = if !part.ended {
@@ -42,6 +47,9 @@ pub(crate) fn sections(data: &[u8]) -> Vec<Section> {
         let (first, last) = (joined.sections[0], joined.sections[joined.sections.len() - 1]);
         let range = out[first].range.start..out[last].range.end;
         out.push(Section { name: joined.name, data: joined.data, range, note: None });
+    }
+    if let Some(last) = out.last_mut().filter(|_| more) {
+        last.note = Some((Reason::Members, "more yEnc sections than are opened"));
     }
     out
 }
