@@ -4,6 +4,12 @@
 
 #[path = "../fuzz/checks/walk.rs"]
 mod checks;
+#[path = "../fuzz/checks/clean.rs"]
+mod cleans;
+#[path = "../fuzz/checks/forms.rs"]
+mod forms;
+#[path = "../fuzz/checks/gateway.rs"]
+mod gateway;
 #[path = "../fuzz/checks/repair.rs"]
 mod repairs;
 
@@ -98,7 +104,62 @@ const KINDS: &[(&str, Kind)] = &[
     ("rtf", Kind::Rtf),
     ("html", Kind::Html),
     ("ooxml", Kind::Relationships),
+    ("mbox", Kind::Mbox),
+    ("cms", Kind::Cms),
+    ("pgp", Kind::PgpMessage),
 ];
+
+/// The targets that put their bytes into a form.
+type Form = (&'static str, ObjectKind, fn(&[u8]) -> Option<Vec<u8>>);
+const FORMS: &[Form] = &[
+    ("zip_member", ObjectKind::File, forms::zip_member),
+    ("pdf_stream", ObjectKind::File, forms::pdf_stream),
+    ("vba", ObjectKind::File, forms::vba),
+    ("names", ObjectKind::Message, |data| Some(forms::names(data))),
+    ("charset", ObjectKind::Message, forms::charset),
+];
+
+#[test]
+fn the_corpora_of_forms_are_survived() {
+    for (target, kind, form) in FORMS {
+        for path in files_of(target) {
+            let data = std::fs::read(&path).unwrap();
+            for len in (0..=data.len()).step_by(data.len() / 100 + 1) {
+                if let Some(whole) = form(&data[..len]) {
+                    checks::walk(*kind, &whole);
+                }
+            }
+        }
+    }
+    for path in files_of("udf") {
+        let data = std::fs::read(&path).unwrap();
+        for len in (0..=data.len()).step_by(data.len() / 100 + 1) {
+            checks::walk_as(Kind::Udf, &forms::udf(&data[..len]));
+        }
+    }
+    let passwords = ["wrong".to_owned(), "secret".to_owned()];
+    for path in files_of("encrypted") {
+        let data = std::fs::read(&path).unwrap();
+        for len in (0..=data.len()).step_by(data.len() / 20 + 1) {
+            checks::walk_with(&passwords, &data[..len]);
+        }
+    }
+}
+
+#[test]
+fn the_corpora_of_cleaning_and_of_the_gateway_are_survived() {
+    type Check = (&'static str, fn(&[u8]));
+    let checks: [Check; 3] =
+        [("clean", cleans::clean), ("head", gateway::head), ("answers", gateway::answers)];
+    for (target, check) in checks {
+        for path in files_of(target) {
+            let data = std::fs::read(&path).unwrap();
+            for len in (0..=data.len()).step_by(data.len() / 100 + 1) {
+                check(&data[..len]);
+            }
+        }
+    }
+}
 
 fn files_of(target: &str) -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);

@@ -2,6 +2,9 @@
 #![no_main]
 
 #[path = "../checks/repair.rs"]
+#[allow(dead_code, reason = "each target uses some of it")]
 mod checks;
+#[path = "../checks/panics.rs"]
+mod panics;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::repair(data));
+libfuzzer_sys::fuzz_target!(init: panics::ours_alone_count(), |data: &[u8]| checks::repair(data));

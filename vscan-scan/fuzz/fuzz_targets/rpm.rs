@@ -2,8 +2,11 @@
 #![no_main]
 
 #[path = "../checks/walk.rs"]
+#[allow(dead_code, reason = "each target uses some of it")]
 mod checks;
+#[path = "../checks/panics.rs"]
+mod panics;
 
 use vscan_scan::sniff::Kind;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::walk_as(Kind::Rpm, data));
+libfuzzer_sys::fuzz_target!(init: panics::ours_alone_count(), |data: &[u8]| checks::walk_as(Kind::Rpm, data));

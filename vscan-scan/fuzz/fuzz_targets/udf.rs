@@ -1,0 +1,15 @@
+//! Any bytes as a UDF volume; see `forms::udf`.
+#![no_main]
+
+#[path = "../checks/walk.rs"]
+#[allow(dead_code, reason = "each target uses some of it")]
+mod checks;
+#[path = "../checks/forms.rs"]
+#[allow(dead_code, reason = "each target uses some of it")]
+mod forms;
+#[path = "../checks/panics.rs"]
+mod panics;
+
+use vscan_scan::sniff::Kind;
+
+libfuzzer_sys::fuzz_target!(init: panics::ours_alone_count(), |data: &[u8]| checks::walk_as(Kind::Udf, &forms::udf(data)));
