@@ -92,14 +92,11 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t = Output::Text)]
         output: Output,
     },
-    /// Run the fuzz targets for a while each; needs a nightly toolchain and cargo-fuzz.
-    Fuzz {
-        /// Only the targets of these names.
-        targets: Vec<String>,
-        /// How long each target runs.
-        #[arg(long, default_value_t = 60)]
-        seconds: u64,
-    },
+    /// Run the fuzz targets for a while each, several at a time.
+    ///
+    /// Builds cargo-fuzz below target/ where there is none, and compiles with a nightly toolchain or, where there is none,
+    /// with the pinned one. What is found stays below target/fuzz.
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -112,7 +109,7 @@ fn main() -> ExitCode {
         Command::Demo { output } => demo::run(output),
         Command::Test { filters } => test::run(&filters),
         Command::Bench { names, output } => bench::run(&names, output),
-        Command::Fuzz { targets, seconds } => fuzz::run(&targets, seconds),
+        Command::Fuzz(options) => fuzz::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
