@@ -14,7 +14,8 @@ use std::io::Read;
 /// Looks into the armoured message at the start of `data`.
 pub(crate) fn armoured(walk: &mut Walk<'_>, data: &[u8], place: Place) {
     // Up to its end line or to the next armour, so that many beginnings are not read to the end each.
-    let begin = memmem::find(&data[1..], b"-----BEGIN ").map_or(data.len(), |i| i + 1);
+    let begin = memmem::find(data.get(1..).unwrap_or_default(), b"-----BEGIN ")
+        .map_or(data.len(), |i| i + 1);
     let block = &data[..begin];
     let block = &block[..memmem::find(block, b"-----END PGP MESSAGE-----").unwrap_or(begin)];
     // The armour's header ends at a blank line; the base64 follows, then `=` and the checksum.
