@@ -10,8 +10,16 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 use tokio::runtime::{Builder, Handle, Runtime};
+
+/// How often each thread's clock ticks, to no end of its own.
+///
+/// A timer that is set for earlier than its runtime's next wake-up makes tokio write to an eventfd and turn its loop once
+/// more for nothing. Sessions set timers for every object, for seconds ahead, and almost none of them ever fires: while the
+/// next tick is nearer than that, they cost nothing.
+const TICK: Duration = Duration::from_millis(500);
 
 /// The runtimes; dropped outside of any of them, when all is over.
 pub(super) struct Workers {
@@ -60,6 +68,13 @@ impl Workers {
                     .build()
             })
             .collect::<io::Result<_>>()?;
+        for runtime in &runtimes {
+            runtime.spawn(async {
+                loop {
+                    tokio::time::sleep(TICK).await;
+                }
+            });
+        }
         let workers = runtimes
             .iter()
             .map(|runtime| Worker { handle: runtime.handle().clone(), sessions: Arc::default() });

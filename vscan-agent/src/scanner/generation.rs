@@ -113,6 +113,10 @@ impl Generation {
         self.number
     }
 
+    pub(super) fn rules(&self) -> &str {
+        &self.rules
+    }
+
     /// Waits for a free worker; `None` when the scanner process has ended.
     pub(super) async fn take(&self) -> Option<Worker> {
         loop {

@@ -293,6 +293,11 @@ impl Scanner {
         Err(last)
     }
 
+    /// Identity of engine and rules, as of now; empty while there is no scanner.
+    pub fn rules(&self) -> String {
+        self.shared.current.borrow().as_ref().map_or_else(String::new, |g| g.rules().to_owned())
+    }
+
     /// Workers, rules and failures, as of now.
     pub fn status(&self) -> Status {
         let mut status =

@@ -137,7 +137,7 @@ impl Partial {
 
 /// Looks for a version that the piece may be of, which may take as long as another session fetches it.
 pub(super) async fn look_up(place: Place<'_>, begin: Begin) -> Found {
-    let rules = place.gateway.scanner.status().rules;
+    let rules = place.gateway.scanner.rules();
     let key = key(place, &begin);
     let client = place.client.ip();
     match place.gateway.memory.recall(&key, client, begin.restart, &rules, FETCH_PATIENCE).await {
