@@ -1,12 +1,13 @@
 //! The scanner: objects in, reports out.
 //!
-//! With neither feature only [`formats`], [`report`], [`repair`], [`limits`] and [`wire`] exist: what a client of the scanner process
+//! With neither feature only [`formats`], [`glob`], [`report`], [`repair`], [`limits`] and [`wire`] exist: what a client of the scanner process
 //! needs. `decode` adds the decoders; they hold no unsafe code. `engine` adds yara-x and the scanner process.
 
 #![deny(unsafe_code)]
 
 pub mod channel;
 pub mod formats;
+pub mod glob;
 pub mod limits;
 pub mod repair;
 pub mod report;

@@ -1,11 +1,11 @@
 //! `[[access]]`: who may use the gateway for what. What a rule means for a session is `crate::access`'s business.
 
-use super::glob::Glob;
 use super::read::{Reader, Scalar, Table, Wrong, kind};
 use super::terms::{CommandGroup, Permission, Protocol};
 use ipnet::IpNet;
 use std::fmt;
 use toml::de::DeValue;
+use vscan_scan::glob::Glob;
 
 /// `[[access]]`: who may use the gateway for what. An empty list matches everything.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! `[types]`: what is refused for its type or name. What matches is `crate::policy::types`' business.
 
-use super::glob::Glob;
 use super::read::{Reader, Scalar, Table, Wrong, kind};
 use std::fmt;
 use toml::de::DeValue;
 use vscan_scan::formats::{self, Class};
+use vscan_scan::glob::Glob;
 
 /// `[types]`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

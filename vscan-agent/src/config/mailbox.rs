@@ -1,6 +1,6 @@
 //! `[mailbox.NAME]`: mail that is scanned where it lies, on a mail server. How it is scanned is `crate::mailbox`'s business.
 
-use super::glob::Glob;
+use vscan_scan::glob::Glob;
 use super::read::{Reader, Scalar, Table, Wrong, kind};
 use super::terms::{MailboxAuth, MailboxSecurity, Which};
 use super::value::OrNone;

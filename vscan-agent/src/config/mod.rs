@@ -8,7 +8,6 @@ mod access;
 mod cache;
 mod error;
 mod forbid;
-mod glob;
 mod mailbox;
 mod notify;
 mod outbound;
@@ -27,7 +26,6 @@ pub use access::{Access, Commands};
 pub use cache::Cache;
 pub use error::{ConfigErrors, Problem};
 pub use forbid::{Forbidden, Types};
-pub use glob::Glob;
 pub use mailbox::{Identity, Mailbox, Master, Rescan, Secret};
 pub use notify::{Address, Notify, Relay};
 pub use outbound::Outbound;
@@ -47,6 +45,7 @@ pub use types::{
     Config, Ftp, Gateway, HOLD_BACK_MIN, Interface, Log, Marks, Metrics, Paths, Published,
     Quarantine, RateLimit, Scan, Smtp, Spool, TableNumber, extension,
 };
+pub use vscan_scan::glob::Glob;
 
 use read::{Reader, Table, Wrong};
 use std::net::IpAddr;

@@ -1,7 +1,7 @@
 //! `[tls]`: certificates, the authority, which connections are opened, and how servers are verified. What is done with
 //! it is `crate::tls`'s business.
 
-use super::glob::Glob;
+use vscan_scan::glob::Glob;
 use super::read::{Reader, Scalar, Table, Wrong, kind};
 use super::sections::positive;
 use super::terms::{Direction, Protocol, TlsAction, TlsVersion, UpstreamTls, Verify};

@@ -1,11 +1,11 @@
 //! `[[treat]]`: what is done with objects that are not clean.
 
-use super::glob::Glob;
 use super::notify::Address;
 use super::read::{Reader, Table, Wrong};
 use super::terms::{Direction, Party, Protocol, Treatment};
 use super::value::{Extension, Size};
 use ipnet::IpNet;
+use vscan_scan::glob::Glob;
 use vscan_scan::report::{Reason, Verdict};
 
 /// What stands in front of the subject of a tagged message unless a rule says something else.

@@ -1,6 +1,5 @@
 //! How single values are written: sizes, durations, networks, ports, paths, names.
 
-use super::glob::Glob;
 use super::read::{Scalar, Wrong, kind};
 use super::types::{Interface, Published, TableNumber};
 use ipnet::IpNet;
@@ -9,6 +8,7 @@ use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::DeValue;
+use vscan_scan::glob::Glob;
 
 /// A number of bytes, written as `"64 MiB"` or as a plain integer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

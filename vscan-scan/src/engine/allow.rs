@@ -5,6 +5,7 @@
 //! are lists of hashes without an end.
 
 use super::hashes::{self, Asked, Entry, Hashes};
+use crate::glob::{Case, Glob};
 use std::collections::BTreeMap;
 
 /// Seconds of a day.
@@ -13,8 +14,9 @@ const DAY: i64 = 86_400;
 /// The lines of all lists.
 #[derive(Debug, Default)]
 pub struct Allowed {
-    /// Patterns of names, with `*` and `?`, and the last day of each, counted from 1970-01-01.
-    names: Vec<(String, Option<i64>)>,
+    /// Patterns of names and the last day of each, counted from 1970-01-01. Letters match their own case: what lets
+    /// something pass is to let pass what it says.
+    names: Vec<(Glob, Option<i64>)>,
     /// Hashes by their last day.
     hashes: BTreeMap<Option<i64>, Vec<Entry>>,
     built: Vec<(Option<i64>, Hashes)>,
@@ -47,7 +49,7 @@ impl Allowed {
         };
         match rest.split_once(char::is_whitespace) {
             Some(("name", pattern)) => {
-                self.names.push((pattern.trim().to_owned(), until));
+                self.names.push((Glob::with(pattern.trim(), Case::Exact), until));
                 self.count += 1;
                 Ok(())
             }
@@ -86,7 +88,7 @@ impl Allowed {
     /// Whether a detection of this name counts, at this time in seconds since 1970.
     #[must_use]
     pub fn name(&self, name: &str, now: i64) -> bool {
-        self.names.iter().any(|(pattern, until)| valid(*until, now) && like(pattern, name))
+        self.names.iter().any(|(pattern, until)| valid(*until, now) && pattern.matches(name))
     }
 
     /// Whether detections in this file count.
@@ -122,35 +124,6 @@ fn day(date: &str) -> Option<i64> {
     let years = (year - 1970) * 365 + (before / 4 - before / 100 + before / 400)
         - (1969 / 4 - 1969 / 100 + 1969 / 400);
     Some(years + lengths[..month - 1].iter().sum::<i64>() + day - 1)
-}
-
-/// Whether a name is like a pattern, in which `*` stands for any text and `?` for one character.
-fn like(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) =
-        (pattern.chars().collect(), name.chars().collect());
-    let (mut p, mut n) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while n < name.len() {
-        match pattern.get(p) {
-            Some('*') => {
-                star = Some((p, n));
-                p += 1;
-            }
-            Some(&c) if c == '?' || c == name[n] => {
-                p += 1;
-                n += 1;
-            }
-            _ => match star {
-                Some((at, from)) => {
-                    star = Some((at, from + 1));
-                    p = at + 1;
-                    n = from + 1;
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[p..].iter().all(|&c| c == '*')
 }
 
 #[cfg(test)]

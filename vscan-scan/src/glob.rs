@@ -1,19 +1,35 @@
-//! Patterns with `*` and `?` for the names of detections.
+//! Patterns with `*` and `?` for names: of detections, files, users, addresses.
 
 use std::fmt;
 
-/// A pattern: `*` stands for any characters, `?` for one, the rest for itself; letters match either case.
+/// Whether letters of the other case match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Case {
+    /// They do.
+    Either,
+    /// They do not.
+    Exact,
+}
+
+/// A pattern: `*` stands for any characters, `?` for one, the rest for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Glob {
     source: String,
-    folded: Vec<char>,
+    case: Case,
+    pattern: Vec<char>,
 }
 
 impl Glob {
-    /// Every string is a pattern.
+    /// A pattern whose letters match either case. Every string is one.
     #[must_use]
     pub fn new(pattern: &str) -> Self {
-        Self { source: pattern.to_owned(), folded: fold(pattern) }
+        Self::with(pattern, Case::Either)
+    }
+
+    /// A pattern with this rule for letters.
+    #[must_use]
+    pub fn with(pattern: &str, case: Case) -> Self {
+        Self { source: pattern.to_owned(), case, pattern: case.characters(pattern) }
     }
 
     /// The pattern as it was written.
@@ -25,7 +41,7 @@ impl Glob {
     /// Whether the whole of `name` matches. Time grows with the product of both lengths at worst.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
-        let (pattern, name) = (&self.folded, fold(name));
+        let (pattern, name) = (&self.pattern, self.case.characters(name));
         let (mut p, mut n) = (0, 0);
         // the last star and how much of the name it takes: enough, since a later star can take over all that follows
         let mut star: Option<(usize, usize)> = None;
@@ -59,13 +75,18 @@ impl fmt::Display for Glob {
     }
 }
 
-fn fold(text: &str) -> Vec<char> {
-    text.chars().flat_map(char::to_lowercase).collect()
+impl Case {
+    fn characters(self, text: &str) -> Vec<char> {
+        match self {
+            Self::Either => text.chars().flat_map(char::to_lowercase).collect(),
+            Self::Exact => text.chars().collect(),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Glob;
+    use super::{Case, Glob};
     use proptest::prelude::*;
 
     #[test]
@@ -83,6 +104,13 @@ mod tests {
         ] {
             assert_eq!(Glob::new(pattern).matches(name), expected, "{pattern} on {name}");
         }
+    }
+
+    #[test]
+    fn letters_match_as_the_case_says() {
+        assert!(Glob::with("Win.*", Case::Either).matches("WIN.Test"));
+        assert!(!Glob::with("Win.*", Case::Exact).matches("WIN.Test"));
+        assert!(Glob::with("Win.*", Case::Exact).matches("Win.Test"));
     }
 
     /// The definition, exponential and obviously right.
