@@ -3,6 +3,7 @@
 pub mod access;
 pub mod blocking;
 pub mod blocks;
+pub mod clamd;
 pub mod cli;
 pub mod config;
 pub mod gateway;
@@ -14,6 +15,7 @@ pub mod observe;
 pub mod outbound;
 pub mod policy;
 pub mod quarantine;
+pub mod rules;
 pub mod scanner;
 pub mod spool;
 pub mod supervisor;

@@ -90,6 +90,12 @@ pub enum Ask {
     /// Edits: [`Answer::Repair`]. Kind, name and passwords must be those of the scan, or the parts get
     /// other numbers.
     Repair(Plan),
+    /// Whether the allow lists let the object pass though something called `name` was found in it by somebody else:
+    /// [`Answer::Allowed`].
+    Allowed {
+        /// The name of the detection.
+        name: String,
+    },
 }
 
 /// One object for a worker.
@@ -139,6 +145,8 @@ pub enum Answer {
     Report(Box<Report>),
     /// What can be done.
     Repair(repair::Answer),
+    /// Whether it may pass.
+    Allowed(bool),
 }
 
 impl Answer {
@@ -222,6 +230,8 @@ pub enum Status {
         version: String,
         /// What was ignored or is doubtful.
         warnings: Vec<String>,
+        /// When the youngest file of rules was changed, in seconds since 1970.
+        newest: Option<i64>,
         /// Milliseconds it took to load.
         millis: u64,
     },

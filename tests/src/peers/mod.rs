@@ -5,6 +5,7 @@
 //! stopped or configured.
 
 mod aiosmtpd;
+mod clamd;
 mod cyrus;
 mod dovecot;
 mod exim;
@@ -17,6 +18,7 @@ mod smtp_sink;
 mod vsftpd;
 
 pub use aiosmtpd::Aiosmtpd;
+pub use clamd::{CLAMD_NAME, CLAMD_ONLY, CLAMD_STREAM_MAX, Clamd};
 pub use cyrus::Cyrus;
 pub use dovecot::Dovecot;
 pub use exim::{Exim, EximRelay};
@@ -43,6 +45,8 @@ use std::time::Duration;
 /// itself, and all are unpacked side by side.
 pub const PACKAGES: &[&[&str]] = &[
     &[
+        "clamav",
+        "clamav-daemon",
         "curl",
         "dovecot-imapd",
         "lftp",

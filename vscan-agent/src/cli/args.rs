@@ -94,8 +94,16 @@ pub enum Command {
 
     /// Scan files with the gateway's scanner; no agent is needed.
     ///
-    /// Exit codes: 0 all clean, 1 something is infected, 2 something could not be scanned, 78 the rules or limits are
-    /// wrong.
+    /// Reads archives and mail as the gateway does, and asks the clamd of [scan.clamd] too. Links that are named are
+    /// followed, those in directories are not; neither they nor devices, pipes and sockets are scanned, and a summary
+    /// tells how many there were. A file that cannot be read is an error and stops nothing.
+    ///
+    /// Exit codes: 0 all clean, 1 something is infected, 2 errors (a file or the scanner failed), 3 something is
+    /// unscannable (encrypted, over a limit, broken); where there is more than one, the first of 1, 3, 2. 78: the rules
+    /// or limits are wrong.
+    ///
+    /// With -o json one array with a document for each file: its parts with their types, sizes and hashes, findings
+    /// with rule, tags, metadata and offset, what was not read and why, and the time that it took.
     Scan(ScanArgs),
 
     /// Look at what was blocked and kept; no agent is needed.
@@ -184,7 +192,7 @@ pub struct ScanArgs {
     #[arg(short, long)]
     pub quiet: bool,
 
-    /// Files, and directories with all that is in them.
+    /// Files, directories with all that is in them, and - for standard input.
     #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub paths: Vec<PathBuf>,
 }
@@ -220,13 +228,80 @@ pub enum RulesCommand {
         to: PathBuf,
     },
 
-    /// Show what is loaded: rules, how many of them run on which objects, hashes, and what of ClamAV's signatures is
-    /// not used.
+    /// Show what is loaded: what each file holds, how many of the rules run on which objects, how old they are, and what
+    /// of ClamAV's signatures is not used, by the reason.
     List {
         /// Files and directories of rules, instead of the configured ones; may be given more than once.
         #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
         rules: Vec<PathBuf>,
+
+        /// Name all of ClamAV's signatures that are not used; bytecode has no names.
+        #[arg(long)]
+        skipped: bool,
     },
+
+    /// Try rules on clean files: what they find there, and the time that each of them takes.
+    ///
+    /// Exit codes: 0 nothing is found, 1 a rule finds something in a clean file, 2 a file could not be scanned, 65 the
+    /// rules do not compile.
+    Test {
+        /// Rules to try, files or directories, instead of the configured ones; may be given more than once.
+        #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+        rules: Vec<PathBuf>,
+
+        /// Directories of clean files, instead of scan.update.corpus; may be given more than once. Without any the
+        /// rules are compiled only.
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        corpus: Vec<PathBuf>,
+
+        /// Measure each YARA rule by itself, and show the N that take most of the time; 0: measure nothing. Each is
+        /// compiled by itself for that, which takes a minute for thousands.
+        #[arg(long, value_name = "N", default_value = "10")]
+        slowest: usize,
+    },
+
+    /// Fetch a new set of rules and put it in force, or bring back the former one.
+    ///
+    /// The set is an archive (tar, tar.gz), a directory or one file of signatures. It is fetched, its checksum
+    /// (SOURCE.sha256; in a directory SHA256SUMS) and signature (SOURCE.minisig) are checked, it is loaded together with
+    /// all other rules, and tried on clean files. Only then it takes the place of the former one, at once, and the
+    /// running gateway reloads; if it cannot, the former set comes back. A set that was rolled back is not taken again.
+    ///
+    /// Exit codes: 0 the set is in force or was already, 65 it is not what it should be, does not load, or finds
+    /// something in clean files, 69 it cannot be fetched, 75 another update is under way.
+    Update(UpdateArgs),
+}
+
+/// `vscan rules update`
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// Where the set comes from, instead of scan.update.source: a path, or a URL of https, http or file.
+    #[arg(long, value_name = "SOURCE")]
+    pub from: Option<String>,
+
+    /// The SHA-256 that the set has to have.
+    #[arg(long, value_name = "HEX")]
+    pub sha256: Option<String>,
+
+    /// The minisign public key that the set has to be signed with, instead of scan.update.public_key.
+    #[arg(long, value_name = "KEY")]
+    pub public_key: Option<String>,
+
+    /// Directories of clean files, instead of scan.update.corpus; may be given more than once.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub corpus: Vec<PathBuf>,
+
+    /// Take also a set that is in force already, is older than that, or was rolled back.
+    #[arg(long)]
+    pub force: bool,
+
+    /// Bring back the set that the one in force replaced.
+    #[arg(long, conflicts_with_all = ["from", "sha256", "public_key", "corpus", "force"])]
+    pub rollback: bool,
+
+    /// Leave a running gateway with the rules that it has, until the next reload.
+    #[arg(long)]
+    pub no_reload: bool,
 }
 
 /// `vscan quarantine`

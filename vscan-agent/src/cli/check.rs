@@ -4,23 +4,24 @@ mod blind;
 
 use super::args::Output;
 use super::failure::{EX_CONFIG, EX_DATAERR, EX_UNAVAILABLE, Failure};
-use crate::access;
-use crate::config::{Config, ConfigErrors};
+use crate::config::{self, Config, ConfigErrors};
 use crate::mailbox::service;
 use crate::notify::Templates;
 use crate::observe::wire::printable;
+use crate::{access, clamd};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// One complaint.
 #[derive(Debug, Serialize)]
 struct Complaint {
     /// `error`, `warning` or `note`.
     severity: &'static str,
-    /// `configuration`, `access`, `blind spot`, `rules` or `system`.
+    /// `configuration`, `access`, `blind spot`, `rules`, `clamd` or `system`.
     about: &'static str,
     file: Option<PathBuf>,
     line: Option<usize>,
@@ -37,9 +38,30 @@ pub(super) struct Checked {
     pub(super) hashes: u64,
     pub(super) allowed: u64,
     pub(super) skipped: BTreeMap<String, u64>,
+    pub(super) skipped_names: Vec<(String, String)>,
+    pub(super) sources: Vec<Holding>,
+    pub(super) newest: Option<i64>,
+    pub(super) times: Vec<Timed>,
     pub(super) bytes: u64,
     pub(super) errors: Vec<Diagnostic>,
     pub(super) warnings: Vec<Diagnostic>,
+}
+
+/// What one file holds.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Holding {
+    pub(super) path: PathBuf,
+    pub(super) format: String,
+    pub(super) count: u64,
+    pub(super) skipped: u64,
+}
+
+/// What one rule, or rules that refer to each other, took.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Timed {
+    pub(super) rules: Vec<String>,
+    pub(super) micros: u64,
+    pub(super) runs: u64,
 }
 
 /// How many rules of one set run on which objects.
@@ -90,6 +112,7 @@ pub(super) fn run(path: &Path, output: Output, out: &mut dyn Write) -> Result<()
                     if !checked.errors.is_empty() {
                         code = EX_DATAERR;
                     }
+                    complaints.extend(too_old(&config, checked.newest));
                     complaints.extend(checked.errors.iter().map(|d| of_rules(d, "error")));
                     complaints.extend(checked.warnings.iter().map(|d| of_rules(d, "warning")));
                 }
@@ -106,6 +129,11 @@ pub(super) fn run(path: &Path, output: Output, out: &mut dyn Write) -> Result<()
             }
             if !config.gateway.interfaces.is_empty() {
                 complaints.extend(blind::spots(&config));
+            }
+            if let Some(clamd) = &config.scan.clamd {
+                let (complaint, found) = of_clamd(clamd);
+                code = if code == 0 { found } else { code };
+                complaints.push(complaint);
             }
             complaints.extend(access::explain::explain(&config).into_iter().map(|remark| {
                 Complaint {
@@ -190,6 +218,44 @@ fn of_rules(d: &Diagnostic, severity: &'static str) -> Complaint {
     }
 }
 
+/// A warning, if no file of rules is younger than it should be.
+fn too_old(config: &Config, newest: Option<i64>) -> Option<Complaint> {
+    let max = config.scan.rules_age_max?;
+    let age = jiff::Timestamp::now().as_second().checked_sub(newest?)?;
+    let age = Duration::from_secs(u64::try_from(age).ok()?);
+    (age > max).then(|| Complaint {
+        severity: "warning",
+        about: "rules",
+        file: None,
+        line: None,
+        column: None,
+        message: format!(
+            "no file of rules is younger than {} days (scan.rules_age_max): `vscan rules update` renews them",
+            age.as_secs() / 86_400
+        ),
+    })
+}
+
+/// Whether clamd answers, with what it is, and the exit code that this makes.
+fn of_clamd(config: &config::Clamd) -> (Complaint, u8) {
+    let place = format!("clamd at {}", config.address);
+    let (severity, message, code) = match clamd::version_now(config) {
+        Ok(version) => ("note", format!("{place} answers: {version}"), 0),
+        Err(error) => {
+            let help = match &error {
+                clamd::Error::Connect(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+                    "its socket has to be open for this user (LocalSocketMode in clamd.conf)"
+                }
+                clamd::Error::Connect(_) => "start it, or correct scan.clamd.address",
+                _ => "see its log",
+            };
+            let message = format!("{place} {error}; {help}: without it objects are refused");
+            ("error", message, EX_UNAVAILABLE)
+        }
+    };
+    (Complaint { severity, about: "clamd", file: None, line: None, column: None, message }, code)
+}
+
 fn system(message: String) -> Complaint {
     Complaint { severity: "error", about: "system", file: None, line: None, column: None, message }
 }
@@ -212,6 +278,8 @@ pub(super) enum Task<'a> {
     Build(&'a Path),
     /// Makes one list of lists of hashes.
     Hashes(&'a Path),
+    /// Measures each rule on the files of these directories.
+    Measure(&'a [PathBuf]),
 }
 
 /// Has the scanner's program do it.
@@ -226,6 +294,7 @@ pub(super) fn check_rules(
         Task::Check => command.arg("--check"),
         Task::Build(bundle) => command.arg("--build").arg(bundle),
         Task::Hashes(list) => command.arg("--hashes").arg(list),
+        Task::Measure(corpus) => command.arg("--measure").args(corpus),
     };
     command.arg("--rules").args(rules).arg("--rules-key").arg(config.rules_key());
     let result = command.stdin(Stdio::null()).stderr(Stdio::piped()).output().map_err(|e| {

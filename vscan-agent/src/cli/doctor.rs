@@ -3,7 +3,7 @@
 use super::args::Output;
 use super::failure::{EX_OSERR, EX_TEMPFAIL, EX_UNAVAILABLE, Failure};
 use super::table::{Colour, Screen};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::kernel::{self, probe};
 use crate::mailbox::{secret, service};
 use crate::observe::wire::printable;
@@ -33,6 +33,7 @@ pub(super) fn run(config: &Config, output: Output, out: &mut dyn Write) -> Resul
     let mut checks =
         if config.gateway.interfaces.is_empty() { Vec::new() } else { probe::run(config) };
     checks.extend(mailboxes(config)?);
+    checks.extend(config.scan.clamd.as_ref().map(clamd));
     print(&checks, output, Screen::of_stdout(), out)?;
     if checks.iter().any(|c| c.level == Level::Bad) {
         return Err(Failure { code: EX_UNAVAILABLE, message: String::new() });
@@ -65,6 +66,25 @@ fn mailboxes(config: &Config) -> Result<Vec<Check>, Failure> {
         }
     }
     Ok(checks)
+}
+
+/// Whether the clamd that is to be asked can be.
+fn clamd(config: &config::Clamd) -> Check {
+    match crate::clamd::version_now(config) {
+        Ok(version) => Check {
+            name: "clamd",
+            level: Level::Good,
+            found: format!("{version} at {}", config.address),
+            advice: String::new(),
+        },
+        Err(error) => Check {
+            name: "clamd",
+            level: Level::Bad,
+            found: format!("the one at {} {error}", config.address),
+            advice: "without it objects are refused: start it, or correct scan.clamd.address"
+                .to_owned(),
+        },
+    }
 }
 
 fn print(checks: &[Check], output: Output, screen: Screen, out: &mut dyn Write) -> io::Result<()> {

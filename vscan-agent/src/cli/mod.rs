@@ -56,8 +56,8 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
     let config = || Config::load(&cli.config);
     let control = || match &cli.control {
-        Some(path) => Ok(path.clone()),
-        None => Config::control_socket(&cli.config),
+        Some(path) => Ok::<_, Failure>(path.clone()),
+        None => Ok(Config::control_socket(&cli.config)?),
     };
     let mut stdout = io::BufWriter::new(io::stdout().lock());
     let out = &mut stdout;
@@ -124,7 +124,9 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
                 Err(ConfigErrors::Unreadable { .. }) => Config::defaults(),
                 other => other?,
             };
-            rules::run(command, &config, cli.output, out)?;
+            let code = rules::run(command, &config, &control, cli.output, out)?;
+            out.flush()?;
+            return Ok(ExitCode::from(code));
         }
         Command::Reload => {
             client::ask_once(&control()?, &Request::Reload)?;

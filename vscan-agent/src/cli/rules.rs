@@ -1,9 +1,14 @@
 //! `vscan rules`: what the scanner makes of rules, without a gateway. Rules are compiled by the scanner's program.
 
+mod trial;
+mod update;
+
 use super::args::{Output, RulesCommand};
-use super::check::{Checked, Shares, Task, check_rules};
+use super::check::{Checked, Holding, Shares, Task, check_rules};
 use super::failure::{EX_DATAERR, Failure};
+use super::table::age;
 use crate::config::Config;
+use crate::observe::wire::printable;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -18,6 +23,12 @@ struct Told<'a> {
     hashes: u64,
     allowed: u64,
     skipped: &'a BTreeMap<String, u64>,
+    /// Name and reason, where they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skipped_names: Option<&'a [(String, String)]>,
+    sources: &'a [Holding],
+    /// When the youngest file was changed, in seconds since 1970.
+    newest: Option<i64>,
     written_bytes: Option<u64>,
     warnings: usize,
 }
@@ -25,16 +36,24 @@ struct Told<'a> {
 pub(super) fn run(
     command: &RulesCommand,
     config: &Config,
+    control: &dyn Fn() -> Result<PathBuf, Failure>,
     output: Output,
     out: &mut dyn Write,
-) -> Result<(), Failure> {
+) -> Result<u8, Failure> {
     let (rules, task) = match command {
         RulesCommand::Build { rules, to } => (rules, Task::Build(to)),
-        RulesCommand::List { rules } => (rules, Task::Check),
+        RulesCommand::List { rules, .. } => (rules, Task::Check),
         RulesCommand::Hashes { lists, to } => (lists, Task::Hashes(to)),
+        RulesCommand::Test { rules, corpus, slowest } => {
+            return trial::run(config, rules, corpus, *slowest, output, out);
+        }
+        RulesCommand::Update(args) => {
+            return update::run(args, config, control, output, out).map(|()| 0);
+        }
     };
+    let names = matches!(command, RulesCommand::List { skipped: true, .. });
     let written = match task {
-        Task::Check => None,
+        Task::Check | Task::Measure(_) => None,
         Task::Build(to) | Task::Hashes(to) => Some(to),
     };
     let rules: &[PathBuf] = if rules.is_empty() { &config.scan.rules } else { rules };
@@ -48,13 +67,37 @@ pub(super) fn run(
             hashes: checked.hashes,
             allowed: checked.allowed,
             skipped: &checked.skipped,
+            skipped_names: names.then_some(&checked.skipped_names),
+            sources: &checked.sources,
+            newest: checked.newest,
             written_bytes: written.is_some().then_some(checked.bytes),
             warnings: checked.warnings.len(),
         };
-        return Ok(super::json(&told, out)?);
+        super::json(&told, out)?;
+        return Ok(0);
     }
     if !matches!(task, Task::Hashes(_)) {
         writeln!(out, "{} rules and signatures, {}", checked.rules, checked.version)?;
+    }
+    if let Some(newest) = checked.newest {
+        let seconds = jiff::Timestamp::now().as_second().saturating_sub(newest).max(0);
+        #[expect(clippy::cast_precision_loss, reason = "seconds below 2^53")]
+        writeln!(out, "  the youngest file is {} old", age(seconds as f64))?;
+    }
+    let width = checked.sources.iter().map(|s| s.count.to_string().len()).max().unwrap_or(0);
+    for source in &checked.sources {
+        let path = source.path.to_string_lossy();
+        let skipped = match source.skipped {
+            0 => String::new(),
+            skipped => format!(", {skipped} more are not used"),
+        };
+        writeln!(
+            out,
+            "  {:width$}  {}  {}{skipped}",
+            source.count,
+            source.format,
+            printable(&path)
+        )?;
     }
     for shares in &checked.shares {
         writeln!(
@@ -73,13 +116,18 @@ pub(super) fn run(
     for (reason, count) in &checked.skipped {
         writeln!(out, "  {count} signatures of ClamAV are not used: {reason}")?;
     }
+    if names {
+        for (name, reason) in &checked.skipped_names {
+            writeln!(out, "    {}: {reason}", printable(name))?;
+        }
+    }
     if !checked.warnings.is_empty() {
         writeln!(out, "{} warnings; `vscan check` shows them", checked.warnings.len())?;
     }
     if let Some(to) = written {
         writeln!(out, "{} is written, {} bytes", to.display(), checked.bytes)?;
     }
-    Ok(())
+    Ok(0)
 }
 
 /// Rules that do not compile.

@@ -82,7 +82,8 @@ fn print(status: &Status, output: Output, screen: Screen, out: &mut dyn Write) -
             ),
         ),
         ("cache", cached(&scanner.cache)),
-        ("rules", format!("{} ({})", scanner.rule_count, scanner.rules)),
+        ("rules", rules(status, screen)),
+        ("clamd", scanner.clamd.as_ref().map_or_else(String::new, |c| clamd(c, screen))),
         (
             "spool",
             format!(
@@ -169,6 +170,39 @@ fn cached(cache: &CacheStatus) -> String {
         cache.reports,
         bytes(cache.bytes)
     )
+}
+
+fn rules(status: &Status, screen: Screen) -> String {
+    let scanner = &status.scanner;
+    let text = format!("{} ({})", scanner.rule_count, printable(&scanner.rules));
+    #[expect(clippy::cast_precision_loss, reason = "seconds below 2^53")]
+    match scanner.rules_age.map(|seconds| age(seconds as f64)) {
+        Some(age) if status.rules_too_old => {
+            let warning = format!("{age} old: `vscan rules update` renews them");
+            format!("{text}, {}", Colour::Red.paint(&warning, screen))
+        }
+        Some(age) => format!("{text}, {age} old"),
+        None => text,
+    }
+}
+
+fn clamd(clamd: &crate::clamd::Status, screen: Screen) -> String {
+    let version = match clamd.version.as_str() {
+        "" => "of a version that it did not tell yet",
+        version => version,
+    };
+    let text = printable(&format!(
+        "{version} at {}, {} objects, {} failures",
+        clamd.address, clamd.requests, clamd.failures
+    ))
+    .into_owned();
+    match &clamd.error {
+        None => text,
+        Some(error) => {
+            let error = format!("it {}: objects are refused", printable(error));
+            format!("{text}; {}", Colour::Red.paint(&error, screen))
+        }
+    }
 }
 
 /// How many flows passed uninspected, and why.

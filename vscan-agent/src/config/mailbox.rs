@@ -1,6 +1,5 @@
 //! `[mailbox.NAME]`: mail that is scanned where it lies, on a mail server. How it is scanned is `crate::mailbox`'s business.
 
-use vscan_scan::glob::Glob;
 use super::read::{Reader, Scalar, Table, Wrong, kind};
 use super::terms::{MailboxAuth, MailboxSecurity, Which};
 use super::value::OrNone;
@@ -9,6 +8,7 @@ use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::DeValue;
+use vscan_scan::glob::Glob;
 
 /// `[mailbox.NAME]`: one account, or those of many users of one server.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 
 mod access;
 mod cache;
+mod clamd;
 mod error;
 mod forbid;
 mod mailbox;
@@ -17,6 +18,7 @@ mod terms;
 mod tls;
 mod treat;
 mod types;
+mod update;
 mod value;
 
 #[cfg(test)]
@@ -24,16 +26,17 @@ mod tests;
 
 pub use access::{Access, Commands};
 pub use cache::Cache;
+pub use clamd::{Clamd, ClamdAddress};
 pub use error::{ConfigErrors, Problem};
 pub use forbid::{Forbidden, Types};
 pub use mailbox::{Identity, Mailbox, Master, Rescan, Secret};
 pub use notify::{Address, Notify, Relay};
 pub use outbound::Outbound;
 pub use terms::{
-    Attach, BareNewline, CommandGroup, Delivery, Direction, FtpDelivery, FtpTls, LogFormat,
-    MailboxAuth, MailboxSecurity, OnAgentDown, OutboundAction, Party, Permission, Protocol,
-    REASONS, RelayTls, Resume, Steering, TlsAction, TlsVersion, Treatment, UpstreamTls, Verify,
-    Which, verdict_str,
+    Attach, BareNewline, ClamdLarger, ClamdMode, CommandGroup, Delivery, Direction, FtpDelivery,
+    FtpTls, LogFormat, MailboxAuth, MailboxSecurity, OnAgentDown, OutboundAction, Party,
+    Permission, Protocol, REASONS, RelayTls, Resume, Steering, TlsAction, TlsVersion, Treatment,
+    UpstreamTls, Verify, Which, verdict_str,
 };
 pub(crate) use tls::within;
 pub use tls::{
@@ -45,6 +48,7 @@ pub use types::{
     Config, Ftp, Gateway, HOLD_BACK_MIN, Interface, Log, Marks, Metrics, Paths, Published,
     Quarantine, RateLimit, Scan, Smtp, Spool, TableNumber, extension,
 };
+pub use update::{Origin, Update};
 pub use vscan_scan::glob::Glob;
 
 use read::{Reader, Table, Wrong};
@@ -96,6 +100,13 @@ impl Config {
     #[must_use]
     pub fn rules_key(&self) -> PathBuf {
         self.scan.rules_key.clone().unwrap_or_else(|| self.paths.state_dir.join("rules.key"))
+    }
+
+    /// Where `vscan rules update` keeps its sets.
+    #[must_use]
+    pub fn rules_sets(&self) -> PathBuf {
+        let update = &self.scan.update;
+        update.directory.clone().unwrap_or_else(|| self.paths.state_dir.join("rules"))
     }
 
     /// Where the control socket is, of a configuration that may be wrong everywhere else: a running agent can be asked

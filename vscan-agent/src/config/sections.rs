@@ -7,7 +7,7 @@ use super::types::{
     Smtp, Spool,
 };
 use super::value::{EhloKeyword, Extension, OrNone, Size};
-use super::{access, cache, mailbox, notify, outbound, tls, treat};
+use super::{access, cache, clamd, mailbox, notify, outbound, tls, treat, update};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -122,7 +122,12 @@ pub(super) fn positive(
     value
 }
 
-fn size(r: &mut Reader<'_>, t: &mut Table<'_, '_>, key: &'static str, default: u64) -> u64 {
+pub(super) fn size(
+    r: &mut Reader<'_>,
+    t: &mut Table<'_, '_>,
+    key: &'static str,
+    default: u64,
+) -> u64 {
     let Size(value) = t.get(r, key, Size(default));
     if value == 0 {
         r.report(t.span_of(key), Wrong::new(format!("`{}` must be more than 0", t.name(key))));
@@ -130,7 +135,12 @@ fn size(r: &mut Reader<'_>, t: &mut Table<'_, '_>, key: &'static str, default: u
     value
 }
 
-fn number(r: &mut Reader<'_>, t: &mut Table<'_, '_>, key: &'static str, default: u32) -> u32 {
+pub(super) fn number(
+    r: &mut Reader<'_>,
+    t: &mut Table<'_, '_>,
+    key: &'static str,
+    default: u32,
+) -> u32 {
     let value = t.get(r, key, default);
     if value == 0 {
         r.report(t.span_of(key), Wrong::new(format!("`{}` must be more than 0", t.name(key))));
@@ -277,8 +287,14 @@ fn scan(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Scan {
     let mut limits = t.table(r, "limits");
     let cache = cache::read(r, &mut t);
     let deadline = positive(r, &mut t, "deadline", d.deadline);
+    let clamd = clamd::read(r, &mut t);
+    let update = update::read(r, &mut t);
+    let rules_age_max = t.opt::<OrNone<Duration>>(r, "rules_age_max");
     let scan = Scan {
         rules,
+        rules_age_max: rules_age_max.map_or(d.rules_age_max, OrNone::into_option),
+        clamd,
+        update,
         rules_key: t.opt(r, "rules_key"),
         skip_extensions: t
             .list::<Extension>(r, "skip_extensions", Vec::new())

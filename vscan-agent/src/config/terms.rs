@@ -69,6 +69,28 @@ pub(super) fn word<T: Copy>(
 }
 
 words! {
+    /// How objects reach clamd.
+    ClamdMode {
+        /// As a descriptor where that is possible, else as bytes.
+        Auto = "auto",
+        /// As a descriptor (`FILDES`).
+        Fildes = "fildes",
+        /// As bytes (`INSTREAM`).
+        Instream = "instream",
+    }
+}
+
+words! {
+    /// What becomes of objects that clamd does not get because they are too large.
+    ClamdLarger {
+        /// They are unscannable: size.
+        Unscannable = "unscannable",
+        /// The scanner's own verdict holds.
+        Skip = "skip",
+    }
+}
+
+words! {
     /// The protocol of a session.
     Protocol {
         /// File Transfer Protocol, RFC 959.

@@ -80,6 +80,15 @@ fn the_example_is_right_and_says_the_defaults() {
     let key = uncommented.scan.rules_key.take();
     assert_eq!(key.as_deref(), Some(Path::new("/var/lib/vscan/rules.key")));
     // what has no default
+    let clamd = uncommented.scan.clamd.take().unwrap();
+    let said = (clamd.address.to_string(), clamd.ignore.len(), clamd.size_max);
+    assert_eq!(said, ("/run/clamav/clamd.ctl".to_owned(), 2, 25 << 20));
+    let update = &mut uncommented.scan.update;
+    assert!(
+        matches!(update.source.take(), Some(Origin::Url(_))) && update.public_key.take().is_some()
+    );
+    assert_eq!(update.directory.take().as_deref(), Some(Path::new("/var/lib/vscan/rules")));
+    update.corpus.clear();
     assert_eq!(uncommented.notify.relay.take().unwrap().to_string(), "mail.example.com:25");
     let notify = &mut uncommented.notify;
     assert!(notify.name.take().is_some() && notify.from.take().is_some());

@@ -1,7 +1,6 @@
 //! `[tls]`: certificates, the authority, which connections are opened, and how servers are verified. What is done with
 //! it is `crate::tls`'s business.
 
-use vscan_scan::glob::Glob;
 use super::read::{Reader, Scalar, Table, Wrong, kind};
 use super::sections::positive;
 use super::terms::{Direction, Protocol, TlsAction, TlsVersion, UpstreamTls, Verify};
@@ -12,6 +11,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::DeValue;
+use vscan_scan::glob::Glob;
 
 /// `[tls]`
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use super::access::Access;
 use super::cache::Cache;
+use super::clamd::Clamd;
 use super::forbid::Types;
 use super::notify::Notify;
 use super::outbound::Outbound;
@@ -11,6 +12,7 @@ use super::terms::{
 };
 use super::tls::Tls;
 use super::treat::Treat;
+use super::update::Update;
 use ipnet::IpNet;
 use serde::Serialize;
 use std::fmt;
@@ -307,6 +309,12 @@ pub struct Scan {
     pub rules: Vec<PathBuf>,
     /// The secret that authenticates compiled rules; none: `rules.key` in the state directory.
     pub rules_key: Option<PathBuf>,
+    /// Rules whose newest file is older than this are told of; none: never.
+    pub rules_age_max: Option<Duration>,
+    /// `[scan.clamd]`: a clamd that is asked too.
+    pub clamd: Option<Clamd>,
+    /// `[scan.update]`: where new rules come from.
+    pub update: Update,
     /// Extensions (lower case, without the dot) of files that are not scanned.
     pub skip_extensions: Vec<String>,
     /// Types of files that are not scanned, by their first bytes: names of formats and classes of `vscan_scan::formats`.
@@ -469,6 +477,10 @@ impl Default for Scan {
         Self {
             rules: vec![PathBuf::from("/etc/vscan/rules.d")],
             rules_key: None,
+            // sets of signatures that nobody renews fall behind within weeks
+            rules_age_max: Some(Duration::from_secs(30 * 86_400)),
+            clamd: None,
+            update: Update::default(),
             skip_extensions: Vec::new(),
             skip_types: Vec::new(),
             verify_type: true,

@@ -92,6 +92,7 @@ impl Gateway {
     ) -> Self {
         let scanner = Scanner::new();
         scanner.remember(config.scan.cache.memory);
+        scanner.set_clamd(config.scan.clamd.as_ref(), Some(observer.metrics.clamd()));
         Self {
             notifier: Notifier::in_memory(observer.clone()),
             sessions: Arc::new(Semaphore::new(config.gateway.max_sessions.get())),
@@ -137,6 +138,8 @@ impl Gateway {
         if self.config().scan.cache != config.scan.cache {
             self.scanner.remember(config.scan.cache.memory);
         }
+        let clamd = config.scan.clamd.as_ref();
+        self.scanner.set_clamd(clamd, Some(self.observer.metrics.clamd()));
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 

@@ -384,10 +384,9 @@ async fn converse(
             }
         };
         match message {
-            ToGateway::Scanner { version, rules } => {
+            ToGateway::Scanner { rules } => {
                 let Some(control) = attached.pop() else { continue };
-                gateway.observer.metrics.set_rules(rules);
-                if let Err(error) = gateway.scanner.attach(control, version, rules) {
+                if let Err(error) = gateway.scanner.attach(control, rules) {
                     tracing::error!("scanner: {error}");
                 }
             }

@@ -78,6 +78,7 @@ pub(super) async fn start(
     tasks.spawn(control::serve(socket, backend));
     tasks.spawn(retain(Arc::clone(gateway)));
     tasks.spawn(uninspected::tell_of_blind_spots(Arc::downgrade(gateway)));
+    tasks.spawn(watch_age(Arc::clone(gateway)));
     tasks.spawn(notify::run(Arc::clone(gateway)));
     let mailboxes = Arc::clone(mailboxes);
     tasks.spawn(async move { mailboxes.tend().await });
@@ -119,6 +120,37 @@ async fn retain(gateway: Arc<Gateway>) {
     }
 }
 
+/// How often the age of the rules is looked at, and how often it is told of.
+const AGE_EVERY: Duration = Duration::from_secs(60);
+const AGE_TOLD_EVERY: Duration = Duration::from_secs(86_400);
+
+/// The age of rules that are older than they may be.
+fn too_old(gateway: &Gateway) -> Option<Duration> {
+    let max = gateway.config().scan.rules_age_max?;
+    gateway.scanner.status().rules_age.map(Duration::from_secs).filter(|age| *age > max)
+}
+
+/// Tells the log once a day of rules that are too old.
+async fn watch_age(gateway: Arc<Gateway>) {
+    let mut interval = tokio::time::interval(AGE_EVERY);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut told: Option<std::time::Instant> = None;
+    loop {
+        interval.tick().await;
+        let Some(age) = too_old(&gateway) else {
+            told = None;
+            continue;
+        };
+        if told.is_none_or(|at| at.elapsed() > AGE_TOLD_EVERY) {
+            told = Some(std::time::Instant::now());
+            tracing::warn!(
+                "no file of rules is younger than {} days (scan.rules_age_max): `vscan rules update` renews them",
+                age.as_secs() / 86_400
+            );
+        }
+    }
+}
+
 /// The gateway, as operators see it.
 struct Operated {
     gateway: Arc<Gateway>,
@@ -147,6 +179,7 @@ impl Backend for Operated {
         metrics.set_spool(memory, disk);
         metrics.set_blocked_senders(self.gateway.blocked_senders());
         let scanner = self.gateway.scanner.status();
+        metrics.set_rules(&scanner, self.gateway.config().scan.rules_age_max);
         let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         metrics.set_worker_ends(scanner.crashes, scanner.kills);
         metrics.set_cache(&scanner.cache);
@@ -164,6 +197,7 @@ impl Backend for Operated {
             interfaces: config.gateway.interfaces.iter().map(ToString::to_string).collect(),
             draining: *self.gateway.draining().borrow(),
             sessions_max: config.gateway.max_sessions.get() as u64,
+            rules_too_old: too_old(&self.gateway).is_some(),
             scanner: self.gateway.scanner.status(),
             spool_memory,
             spool_disk,

@@ -163,6 +163,9 @@ pub struct Status {
     /// What was not read, by protocol, direction, reason and peer.
     #[serde(default)]
     pub blind: BlindSpots,
+    /// Whether the rules are older than `scan.rules_age_max`.
+    #[serde(default)]
+    pub rules_too_old: bool,
     /// The scanner.
     pub scanner: scanner::Status,
     /// Bytes of held objects in memory.

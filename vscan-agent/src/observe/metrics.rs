@@ -3,6 +3,7 @@
 use super::Usage;
 use super::control::Objects;
 use super::meter::Meter;
+use crate::clamd;
 use crate::config::{Direction, Protocol, Treatment, verdict_str};
 use crate::mailbox::status::State;
 use crate::outbound::What;
@@ -34,6 +35,10 @@ pub struct Metrics {
     cache_lookups: IntCounterVec,
     cache_reports: IntGauge,
     cache_bytes: IntGauge,
+    rules_info: IntGaugeVec,
+    rules_age: Gauge,
+    rules_age_max: Gauge,
+    clamd: clamd::Counters,
     anomalies: IntCounterVec,
     denied: IntCounterVec,
     outbound: IntCounterVec,
@@ -94,6 +99,15 @@ impl Maker {
 
     fn gauge(&self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::new(name, help))
+    }
+
+    #[expect(clippy::expect_used, reason = "names are literals, tested below")]
+    fn clamd(&self) -> clamd::Counters {
+        let made = clamd::Counters::new().expect("valid metrics");
+        self.add(Ok(made.requests.clone()));
+        self.add(Ok(made.seconds.clone()));
+        self.add(Ok(made.up.clone()));
+        made
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
@@ -175,6 +189,20 @@ impl Metrics {
             cache_reports: m.gauge("vscan_cache_reports", "Reports that are kept."),
             cache_bytes: m.gauge("vscan_cache_bytes", "Memory that kept reports take."),
             scanner_rules: m.gauge("vscan_scanner_rules", "Rules that are loaded."),
+            rules_info: m.gauges(
+                "vscan_rules_info",
+                "What objects are judged by: engines, rules, clamd; always 1.",
+                &["version"],
+            ),
+            rules_age: m.add(Gauge::new(
+                "vscan_rules_age_seconds",
+                "Time since the youngest file of rules was changed; NaN while that is not known.",
+            )),
+            rules_age_max: m.add(Gauge::new(
+                "vscan_rules_age_max_seconds",
+                "scan.rules_age_max; infinite where rules may have any age.",
+            )),
+            clamd: m.clamd(),
             anomalies: m.counters(
                 "vscan_anomalies_total",
                 "Oddities of peers, by name.",
@@ -478,9 +506,25 @@ impl Metrics {
         self.cache_bytes.set(cache.bytes.try_into().unwrap_or(i64::MAX));
     }
 
-    /// How many rules the scanner has loaded.
-    pub fn set_rules(&self, rules: u64) {
-        self.scanner_rules.set(rules.try_into().unwrap_or(i64::MAX));
+    /// What objects are judged by, and how old it is.
+    pub fn set_rules(
+        &self,
+        scanner: &crate::scanner::Status,
+        age_max: Option<std::time::Duration>,
+    ) {
+        self.scanner_rules.set(scanner.rule_count.try_into().unwrap_or(i64::MAX));
+        self.rules_info.reset();
+        if !scanner.rules.is_empty() {
+            self.rules_info.with_label_values(&[&scanner.rules]).set(1);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "seconds below 2^53")]
+        self.rules_age.set(scanner.rules_age.map_or(f64::NAN, |age| age as f64));
+        self.rules_age_max.set(age_max.map_or(f64::INFINITY, |age| age.as_secs_f64()));
+    }
+
+    /// What is counted of clamd.
+    pub fn clamd(&self) -> &clamd::Counters {
+        &self.clamd
     }
 
     pub(super) fn anomaly(&self, protocol: Protocol, name: &'static str) {

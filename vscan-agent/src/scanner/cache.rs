@@ -1,8 +1,8 @@
 //! What was scanned before: raw reports under everything that shaped them, in a [`Store`]; and who waits for a scan of
 //! the same content that is under way.
 //!
-//! What policy makes of a report is not here, nor what a file's type or a clamd adds to it: all that is done to
-//! the report of a scan and to a kept one alike. The parts of objects are remembered by the scanner's workers.
+//! What policy makes of a report is not here, nor what a file's type adds to it: all that is done to the report of a
+//! scan and to a kept one alike. What a clamd says is in the report, and its version in the key. The parts of objects are remembered by the scanner's workers.
 
 use super::Job;
 use quick_cache::{Weighter, sync};
@@ -42,9 +42,14 @@ const REPORT_USUAL: u64 = 1024;
 pub struct Key([u8; 32]);
 
 impl Key {
-    pub(super) fn of(job: &Job, scanner: u64) -> Self {
+    /// `beside`: what others know that are asked too; empty if nobody is.
+    pub(super) fn of(job: &Job, scanner: u64, beside: &str) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self::on(job, scanner, now.as_secs() / DAY)
+        let own = Self::on(job, scanner, now.as_secs() / DAY);
+        if beside.is_empty() {
+            return own;
+        }
+        Self(*blake3::Hasher::new().update(&own.0).update(beside.as_bytes()).finalize().as_bytes())
     }
 
     fn on(job: &Job, scanner: u64, day: u64) -> Self {

@@ -1,6 +1,6 @@
 //! The workers of one scanner process, from its first announcement to its last object.
 
-use super::{Counts, Status};
+use super::{Counts, Status, process::Rules};
 use crate::net::Seqpacket;
 use std::{
     io::{self, IoSlice},
@@ -48,8 +48,7 @@ pub(super) struct Worker {
 pub(super) struct Generation {
     /// Which one it is, of all that this client has had.
     number: u64,
-    rules: String,
-    rule_count: u64,
+    rules: Rules,
     control: Arc<Seqpacket>,
     /// Waiting workers; `free` counts them and queues who wants one.
     waiting: Mutex<Vec<Worker>>,
@@ -66,14 +65,12 @@ impl Generation {
     pub(super) fn start(
         control: OwnedFd,
         number: u64,
-        rules: String,
-        rule_count: u64,
+        rules: Rules,
         counts: Arc<Counts>,
     ) -> io::Result<Arc<Self>> {
         let generation = Arc::new(Self {
             number,
             rules,
-            rule_count,
             control: Arc::new(Seqpacket::new(control)?),
             waiting: Mutex::default(),
             free: Semaphore::new(0),
@@ -130,8 +127,9 @@ impl Generation {
     pub(super) fn status(&self) -> Status {
         let alive = self.alive.borrow().len() as u64;
         Status {
-            rules: self.rules.clone(),
-            rule_count: self.rule_count,
+            rules: self.rules.version.clone(),
+            rule_count: self.rules.count,
+            rules_age: self.rules.age(),
             workers: alive,
             busy: alive.saturating_sub(lock(&self.waiting).len() as u64),
             ..Status::default()

@@ -8,7 +8,11 @@ pub mod cache;
 mod generation;
 pub mod process;
 
-use crate::spool::Object;
+use crate::{
+    clamd::{self, Clamd},
+    config,
+    spool::Object,
+};
 use cache::{Cache, Found, InProcess, Key, Store};
 use generation::{Failure, Generation};
 use std::{
@@ -62,10 +66,13 @@ impl Job {
 /// How the scanner fares.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Status {
-    /// Identity of engine and rules; empty while there is no scanner.
+    /// Identity of engine and rules, and of clamd; empty while there is no scanner.
     pub rules: String,
     /// Number of rules.
     pub rule_count: u64,
+    /// Seconds since the youngest file of rules was changed, where that is known.
+    #[serde(default)]
+    pub rules_age: Option<u64>,
     /// Workers that are alive.
     pub workers: u64,
     /// Workers that are scanning.
@@ -74,6 +81,9 @@ pub struct Status {
     pub crashes: u64,
     /// Workers that were killed at their deadline or because nobody waited any more.
     pub kills: u64,
+    /// The clamd beside it, if one is configured.
+    #[serde(default)]
+    pub clamd: Option<clamd::Status>,
     /// What is remembered.
     #[serde(default)]
     pub cache: CacheStatus,
@@ -108,6 +118,7 @@ struct Shared {
     next_id: AtomicU64,
     counts: Arc<Counts>,
     cache: RwLock<Option<Arc<Cache>>>,
+    clamd: RwLock<Option<Arc<Clamd>>>,
 }
 
 /// Events since the gateway started.
@@ -134,6 +145,7 @@ impl Scanner {
                 next_id: AtomicU64::new(1),
                 counts: Arc::default(),
                 cache: RwLock::default(),
+                clamd: RwLock::default(),
             }),
         }
     }
@@ -165,9 +177,10 @@ impl Scanner {
     ) -> Result<(Self, process::Process), process::StartError> {
         let mut process = process::spawn(spec)?.ready().await?;
         let scanner = Self::new();
+        scanner.set_clamd(spec.clamd.as_ref(), None);
         if let Some(control) = process.control.take() {
             scanner
-                .attach(control, process.version.clone(), process.rules)
+                .attach(control, process.rules.clone())
                 .map_err(|error| process::StartError::NotReady(error.to_string()))?;
         }
         Ok((scanner, process))
@@ -178,24 +191,45 @@ impl Scanner {
     ///
     /// # Errors
     /// The descriptor is not a socket that can be polled.
-    pub fn attach(&self, control: OwnedFd, rules: String, rule_count: u64) -> io::Result<()> {
+    pub fn attach(&self, control: OwnedFd, rules: process::Rules) -> io::Result<()> {
         let counts = Arc::clone(&self.shared.counts);
         let number = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
-        let generation = Generation::start(control, number, rules, rule_count, counts)?;
+        let generation = Generation::start(control, number, rules, counts)?;
         self.shared.current.send_replace(Some(generation));
         Ok(())
     }
 
-    /// Scans one object, with at most `deadline` for each of two attempts.
+    /// From now on this clamd is asked too, or none. One with the same configuration goes on.
+    pub fn set_clamd(&self, config: Option<&config::Clamd>, counters: Option<&clamd::Counters>) {
+        let mut clamd = self.shared.clamd.write().unwrap_or_else(PoisonError::into_inner);
+        if clamd.as_ref().map(|clamd| clamd.config()) != config {
+            *clamd = config.map(|c| Arc::new(Clamd::new(c.clone(), counters.cloned())));
+        }
+    }
+
+    /// The clamd that is asked too.
+    pub fn clamd(&self) -> Option<Arc<Clamd>> {
+        self.shared.clamd.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Scans one object, with at most `deadline` for each of two attempts, and asks clamd about it at the same time.
     ///
     /// Never fails: what goes wrong is a report with `Verdict::Error`. When the caller goes away in
     /// mid-scan, the worker is replaced. What was scanned before is not scanned again, if reports are kept.
     pub async fn scan(&self, job: Job, deadline: Duration) -> Report {
-        let Some(cache) = self.cache() else { return self.scan_anew(&job, deadline).await.0 };
+        let clamd = self.clamd();
+        // What is kept is kept under what clamd knew by then; while that is not known nothing is.
+        let known = match &clamd {
+            Some(clamd) => clamd.version().await.ok().and_then(|_| clamd.identity()),
+            None => Some(String::new()),
+        };
+        let (Some(cache), Some(known)) = (self.cache(), known) else {
+            return self.scan_anew(&job, clamd.as_deref(), deadline).await.0;
+        };
         let current = self.shared.current.borrow().as_ref().map_or(0, |current| current.number());
         let counts = &self.shared.counts.objects;
         let until = Instant::now() + deadline;
-        let lead = match cache.find(Key::of(&job, current), until).await {
+        let lead = match cache.find(Key::of(&job, current, &known), until).await {
             Found::Report(report) => {
                 counts.hits.fetch_add(1, Ordering::Relaxed);
                 return report;
@@ -204,14 +238,35 @@ impl Scanner {
             Found::Late => None,
         };
         counts.misses.fetch_add(1, Ordering::Relaxed);
-        let (report, scanner) = self.scan_anew(&job, deadline).await;
+        let (report, scanner) = self.scan_anew(&job, clamd.as_deref(), deadline).await;
         // Under the process that made it, which may be another than was asked at first.
-        cache.put(Key::of(&job, scanner), &report, lead).await;
+        cache.put(Key::of(&job, scanner, &known), &report, lead).await;
         report
     }
 
-    /// The report, and the number of the scanner process that made it.
-    async fn scan_anew(&self, job: &Job, deadline: Duration) -> (Report, u64) {
+    /// The report with what clamd says, and the number of the scanner process that made it.
+    async fn scan_anew(
+        &self,
+        job: &Job,
+        clamd: Option<&Clamd>,
+        deadline: Duration,
+    ) -> (Report, u64) {
+        let Some(clamd) = clamd else { return self.look(job, deadline).await };
+        let ((mut report, scanner), said) =
+            tokio::join!(self.look(job, deadline), clamd.scan(&job.object));
+        let said = match said {
+            clamd::Outcome::Infected(name) if self.allows(job, &name, deadline).await => {
+                clamd::Outcome::Clean
+            }
+            said => said,
+        };
+        report.rules = with_clamd(report.rules, clamd);
+        clamd::add(said, job.name.as_deref(), &mut report);
+        (report, scanner)
+    }
+
+    /// What the scanner's own engines find.
+    async fn look(&self, job: &Job, deadline: Duration) -> (Report, u64) {
         let ask = Ask::Report { detail: job.detail };
         match self.ask(job, ask, ANSWER_MAX, deadline).await {
             Ok((Answer::Report(report), scanner)) => {
@@ -222,11 +277,17 @@ impl Scanner {
                 parts.misses.fetch_add(others, Ordering::Relaxed);
                 (*report, scanner)
             }
-            Ok((Answer::Repair(_), _)) => {
+            Ok((Answer::Repair(_) | Answer::Allowed(_), _)) => {
                 (Report::error("the scanner answered another question"), 0)
             }
             Err(why) => (Report::error(why), 0),
         }
+    }
+
+    /// Whether an allow list lets the object pass though clamd found something of this name.
+    async fn allows(&self, job: &Job, name: &str, deadline: Duration) -> bool {
+        let ask = Ask::Allowed { name: name.to_owned() };
+        matches!(self.ask(job, ask, ANSWER_MAX, deadline).await, Ok((Answer::Allowed(true), _)))
     }
 
     /// Asks for the edits that carry out the plan, with at most `deadline` for each of two attempts.
@@ -244,7 +305,7 @@ impl Scanner {
         let repaired = match self.ask(&job, Ask::Repair(plan), most, deadline).await {
             Ok((Answer::Repair(repair::Answer::Repaired(repaired)), _)) => repaired,
             Ok((Answer::Repair(unrepairable), _)) => return unrepairable,
-            Ok((Answer::Report(_), _)) => {
+            Ok((Answer::Report(_) | Answer::Allowed(_), _)) => {
                 return unrepairable("the scanner answered another question".to_owned());
             }
             Err(why) => return unrepairable(why),
@@ -308,6 +369,12 @@ impl Scanner {
         (cache.hits, cache.misses) = self.shared.counts.objects.read();
         (cache.part_hits, cache.part_misses) = self.shared.counts.parts.read();
         (cache.reports, cache.bytes) = self.cache().map_or((0, 0), |cache| cache.held());
+        if let Some(clamd) = self.clamd() {
+            if !status.rules.is_empty() {
+                status.rules = with_clamd(status.rules, &clamd);
+            }
+            status.clamd = Some(clamd.status());
+        }
         status
     }
 
@@ -355,5 +422,13 @@ impl Scanner {
         let number = generation.number();
         let answer = generation.ask(worker, &request, descriptor, most, until).await?;
         Ok((answer, number))
+    }
+}
+
+/// The identity of the rules with that of clamd.
+fn with_clamd(rules: String, clamd: &Clamd) -> String {
+    match clamd.identity() {
+        Some(identity) => format!("{rules}, {identity}"),
+        None => format!("{rules}, ClamAV ?"),
     }
 }

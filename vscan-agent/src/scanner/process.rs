@@ -1,9 +1,11 @@
 //! Starting `vscan-scanner`: the child process, its control socket, and its first words.
 
 use crate::{
+    config,
     net::seqpacket,
     supervisor::privileges::{self, confine, inherited_number},
 };
+use serde::{Deserialize, Serialize};
 use std::{
     io,
     os::fd::OwnedFd,
@@ -33,6 +35,28 @@ pub struct Spec {
     pub limits: String,
     /// Number of workers.
     pub workers: usize,
+    /// The clamd that is asked too, by whoever asks the scanner.
+    pub clamd: Option<config::Clamd>,
+}
+
+/// The rules that a scanner has loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rules {
+    /// Identity of engine and rules.
+    pub version: String,
+    /// Number of rules.
+    pub count: u64,
+    /// When the youngest of their files was changed, in seconds since 1970.
+    pub newest: Option<i64>,
+}
+
+impl Rules {
+    /// How old the youngest of their files is now, in seconds.
+    #[must_use]
+    pub fn age(&self) -> Option<u64> {
+        let now = jiff::Timestamp::now().as_second();
+        self.newest.map(|newest| u64::try_from(now.saturating_sub(newest)).unwrap_or(0))
+    }
 }
 
 /// A scanner process that has loaded its rules.
@@ -42,10 +66,8 @@ pub struct Process {
     pub child: Child,
     /// Our end of the control socket. The process ends when every copy of it is closed and it is idle.
     pub control: Option<OwnedFd>,
-    /// Identity of engine and rules.
-    pub version: String,
-    /// Number of rules.
-    pub rules: u64,
+    /// What it has loaded.
+    pub rules: Rules,
     /// What the scanner thinks doubtful about the rules.
     pub warnings: Vec<String>,
     /// Milliseconds it took to load them.
@@ -129,9 +151,10 @@ impl Starting {
             Ok(Err(error)) => StartError::NotReady(error.to_string()),
             Ok(Ok(0)) => StartError::NotReady("it ended at once; the log says why".to_owned()),
             Ok(Ok(_)) => match serde_json::from_str(&line) {
-                Ok(Status::Ready { rules, version, warnings, millis }) => {
+                Ok(Status::Ready { rules, version, warnings, millis, newest }) => {
                     let (child, control) = (self.child, Some(self.control));
-                    return Ok(Process { child, control, version, rules, warnings, millis });
+                    let rules = Rules { version, count: rules, newest };
+                    return Ok(Process { child, control, rules, warnings, millis });
                 }
                 Ok(Status::Failed { error }) => StartError::Refused(error),
                 Err(error) => StartError::NotReady(format!("{error} in {line:?}")),

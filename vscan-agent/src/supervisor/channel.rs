@@ -1,5 +1,6 @@
 //! The messages between supervisor and gateway, over an inherited socket pair.
 
+use crate::scanner::process::Rules;
 use crate::{
     kernel::{Counts, Seen},
     net::{Seqpacket, seqpacket},
@@ -45,10 +46,8 @@ pub enum ToGateway {
     },
     /// A scanner process is ready. Attached: its control socket.
     Scanner {
-        /// Identity of engine and rules.
-        version: String,
-        /// Number of rules.
-        rules: u64,
+        /// What it has loaded.
+        rules: Rules,
     },
     /// Kernel state is installed. Attached: the map descriptors.
     Kernel {

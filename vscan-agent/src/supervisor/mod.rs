@@ -257,6 +257,7 @@ fn scanner_spec(config: &Config) -> Result<process::Spec, Fatal> {
         rules_key: config.rules_key(),
         limits,
         workers: config.scan.workers.get(),
+        clamd: config.scan.clamd.clone(),
     })
 }
 
@@ -340,7 +341,7 @@ impl Supervisor {
     async fn send_scanner(&self) {
         let (Some(gateway), Some(scanner)) = (&self.gateway, &self.scanner) else { return };
         let Some(control) = &scanner.control else { return };
-        let message = ToGateway::Scanner { version: scanner.version.clone(), rules: scanner.rules };
+        let message = ToGateway::Scanner { rules: scanner.rules.clone() };
         if let Err(error) = gateway.channel.send(&message, &[control.as_fd()]).await {
             tracing::error!("gateway: {error}");
         }
@@ -669,8 +670,8 @@ fn report_scanner(scanner: &Process) {
         tracing::warn!("rules: {warning}");
     }
     tracing::info!(
-        rules = scanner.rules,
-        version = scanner.version,
+        rules = scanner.rules.count,
+        version = scanner.rules.version,
         millis = scanner.millis,
         "rules loaded"
     );

@@ -11,12 +11,13 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
-use vscan_scan::engine::Signatures;
 use vscan_scan::engine::bundle::{self, Key};
 use vscan_scan::engine::hashes::{self, Hashes};
+use vscan_scan::engine::measure::{self, Timed};
 use vscan_scan::engine::plan::Shares;
 use vscan_scan::engine::source::Diagnostic;
 use vscan_scan::engine::yara::Set;
+use vscan_scan::engine::{Holding, Signatures};
 use vscan_scan::limits::Limits;
 use vscan_scan::process::sys;
 use vscan_scan::process::zygote::{Config, Zygote};
@@ -25,7 +26,8 @@ use vscan_scan::wire::Status;
 const USAGE: &str = "usage: vscan-scanner --rules PATH... [--rules-key PATH] --control-fd N [--status-fd N] [--limits JSON] [--workers N]
        vscan-scanner --check --rules PATH... [--rules-key PATH]
        vscan-scanner --build BUNDLE --rules PATH... --rules-key PATH
-       vscan-scanner --hashes LIST --rules PATH...";
+       vscan-scanner --hashes LIST --rules PATH...
+       vscan-scanner --measure DIR... --rules PATH... [--rules-key PATH]";
 
 const EX_USAGE: u8 = 64;
 const EX_DATAERR: u8 = 65;
@@ -40,6 +42,7 @@ struct Args {
     key: Option<PathBuf>,
     build: Option<PathBuf>,
     hashes: Option<PathBuf>,
+    measure: Vec<PathBuf>,
     limits: Limits,
     workers: Option<u32>,
     control: Option<RawFd>,
@@ -60,6 +63,14 @@ struct Checked<'a> {
     allowed: u64,
     /// Signatures of ClamAV that are not used, by the reason.
     skipped: BTreeMap<&'static str, u64>,
+    /// The same by their names, if they are asked for.
+    skipped_names: &'a [(String, &'static str)],
+    /// What each file holds.
+    sources: &'a [Holding],
+    /// When the youngest file was changed, in seconds since 1970.
+    newest: Option<i64>,
+    /// What each rule took, of a corpus.
+    times: Vec<Timed>,
     /// Length of the bundle or list that was built.
     bytes: u64,
     errors: &'a [Diagnostic],
@@ -75,6 +86,7 @@ fn main() -> ExitCode {
     match (&args.build, &args.hashes) {
         (Some(path), _) => build(&args, path),
         (None, Some(path)) => hash_list(&args, path),
+        (None, None) if !args.measure.is_empty() => measure(&args),
         (None, None) if args.check => check(&args),
         (None, None) => serve(args),
     }
@@ -87,6 +99,12 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Args, String> {
         let name = name.into_string().map_err(|n| format!("what is {}?", n.display()))?;
         if name == "--check" {
             parsed.check = true;
+            continue;
+        }
+        if name == "--measure" {
+            while let Some(path) = args.next_if(|a| !a.as_encoded_bytes().starts_with(b"--")) {
+                parsed.measure.push(path.into());
+            }
             continue;
         }
         if name == "--rules" {
@@ -119,7 +137,10 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Args, String> {
     if parsed.build.is_some() && parsed.key.is_none() {
         return Err("--rules-key is missing".into());
     }
-    let serves = !parsed.check && parsed.build.is_none() && parsed.hashes.is_none();
+    let serves = !parsed.check
+        && parsed.measure.is_empty()
+        && parsed.build.is_none()
+        && parsed.hashes.is_none();
     if parsed.control.is_none() && serves {
         return Err("--control-fd is missing".into());
     }
@@ -154,6 +175,24 @@ fn check(args: &Args) -> ExitCode {
     print(checked, code)
 }
 
+/// Measures each rule.
+fn measure(args: &Args) -> ExitCode {
+    let place = args.key.clone().unwrap_or_default();
+    let loaded = key(args)
+        .map_err(|e| vec![Diagnostic::of_file(&place, e.to_string())])
+        .and_then(|key| Signatures::load_apart(&args.rules, key.as_ref()));
+    let (checked, code) = match &loaded {
+        Ok(loaded) => match measure::measure(&loaded.rules, &args.measure) {
+            Ok(times) => {
+                (serde_json::to_string(&Checked { times, ..checked(loaded, 0) }), ExitCode::SUCCESS)
+            }
+            Err(e) => refusal(&[Diagnostic::of_file(&args.measure[0], e)]),
+        },
+        Err(errors) => refusal(errors),
+    };
+    print(checked, code)
+}
+
 /// Compiles the rules into a bundle.
 fn build(args: &Args, path: &Path) -> ExitCode {
     let Some(place) = &args.key else { return refuse(EX_USAGE, USAGE) };
@@ -163,7 +202,7 @@ fn build(args: &Args, path: &Path) -> ExitCode {
     };
     let (checked, code) = match &Signatures::load(&args.rules, Some(&key)) {
         Ok(loaded) => match &loaded.rules[..] {
-            [set] if loaded.count == set.count => match bundle::write(set, &loaded.version, &key, path) {
+            [set] if loaded.count == set.count => match bundle::write(set, &loaded.version, loaded.newest, &key, path) {
                 Ok(bytes) => report(loaded, bytes),
                 Err(e) => refusal(&[Diagnostic::of_file(path, e.to_string())]),
             },
@@ -195,18 +234,25 @@ fn hash_list(args: &Args, path: &Path) -> ExitCode {
 }
 
 fn report(loaded: &Signatures, bytes: u64) -> (serde_json::Result<String>, ExitCode) {
-    let checked = Checked {
+    (serde_json::to_string(&checked(loaded, bytes)), ExitCode::SUCCESS)
+}
+
+fn checked(loaded: &Signatures, bytes: u64) -> Checked<'_> {
+    Checked {
         rules: loaded.count,
         version: &loaded.version,
         shares: loaded.rules.iter().map(Set::shares).collect(),
         hashes: loaded.hashes.iter().chain(&loaded.sections).map(Hashes::count).sum(),
         allowed: loaded.allowed.count(),
         skipped: loaded.skipped.clone(),
+        skipped_names: &loaded.skipped_names,
+        sources: &loaded.sources,
+        newest: loaded.newest,
+        times: Vec::new(),
         bytes,
         errors: &[],
         warnings: &loaded.warnings,
-    };
-    (serde_json::to_string(&checked), ExitCode::SUCCESS)
+    }
 }
 
 fn refusal(errors: &[Diagnostic]) -> (serde_json::Result<String>, ExitCode) {
@@ -250,7 +296,8 @@ fn serve(args: Args) -> ExitCode {
         return failed(status, EX_OSERR, format!("/dev/null: {e}"));
     }
     let loaded = match load(&args) {
-        Ok(loaded) => loaded,
+        // Nobody asks a running scanner for them.
+        Ok(loaded) => Signatures { skipped_names: Vec::new(), sources: Vec::new(), ..loaded },
         Err(errors) => {
             let lines: Vec<String> = errors.iter().map(Diagnostic::to_string).collect();
             return failed(status, EX_DATAERR, lines.join("\n"));
@@ -271,6 +318,7 @@ fn serve(args: Args) -> ExitCode {
             rules: loaded.count,
             version: loaded.version.clone(),
             warnings,
+            newest: loaded.newest,
             millis: started.elapsed().as_millis() as u64,
         },
     );

@@ -15,7 +15,7 @@ use std::path::Path;
 use yara_x::Rules;
 
 /// What a bundle begins with; the last byte is the version of this form.
-const MAGIC: &[u8; 8] = b"VSCANRB\x01";
+const MAGIC: &[u8; 8] = b"VSCANRB\x02";
 
 /// Largest bundle: ten times what the biggest public rule sets make.
 const BUNDLE_MAX: u64 = 1 << 30;
@@ -101,6 +101,8 @@ struct Content<'a> {
     platform: String,
     /// Identity of the rules.
     version: String,
+    /// When the youngest of their files was changed, in seconds since 1970.
+    newest: Option<i64>,
     table: Table,
     #[serde(borrow)]
     units: Vec<&'a serde_bytes::Bytes>,
@@ -112,18 +114,28 @@ pub struct Bundle {
     pub set: Set,
     /// Identity of the rules: the version that they were loaded with when it was built.
     pub version: String,
+    /// When the youngest of their files was changed, in seconds since 1970.
+    pub newest: Option<i64>,
 }
 
-/// Writes a bundle of one set, in place of what was there; a reader sees the old or the new one.
+/// Writes a bundle of one set, in place of what was there; a reader sees the old or the new one. `version` and `newest`
+/// are those of the signatures that the set was loaded with.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Yara`].
-pub fn write(set: &Set, version: &str, key: &Key, path: &Path) -> Result<u64, Error> {
+pub fn write(
+    set: &Set,
+    version: &str,
+    newest: Option<i64>,
+    key: &Key,
+    path: &Path,
+) -> Result<u64, Error> {
     let units = set.units.iter().map(Rules::serialize).collect::<Result<Vec<_>, _>>();
     let units = units.map_err(|e| Error::Yara(e.to_string()))?;
     let content = Content {
         platform: platform(),
         version: version.to_owned(),
+        newest,
         table: set.plan.table().clone(),
         units: units.iter().map(|unit| serde_bytes::Bytes::new(unit)).collect(),
     };
@@ -175,7 +187,11 @@ pub fn read(path: &Path, key: Option<&Key>) -> Result<Bundle, Error> {
     }
     let units = content.units.iter().map(Rules::deserialize).collect::<Result<Vec<_>, _>>();
     let units = units.map_err(|e| Error::Yara(e.to_string()))?;
-    Ok(Bundle { set: Set::new(units, content.table), version: content.version })
+    Ok(Bundle {
+        set: Set::new(units, content.table),
+        version: content.version,
+        newest: content.newest,
+    })
 }
 
 fn mac(key: &Key, body: &[u8]) -> blake3::Hash {
@@ -238,7 +254,7 @@ mod tests {
         let key = Key::read_or_make(&dir.join("key")).unwrap();
         let loaded = Signatures::load(&[rules], None).unwrap_or_else(|e| panic!("{e:?}"));
         let path = dir.join("a.vrb");
-        write(&loaded.rules[0], &loaded.version, &key, &path).unwrap();
+        write(&loaded.rules[0], &loaded.version, loaded.newest, &key, &path).unwrap();
         (path, key)
     }
 
@@ -248,6 +264,8 @@ mod tests {
         let (path, key) = built(dir.path());
         let loaded = Signatures::load(&[path], Some(&key)).unwrap_or_else(|e| panic!("{e:?}"));
         assert_eq!(loaded.count, 1);
+        let rules = fs::metadata(dir.path().join("a.yar")).unwrap().mtime();
+        assert_eq!(loaded.newest, Some(rules), "the age of its rules, not its own");
         let mut engines = Engines::new(&loaded);
         let mut hits = Vec::new();
         let part = Part {
@@ -294,6 +312,7 @@ mod tests {
         let content = Content {
             platform: "yara-x 0.0.1 pdp11".into(),
             version: String::new(),
+            newest: None,
             table: Table::default(),
             units: Vec::new(),
         };

@@ -36,6 +36,8 @@ pub struct Database {
     pub ignored: HashSet<String>,
     /// Signatures that have no like here, by the reason.
     pub skipped: BTreeMap<&'static str, u64>,
+    /// The same by their names, where a signature is one line.
+    pub skipped_names: Vec<(String, &'static str)>,
 }
 
 impl Database {
@@ -77,8 +79,20 @@ impl Database {
         wrong
     }
 
-    fn skip(&mut self, reason: &'static str) {
-        *self.skipped.entry(reason).or_default() += 1;
+    /// Counts signatures without names.
+    pub fn skip_unnamed(&mut self, reason: &'static str, count: u64) {
+        *self.skipped.entry(reason).or_default() += count;
+    }
+
+    /// Number of signatures that have no like here.
+    #[must_use]
+    pub fn skipped_count(&self) -> u64 {
+        self.skipped.values().sum()
+    }
+
+    fn skip(&mut self, name: &str, reason: &'static str) {
+        self.skip_unnamed(reason, 1);
+        self.skipped_names.push((name.to_owned(), reason));
     }
 
     fn file_hash(&mut self, line: &str) -> Result<(), String> {
@@ -120,18 +134,18 @@ impl Database {
             return Ok(());
         }
         let Some(target) = target_condition(target)? else {
-            self.skip("normalised text");
+            self.skip(name, "normalised text");
             return Ok(());
         };
         let pattern = match pattern(signature, "") {
             Ok(pattern) => pattern,
             Err(reason) => {
-                self.skip(reason);
+                self.skip(name, reason);
                 return Ok(());
             }
         };
         let Some(found) = placed(offset, "$_a0") else {
-            self.skip("offset");
+            self.skip(name, "offset");
             return Ok(());
         };
         self.rule(name, &[pattern], &and(&target, &found));
@@ -155,7 +169,7 @@ impl Database {
                 Some(("Target", target)) => match target_condition(target)? {
                     Some(target) => condition = and(&condition, &target),
                     None => {
-                        self.skip("normalised text");
+                        self.skip(name, "normalised text");
                         return Ok(());
                     }
                 },
@@ -170,7 +184,7 @@ impl Database {
                         and(&condition, &format!("filesize >= {from} and filesize <= {to}"));
                 }
                 Some(_) => {
-                    self.skip("icons and containers");
+                    self.skip(name, "icons and containers");
                     return Ok(());
                 }
             }
@@ -179,14 +193,14 @@ impl Database {
         let mut offsets = Vec::new();
         for subsignature in subsignatures {
             if subsignature.contains('/') {
-                self.skip("regular expressions");
+                self.skip(name, "regular expressions");
                 return Ok(());
             }
             if subsignature.contains("${")
                 || subsignature.contains('#')
                 || subsignature.contains("fuzzy_img")
             {
-                self.skip("macros, comparisons and pictures");
+                self.skip(name, "macros, comparisons and pictures");
                 return Ok(());
             }
             let (body, flags) = subsignature.split_once("::").unwrap_or((subsignature, ""));
@@ -194,7 +208,7 @@ impl Database {
             match pattern(body, flags) {
                 Ok(pattern) => patterns.push(pattern),
                 Err(reason) => {
-                    self.skip(reason);
+                    self.skip(name, reason);
                     return Ok(());
                 }
             }
@@ -205,7 +219,7 @@ impl Database {
                 let condition = and(&condition, &format!("({logic})"));
                 self.rule(name, &patterns, &condition);
             }
-            None => self.skip("expressions"),
+            None => self.skip(name, "expressions"),
         }
         Ok(())
     }
@@ -510,6 +524,13 @@ impl Logic<'_> {
         self.rest = &self.rest[end..];
         Some(number)
     }
+}
+
+/// When a `.cvd` or `.cld` was built, in seconds since 1970: the last field of its header.
+#[must_use]
+pub fn built(bytes: &[u8]) -> Option<i64> {
+    let header = bytes.get(..CVD_HEADER).filter(|h| h.starts_with(b"ClamAV-VDB:"))?;
+    String::from_utf8_lossy(header).trim().rsplit(':').next()?.trim().parse().ok()
 }
 
 /// The files of a `.cvd` or `.cld`: name and content. A `.cvd` is compressed; its MD5, which stands in its header, has

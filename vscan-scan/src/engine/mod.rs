@@ -9,6 +9,7 @@ pub mod clamav;
 pub mod filter;
 pub mod hashes;
 mod known;
+pub mod measure;
 pub mod needle;
 pub mod plan;
 pub mod source;
@@ -21,6 +22,7 @@ use clamav::Database;
 use hashes::{Asked, Hashes};
 use known::{Key as PartKey, Known};
 use plan::Source;
+use serde::Serialize;
 use source::{CLAM_OTHER, Diagnostic, Format};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -38,6 +40,13 @@ pub struct Signatures {
     pub allowed: Allowed,
     /// ClamAV's signatures that have no like here, by the reason.
     pub skipped: BTreeMap<&'static str, u64>,
+    /// The same by their names, as far as they have any.
+    pub skipped_names: Vec<(String, &'static str)>,
+    /// How much of it each file holds, in the order of their paths.
+    pub sources: Vec<Holding>,
+    /// When the youngest of the files was changed, or made where it tells that itself, in seconds since 1970. Lists of
+    /// what is let pass do not count.
+    pub newest: Option<i64>,
     /// Number of rules and signatures.
     pub count: u64,
     /// Engines, their versions, and the first bytes of the BLAKE3 hash of all sources: what a verdict depends on.
@@ -46,9 +55,25 @@ pub struct Signatures {
     pub warnings: Vec<Diagnostic>,
 }
 
+/// What one file holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Holding {
+    /// The file.
+    pub path: PathBuf,
+    /// What its ending says that it is.
+    pub format: &'static str,
+    /// Rules, signatures, hashes, or lines that let pass.
+    pub count: u64,
+    /// ClamAV's signatures in it that have no like here.
+    pub skipped: u64,
+}
+
 /// The files on their way to being signatures.
 #[derive(Default)]
 struct Loading {
+    holdings: BTreeMap<PathBuf, Holding>,
+    newest: Option<i64>,
+    apart: bool,
     hasher: blake3::Hasher,
     sources: Vec<Source>,
     rules: Vec<Set>,
@@ -66,17 +91,38 @@ impl Signatures {
     /// Everything that is wrong in any file, at once; then nothing is loaded. Paths without any signature are an
     /// error too: a scanner without them calls everything clean.
     pub fn load(paths: &[PathBuf], key: Option<&Key>) -> Result<Self, Vec<Diagnostic>> {
+        Self::load_with(paths, key, false)
+    }
+
+    /// The same with each rule in a unit of its own, or with those that it refers to: for [`measure`].
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_apart(paths: &[PathBuf], key: Option<&Key>) -> Result<Self, Vec<Diagnostic>> {
+        Self::load_with(paths, key, true)
+    }
+
+    fn load_with(
+        paths: &[PathBuf],
+        key: Option<&Key>,
+        apart: bool,
+    ) -> Result<Self, Vec<Diagnostic>> {
         let mut errors = Vec::new();
         let files = source::collect(paths, &mut errors);
-        let mut loading = Loading::default();
+        let mut loading = Loading { apart, ..Loading::default() };
         // Names that are left out come first.
         let ignoring = |format: Format| format == Format::ClamIgnored;
         let (first, rest): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|(format, _)| ignoring(*format));
         for (format, path) in first.into_iter().chain(rest) {
+            let before = (loading.held(), loading.clamav.skipped_count());
             if let Err(message) = loading.read(format, &path, key) {
                 errors.push(Diagnostic::of_file(&path, message));
             }
+            let count = loading.held() - before.0;
+            let skipped = loading.clamav.skipped_count() - before.1;
+            let format = format.word();
+            loading.holdings.insert(path.clone(), Holding { path, format, count, skipped });
         }
         let first = paths.first().cloned().unwrap_or_default();
         loading.finish(&first, errors)
@@ -89,7 +135,30 @@ impl Signatures {
 }
 
 impl Loading {
+    /// What was read so far; rules as text are counted when they are compiled.
+    fn held(&self) -> u64 {
+        let clamav = &self.clamav;
+        let hashes = self.entries.len() + clamav.files.len() + clamav.sections.len();
+        let allowed = clamav.allowed.len() + clamav.ignored.len();
+        self.rules.iter().map(|set| set.count).sum::<u64>()
+            + self.lists.iter().map(Hashes::count).sum::<u64>()
+            + (hashes + allowed) as u64
+            + self.allowed.count()
+            + clamav.rule_count
+    }
+
+    /// The youngest file makes the age of all.
+    fn made(&mut self, at: Option<i64>) {
+        self.newest = self.newest.max(at);
+    }
+
     fn read(&mut self, format: Format, path: &Path, key: Option<&Key>) -> Result<(), String> {
+        match format {
+            Format::Allow | Format::ClamIgnored | Format::Bundle | Format::ClamDatabase => {}
+            Format::Yara | Format::HashText | Format::HashList | Format::ClamText => {
+                self.made(source::changed(path));
+            }
+        }
         match format {
             Format::Yara => {
                 let text = source::text(path)?;
@@ -99,6 +168,7 @@ impl Loading {
             Format::Bundle => {
                 let bundle = bundle::read(path, key).map_err(|e| e.to_string())?;
                 self.hasher.update(bundle.version.as_bytes());
+                self.made(bundle.newest);
                 self.rules.push(bundle.set);
             }
             Format::HashText => {
@@ -139,6 +209,7 @@ impl Loading {
             Format::ClamDatabase => {
                 let bytes = source::list(path)?;
                 self.saw(path, &bytes);
+                self.made(clamav::built(&bytes).or_else(|| source::changed(path)));
                 let files = clamav::unpack(&bytes)?;
                 let ignored = |name: &str| matches!(&*ending(Path::new(name)), "ign" | "ign2");
                 for (_, text) in files.iter().filter(|(name, _)| ignored(name)) {
@@ -154,7 +225,7 @@ impl Loading {
                         let kind =
                             if ending == "cbc" { "bytecode" } else { "other kinds of ClamAV" };
                         let count = if ending == "cbc" { 1 } else { lines as u64 };
-                        *self.clamav.skipped.entry(kind).or_default() += count;
+                        self.clamav.skip_unnamed(kind, count);
                     } else if matches!(&*ending, "yar" | "yara") {
                         self.sources.push(Source { path: path.join(name), text: text.clone() });
                     }
@@ -191,7 +262,20 @@ impl Loading {
             self.sources.push(Source { path: PathBuf::from("ClamAV signatures"), text });
         }
         if !self.sources.is_empty() {
-            self.rules.push(yara::build(&self.sources, &mut errors, &mut self.warnings));
+            self.rules.push(yara::build(
+                &self.sources,
+                self.apart,
+                &mut errors,
+                &mut self.warnings,
+            ));
+        }
+        for rule in self.rules.iter().flat_map(Set::rules) {
+            // Of bundles and ClamAV's signatures it is known already.
+            if let Some(holding) = self.holdings.get_mut(Path::new(rule.namespace()))
+                && holding.format == Format::Yara.word()
+            {
+                holding.count += 1;
+            }
         }
         self.entries.append(&mut self.clamav.files);
         let mut made = |entries: Vec<hashes::Entry>| {
@@ -227,6 +311,9 @@ impl Loading {
             sections,
             allowed: self.allowed,
             skipped: self.clamav.skipped,
+            skipped_names: self.clamav.skipped_names,
+            sources: self.holdings.into_values().collect(),
+            newest: self.newest,
             count,
             version: format!("yara-x {YARA_X} {}", &hash[..16]),
             warnings: self.warnings,
@@ -270,6 +357,15 @@ impl<'s> Engines<'s> {
         each.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
+    /// Whether the allow lists let a file pass in which something of this name was found.
+    pub fn allows(&self, data: &[u8], name: &str) -> bool {
+        let allowed = &self.signatures.allowed;
+        allowed.count() > 0 && {
+            let now = now();
+            allowed.name(name, now) || allowed.file(data, now)
+        }
+    }
+
     /// What hash lists know.
     fn listed(&self, part: &Part<'_>, hits: &mut Vec<Hit>) {
         let hit = |name| Hit { name, engine: Some("hash"), detail: None };
@@ -282,6 +378,11 @@ impl<'s> Engines<'s> {
             hits.extend(sections.filter_map(|section| Asked::new(section).of(list)).map(hit));
         }
     }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec
 }
 
 impl Engine for Engines<'_> {
@@ -305,7 +406,7 @@ impl Engine for Engines<'_> {
         }
         let allowed = &self.signatures.allowed;
         if hits.len() > before && allowed.count() > 0 {
-            let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
+            let now = now();
             if allowed.file(part.data, now) {
                 hits.truncate(before);
             }

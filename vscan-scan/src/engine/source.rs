@@ -81,6 +81,19 @@ pub(super) const CLAM_OTHER: &[&str] = &[
 ];
 
 impl Format {
+    /// What it is called in listings.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Format::Yara => "yara",
+            Format::Bundle => "bundle",
+            Format::HashText | Format::HashList => "hashes",
+            Format::Allow => "allow",
+            Format::ClamIgnored => "clamav-ignored",
+            Format::ClamText => "clamav",
+            Format::ClamDatabase => "clamav-database",
+        }
+    }
+
     /// The format that the ending of a name stands for.
     fn of(path: &Path) -> Option<Self> {
         let ending = path.extension()?.to_str()?.to_ascii_lowercase();
@@ -96,6 +109,12 @@ impl Format {
             _ => return None,
         })
     }
+}
+
+/// When a file was changed, in seconds since 1970; none: not to be known.
+pub(super) fn changed(path: &Path) -> Option<i64> {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(path).ok().map(|meta| meta.mtime())
 }
 
 /// All files under the paths: files as they are, directories with all that has a known ending. A file that is named

@@ -27,12 +27,14 @@ pub struct Set {
 
 /// Compiles rule files. Each has a namespace of its own, so that equal names in different sets do not collide and a
 /// `global` rule bounds its own file only. What is wrong is appended to `errors`; then the set is not whole.
+/// With `apart` each component is a unit of its own.
 pub(super) fn build(
     sources: &[Source],
+    apart: bool,
     errors: &mut Vec<Diagnostic>,
     warnings: &mut Vec<Diagnostic>,
 ) -> Set {
-    let (table, texts) = plan::split(sources);
+    let (table, texts) = plan::split(sources, apart);
     let units = texts.iter().map(|unit| compile(sources, unit, errors, warnings)).collect();
     Set::new(units, table)
 }
@@ -150,7 +152,7 @@ impl<'r> Yara<'r> {
     }
 }
 
-fn scanner_of(rules: &Rules) -> Scanner<'_> {
+pub(super) fn scanner_of(rules: &Rules) -> Scanner<'_> {
     let mut scanner = Scanner::new(rules);
     scanner.fast_scan(true).max_matches_per_pattern(MATCHES_MAX);
     scanner

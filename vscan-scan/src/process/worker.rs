@@ -61,6 +61,7 @@ fn failed(version: &str, ask: &Ask, why: String) -> Answer {
             Answer::Report(Box::new(Report { rules: version.to_owned(), ..Report::error(why) }))
         }
         Ask::Repair(_) => Answer::Repair(repair::Answer::Unrepairable { why }),
+        Ask::Allowed { .. } => Answer::Allowed(false),
     }
 }
 
@@ -87,6 +88,7 @@ fn answer(
                 Answer::Report(Box::new(report))
             }
             Ask::Repair(plan) => Answer::Repair(object::repair(limits, &object, plan)),
+            Ask::Allowed { name } => Answer::Allowed(engines.allows(data, name)),
         }
     };
     let mut answer = match (&request.content, descriptor) {

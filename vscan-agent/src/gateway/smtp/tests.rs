@@ -51,7 +51,8 @@ impl Rig {
             .unwrap();
         let gateway = Gateway::new(config, Observer::without_events(), spool, store);
         let (shown, scanner) = scanner();
-        gateway.scanner.attach(scanner, "test".into(), 1).unwrap();
+        let rules = crate::scanner::process::Rules { version: "test".into(), ..Default::default() };
+        gateway.scanner.attach(scanner, rules).unwrap();
         let gateway = Arc::new(gateway);
         let (client, client_leg) = connected().await;
         let (server, upstream) = connected().await;

@@ -181,7 +181,7 @@ async fn the_same_content_is_scanned_once_whenever_it_is_asked_for() {
         }
         Some(report)
     });
-    scanner.attach(control, "test".to_owned(), 1).unwrap();
+    scanner.attach(control, crate::scanner::process::Rules::default()).unwrap();
     for bytes in [&b"evil"[..], b"good"] {
         let mut reports = ask(&scanner, bytes, 20).await;
         reports.extend(ask(&scanner, bytes, 5).await);
@@ -202,7 +202,7 @@ async fn a_failure_is_neither_kept_nor_shared() {
     let (given, control) = self::scanner(4, |_, number| {
         Some(if number < 3 { Report::error("it failed") } else { clean() })
     });
-    scanner.attach(control, "test".to_owned(), 1).unwrap();
+    scanner.attach(control, crate::scanner::process::Rules::default()).unwrap();
     let reports = ask(&scanner, b"x", 10).await;
     let errors = reports.iter().filter(|report| report.verdict == Verdict::Error).count();
     assert_eq!((errors, given.load(Ordering::SeqCst)), (3, 4));
@@ -226,7 +226,7 @@ async fn hanging(scanner: &Scanner, given: &AtomicUsize) -> tokio::task::JoinHan
 async fn whoever_waits_takes_over_from_one_that_goes_away() {
     let scanner = remembering();
     let (given, control) = self::scanner(2, |_, number| (number > 0).then(clean));
-    scanner.attach(control, "test".to_owned(), 1).unwrap();
+    scanner.attach(control, crate::scanner::process::Rules::default()).unwrap();
     let first = hanging(&scanner, &given).await;
     let second = tokio::spawn({
         let scanner = scanner.clone();
@@ -242,7 +242,7 @@ async fn whoever_waits_takes_over_from_one_that_goes_away() {
 async fn nobody_waits_longer_for_another_than_for_itself() {
     let scanner = remembering();
     let (given, control) = self::scanner(2, |_, number| (number > 0).then(clean));
-    scanner.attach(control, "test".to_owned(), 1).unwrap();
+    scanner.attach(control, crate::scanner::process::Rules::default()).unwrap();
     let first = hanging(&scanner, &given).await;
     let job = Job::new(ObjectKind::File, object(b"x"));
     assert_eq!(scanner.scan(job, Duration::from_millis(100)).await, clean());
@@ -254,11 +254,11 @@ async fn nobody_waits_longer_for_another_than_for_itself() {
 async fn a_new_scanner_is_asked_anew_and_so_is_one_without_memory() {
     let scanner = remembering();
     let (first, control) = self::scanner(1, |_, _| Some(clean()));
-    scanner.attach(control, "test".to_owned(), 1).unwrap();
+    scanner.attach(control, crate::scanner::process::Rules::default()).unwrap();
     ask(&scanner, b"x", 2).await;
     // The same name of the rules does not make it the same process.
     let (second, control) = self::scanner(1, |_, _| Some(clean()));
-    scanner.attach(control, "test".to_owned(), 1).unwrap();
+    scanner.attach(control, crate::scanner::process::Rules::default()).unwrap();
     ask(&scanner, b"x", 2).await;
     assert_eq!((first.load(Ordering::SeqCst), second.load(Ordering::SeqCst)), (1, 1));
     scanner.remember(None);

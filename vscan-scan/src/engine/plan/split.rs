@@ -57,13 +57,18 @@ struct Group {
 }
 
 /// Splits the sources into units. Files that cannot be parsed are left whole: their errors are the compiler's to tell.
-pub(crate) fn split(sources: &[Source]) -> (Table, Vec<Vec<UnitSource>>) {
+/// With `apart` each component is a unit of its own.
+pub(crate) fn split(sources: &[Source], apart: bool) -> (Table, Vec<Vec<UnitSource>>) {
     let mut literals = Literals::default();
     let (mut groups, mut order) = (Vec::new(), Vec::new());
     for (i, source) in sources.iter().enumerate() {
         file(i, source, &mut literals, &mut groups, &mut order);
     }
-    let units = assign(&groups, &literals);
+    let units = if apart {
+        (0..groups.len()).map(|g| vec![g]).collect()
+    } else {
+        assign(&groups, &literals)
+    };
     let mut table = Table {
         choices: filter::choose(&literals.needles),
         needles: literals.needles,

@@ -161,7 +161,8 @@ impl Peers {
 /// Attaches a scanner of two workers to the gateway.
 async fn start_scanner(gateway: &Gateway) {
     let (ours, theirs) = seqpacket::pair(DATAGRAM_MAX).unwrap();
-    gateway.scanner.attach(ours, "test".to_owned(), 1).unwrap();
+    let rules = crate::scanner::process::Rules { version: "test".into(), ..Default::default() };
+    gateway.scanner.attach(ours, rules).unwrap();
     let control = Seqpacket::new(theirs).unwrap();
     let mut workers = Vec::new();
     for slot in 0..2 {
