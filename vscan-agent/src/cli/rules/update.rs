@@ -64,8 +64,11 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let store = Store::open(&config.rules_sets())?;
     let job = Job { args, config, control, store };
-    let told = if args.rollback { job.roll_back()? } else { job.update()? };
-    job.store.sweep()?;
+    let outcome = if args.rollback { job.roll_back() } else { job.update() };
+    // Whatever came of it, and whatever is wrong with what was brought.
+    let swept = job.store.sweep();
+    let told = outcome?;
+    swept?;
     if output == Output::Json {
         return Ok(super::super::json(&told, out)?);
     }
