@@ -111,7 +111,7 @@ impl Generation {
     }
 
     pub(super) fn rules(&self) -> &str {
-        &self.rules
+        &self.rules.version
     }
 
     /// Waits for a free worker; `None` when the scanner process has ended.

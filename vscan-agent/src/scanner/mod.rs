@@ -356,7 +356,16 @@ impl Scanner {
 
     /// Identity of engine and rules, as of now; empty while there is no scanner.
     pub fn rules(&self) -> String {
-        self.shared.current.borrow().as_ref().map_or_else(String::new, |g| g.rules().to_owned())
+        let rules = self
+            .shared
+            .current
+            .borrow()
+            .as_ref()
+            .map_or_else(String::new, |g| g.rules().to_owned());
+        match self.clamd() {
+            Some(clamd) if !rules.is_empty() => with_clamd(rules, &clamd),
+            Some(_) | None => rules,
+        }
     }
 
     /// Workers, rules and failures, as of now.
