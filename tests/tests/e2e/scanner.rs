@@ -343,3 +343,114 @@ fn the_poison_is_found_and_takes_nobody_with_it() -> Result<()> {
     ensure!(reply.starts_with("550 5.7.1"), "{reply}");
     Ok(())
 }
+
+/// Each limit of `[scan.limits]` with what goes over it: the reason, and a shell command that makes it.
+const OVER: [(&str, &str); 8] = [
+    ("size", "head -c 9000000 /dev/urandom"),
+    // Twelve texts of a megabyte, of which hexadecimal takes two thirds away again.
+    (
+        "unpacked",
+        "mkdir u; for i in 1 2 3 4 5 6 7 8 9 10 11 12; do \
+           head -c 500000 /dev/urandom | od -An -tx1 -v | tr -d ' \\n' > u/$i; done; tar -c u | gzip",
+    ),
+    ("ratio", "head -c 12000000 /dev/zero | gzip -9"),
+    (
+        "depth",
+        "echo deep > d; for i in 1 2 3 4 5 6 7 8 9 10; do gzip -c d > e; mv e d; done; cat d",
+    ),
+    ("members", "mkdir m; cd m; seq 500 | while read i; do echo $i > $i; done; tar -c ."),
+    // What is slow for the rule, in more members than there is time for.
+    ("time", "mkdir t; cd t; seq 300 | while read i; do echo slow-to-scan $i > $i; done; tar -c ."),
+    // A frame of Zstandard with a window of 2 GiB.
+    ("memory", "printf '\\050\\265\\057\\375\\000\\250\\001\\000\\000'"),
+    ("encrypted", "echo secret > s; zip -q -P unguessable s.zip s; cat s.zip"),
+];
+
+/// Every limit ends its bomb with its own reason, in mail, in files and by hand; each is set by the configuration; and what was
+/// found before it counts.
+#[test]
+fn every_limit_has_its_own_reason() -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let sink = Sink::start(lab.server(), 25, Behaviour::default())?;
+    let server = ftp::Server::start(lab.server(), 21, ftp::Behaviour::default())?;
+    let rules = lab.gateway.dir().join("rules.d");
+    fs::create_dir(&rules)?;
+    // A part takes a good while, and never longer than the deadline.
+    fs::write(
+        rules.join("slow.yar"),
+        "rule Slow { strings: $a = \"slow-to-scan\" condition: $a and \
+         for all i in (1..20000000) : (i + filesize > 0) and #a > 1000 }",
+    )?;
+    let shipped = repository().join("deploy/rules");
+    let settings = Settings::new(Steering::Nft)
+        .with(
+            "scan",
+            &format!(
+                "rules = [\"{}\", \"{}\"]\ndeadline = \"3s\"",
+                shipped.display(),
+                rules.display()
+            ),
+        )
+        .with(
+            "scan.limits",
+            "object_size = \"16 MiB\"\nunpacked_size = \"15 MiB\"\nratio = 200\ndepth = 8\nmembers = 400\n\
+             headers = 20\nheader_bytes = \"4 KiB\"\nmemory = \"256 MiB\"",
+        );
+    let vscan = Vscan::start(&lab, &settings)?;
+    let bombs = lab.gateway.dir().join("bombs");
+    fs::create_dir(&bombs)?;
+    let mut smtp = Client::connect(lab.client(), lab.dial(Family::V4, 25))?;
+    let mut ftp = ftp::Client::connect(lab.client(), lab.dial(Family::V4, 21), ftp::Mode::Epsv)?;
+    for (reason, make) in OVER {
+        let path = bombs.join(reason);
+        let (dir, to) = (lab.gateway.dir().join(format!("make-{reason}")), path.display());
+        fs::create_dir(&dir)?;
+        lab.gateway.sh(&format!("cd {}; ({make}) > {to}", dir.display()))?;
+        let mut bomb = fs::read(&path)?;
+        if reason == "size" {
+            bomb = [&bomb[..], &bomb].concat();
+            fs::write(&path, &bomb)?;
+        }
+        let started = Instant::now();
+        let mail = wire(&fixtures::message_with_attachment(reason, "bomb", &bomb));
+        let reply = smtp.send(&mail).with_context(|| reason.to_owned())?;
+        let wanted = format!("550 5.7.1 Message could not be scanned by vscan: {reason}");
+        ensure!(reply.starts_with(&wanted), "{reason}: {reply}");
+        let reply = ftp.upload("bomb", &bomb).with_context(|| reason.to_owned())?.reply;
+        ensure!(reply.starts_with("55") && reply.contains(reason), "{reason}: {reply}");
+        ensure!(started.elapsed() < Duration::from_secs(20), "{reason}: {:?}", started.elapsed());
+        let output = vscan.cli(&["scan", "-o", "json", &path.display().to_string()])?;
+        let report: serde_json::Value = serde_json::from_str(&output.out).context(output.err)?;
+        let report = report.get(0).unwrap_or(&report);
+        ensure!(report["verdict"] == "unscannable", "{reason}: {report}");
+        let unread = report["unread"].as_array().context("no list")?;
+        ensure!(unread.iter().any(|unread| unread["reason"] == reason), "{reason}: {unread:?}");
+    }
+    for fields in ["X-Field: x\r\n".repeat(30), format!("X-Long: {}\r\n", "x ".repeat(3000))] {
+        let message = [fields.as_bytes(), &fixtures::message("headers", "words")].concat();
+        let reply = smtp.send(&wire(&message))?;
+        ensure!(reply.starts_with("550 5.7.1") && reply.contains(": headers"), "{reply}");
+    }
+    // An infected member before the bomb.
+    lab.gateway.sh(&format!(
+        "cd {}; printf %s '{}' > 1-evil.com; cat ratio > 2-bomb; tar -cf evil 1-evil.com 2-bomb",
+        bombs.display(),
+        String::from_utf8(fixtures::eicar())?
+    ))?;
+    let evil = fs::read(bombs.join("evil"))?;
+    let reply = smtp.send(&wire(&fixtures::message_with_attachment("evil", "x", &evil)))?;
+    ensure!(reply.starts_with("550 5.7.1 Message blocked") && reply.contains("EICAR"), "{reply}");
+    // Below every limit.
+    let clean = wire(&fixtures::message("clean", "words"));
+    ensure!(smtp.send(&clean)?.starts_with("250"));
+    assert_eq!(sink.messages(), [clean]);
+    ensure!(server.file("bomb").is_none(), "a bomb was stored");
+    let metrics = vscan.metrics()?;
+    for (reason, _) in OVER {
+        // In mail and as a file.
+        let count = metrics.sum("vscan_unscannable_total", &[("reason", reason)]);
+        ensure!(count >= 2.0, "{reason}: {count}");
+    }
+    assert_eq!(metrics.sum("vscan_objects_total", &[("verdict", "error")]), 0.0);
+    Ok(())
+}
