@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use vscan_agent::{
     blocks::BlockHasher,
     scanner::{Job, Scanner, process},
