@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use vscan_proto::smtp::command::Command;
 use vscan_proto::smtp::data::{Decoder, Unstuffer};
 use vscan_proto::smtp::reply::{EhloFilter, HIDDEN_EXTENSIONS, Offer, ReplyLine, compose};
-use vscan_proto::smtp::{Config, Output, Ruling, Session};
+use vscan_proto::smtp::{Config, Output, Ruling, Secured, Session, StartTls};
 
 /// Framing: the message, its end and the marks are those of the definition, wherever it is cut.
 pub(crate) fn data(data: &[u8]) {
@@ -81,7 +81,15 @@ pub(crate) fn reply(data: &[u8]) {
         assert!((200..600).contains(&line.code));
     }
     let hide = ["DSN".to_owned()];
-    let filter = EhloFilter { hide_tls: data.len().is_multiple_of(2), hide: &hide, max_size: 1000 };
+    let even = data.len().is_multiple_of(2);
+    let filter = EhloFilter {
+        hide_tls: even,
+        add_tls: !even,
+        two_sessions: data.len().is_multiple_of(3),
+        hide_require_tls: even,
+        hide: &hide,
+        max_size: 1000,
+    };
     let out = filter.apply(data);
     assert_eq!(Offer::parse(&out).chunking, Offer::parse(data).chunking);
     assert!(Offer::parse(&out).size.is_none_or(|size| size <= 1000));
@@ -106,7 +114,12 @@ pub(crate) fn reply(data: &[u8]) {
 /// machine stays within its bounds, and says one last thing at most.
 pub(crate) fn session(data: &[u8]) {
     let mut now = Instant::now();
-    let config = Config { hold_max: 4096, lmtp: true, ..Config::default() };
+    let starttls = match data.len() % 4 {
+        0 => StartTls::Open { always: true },
+        1 => StartTls::Open { always: false },
+        _ => StartTls::Pass,
+    };
+    let config = Config { starttls, hold_max: 4096, lmtp: true, ..Config::default() };
     let mut bench = Bench {
         session: Session::new(Arc::new(config), now),
         early: Vec::new(),
@@ -116,6 +129,7 @@ pub(crate) fn session(data: &[u8]) {
         last: false,
         stored: 0,
         treated: None,
+        now,
     };
     let mut rest = data;
     while let Some((&step, tail)) = rest.split_first() {
@@ -141,6 +155,7 @@ pub(crate) fn session(data: &[u8]) {
             }
             10 | 11 => {
                 now += Duration::from_secs(u64::from(step));
+                bench.now = now;
                 bench.session.handle_timeout(now);
             }
             12 => bench.session.handle_spool_failed(),
@@ -165,6 +180,7 @@ struct Bench {
     stored: u64,
     /// Size of the one that is delivered instead.
     treated: Option<u64>,
+    now: Instant,
 }
 
 impl Bench {
@@ -214,6 +230,12 @@ impl Bench {
                     }
                 }
                 Output::Discard => self.stored = 0,
+                Output::Secure { .. } if self.early.is_empty() => {
+                    let secured = Secured { trusted: self.stored == 0 };
+                    self.session.handle_secured(self.now, secured);
+                    assert!(self.session.envelope().is_none(), "a transaction from before TLS");
+                }
+                Output::Secure { .. } => self.session.handle_injection(),
                 Output::Sender(_)
                 | Output::Denied { .. }
                 | Output::Anomaly(_)

@@ -42,6 +42,13 @@ pub const HIDDEN_EXTENSIONS: &[&str] = &["BURL", "CHECKPOINT", "ATRN", "TURN", "
 pub struct EhloFilter<'a> {
     /// Take out STARTTLS and X-ANONYMOUSTLS too.
     pub hide_tls: bool,
+    /// Add STARTTLS if it is missing.
+    pub add_tls: bool,
+    /// Each leg has a TLS session of its own: take out what would bind the client to the server's (SASL mechanisms with
+    /// channel binding, RFC 5802 section 6; EXTERNAL, which goes by the client's certificate, RFC 4422 appendix A).
+    pub two_sessions: bool,
+    /// Take out REQUIRETLS (RFC 8689): the server's certificate is not believed.
+    pub hide_require_tls: bool,
     /// What else to take out, besides [`HIDDEN_EXTENSIONS`]: keywords in any case. Without CHUNKING
     /// there is no BINARYMIME either (RFC 3030 section 3).
     pub hide: &'a [String],
@@ -54,6 +61,8 @@ pub struct EhloFilter<'a> {
 pub struct Offer {
     /// CHUNKING (RFC 3030): the server takes BDAT.
     pub chunking: bool,
+    /// STARTTLS (RFC 3207).
+    pub starttls: bool,
     /// SIZE (RFC 1870): the largest message that the server takes, in bytes.
     pub size: Option<u64>,
 }
@@ -66,6 +75,8 @@ impl Offer {
             let content = line.trim_ascii_end();
             if keyword(content).eq_ignore_ascii_case(b"CHUNKING") {
                 offer.chunking = true;
+            } else if keyword(content).eq_ignore_ascii_case(b"STARTTLS") {
+                offer.starttls = true;
             } else if let Some(end) = behind_size(content) {
                 offer.size = size(&content[end..]);
             }
@@ -87,8 +98,21 @@ impl EhloFilter<'_> {
             last = out.len();
             match index {
                 0 => out.extend_from_slice(line),
+                _ if self.two_sessions && keyword(line).eq_ignore_ascii_case(b"AUTH") => {
+                    copy_unbound(line, &mut out);
+                }
                 _ => self.copy(line, &mut out),
             }
+        }
+        let wanted = self.add_tls && !self.hides(b"STARTTLS");
+        if wanted && out.ends_with(b"\n") && !Offer::parse(&out).starttls {
+            if let Some(separator) = out.get_mut(last + 3)
+                && *separator == b' '
+            {
+                *separator = b'-';
+            }
+            last = out.len();
+            out.extend_from_slice(b"250 STARTTLS\r\n");
         }
         // The server's last line may be gone.
         if let Some(separator) = out.get_mut(last + 3)
@@ -105,6 +129,7 @@ impl EhloFilter<'_> {
         HIDDEN_EXTENSIONS.iter().any(|name| is(name))
             || self.hide.iter().any(|name| is(name))
             || (self.hide_tls && (is("STARTTLS") || is("X-ANONYMOUSTLS")))
+            || (self.hide_require_tls && is("REQUIRETLS"))
             || (is("BINARYMIME") && hidden("CHUNKING"))
     }
 
@@ -122,6 +147,24 @@ impl EhloFilter<'_> {
             }
         }
     }
+}
+
+/// Copies a line `250-AUTH mechanisms` without those that would bind the client to the server's TLS session.
+fn copy_unbound(line: &[u8], out: &mut Vec<u8>) {
+    let content = line.trim_ascii_end();
+    let mut from = 0;
+    for (at, byte) in content.iter().enumerate().chain([(content.len(), &b' ')]) {
+        if !matches!(byte, b' ' | b'\t') {
+            continue;
+        }
+        let word = content[from..at].trim_ascii();
+        let bound = word.len() > 5 && word[word.len() - 5..].eq_ignore_ascii_case(b"-PLUS");
+        if !bound && !word.eq_ignore_ascii_case(b"EXTERNAL") {
+            out.extend_from_slice(&content[from..at]);
+        }
+        from = at;
+    }
+    out.extend_from_slice(&line[content.len()..]);
 }
 
 /// Where the number of a line `250-SIZE number` begins; none if it is another line.
@@ -176,8 +219,17 @@ mod tests {
         }
     }
 
+    const NOTHING: EhloFilter<'static> = EhloFilter {
+        hide_tls: false,
+        add_tls: false,
+        two_sessions: false,
+        hide_require_tls: false,
+        hide: &[],
+        max_size: 1,
+    };
+
     fn filter(reply: &str) -> String {
-        let filter = EhloFilter { hide_tls: false, hide: &[], max_size: 1000 };
+        let filter = EhloFilter { max_size: 1000, ..NOTHING };
         String::from_utf8(filter.apply(reply.as_bytes())).unwrap()
     }
 
@@ -202,7 +254,7 @@ mod tests {
     #[test]
     fn more_is_hidden_on_request() {
         let hide = ["chunking".to_owned(), "X-Own".to_owned()];
-        let filter = EhloFilter { hide_tls: false, hide: &hide, max_size: 1 };
+        let filter = EhloFilter { hide: &hide, ..NOTHING };
         assert_eq!(
             filter.apply(b"250-mx\r\n250-CHUNKING\r\n250-DSN\r\n250-x-own 1\r\n250 BINARYMIME\r\n"),
             b"250-mx\r\n250 DSN\r\n"
@@ -214,17 +266,48 @@ mod tests {
         let offer = |reply: &str| Offer::parse(reply.as_bytes());
         assert_eq!(
             offer("250-SIZE 5\r\n250-Chunking\r\n250 size 1000\r\n"),
-            Offer { chunking: true, size: Some(1000) }
+            Offer { chunking: true, starttls: false, size: Some(1000) }
         );
         assert_eq!(offer("250-CHUNKING\r\n250 SIZE 0\r\n"), Offer::default());
     }
 
     #[test]
     fn starttls_is_hidden_on_request() {
-        let filter = EhloFilter { hide_tls: true, hide: &[], max_size: 1 };
+        let filter = EhloFilter { hide_tls: true, ..NOTHING };
         assert_eq!(
             filter.apply(b"250-mx\r\n250-DSN\r\n250 STARTTLS\r\n"),
             b"250-mx\r\n250 DSN\r\n"
+        );
+    }
+
+    #[test]
+    fn starttls_is_added_on_request() {
+        let filter = EhloFilter { add_tls: true, ..NOTHING };
+        for (reply, expect) in [
+            ("250-mx\r\n250 DSN\r\n", "250-mx\r\n250-DSN\r\n250 STARTTLS\r\n"),
+            ("250 mx\r\n", "250-mx\r\n250 STARTTLS\r\n"),
+            ("250-mx\r\n250 BURL\r\n", "250-mx\r\n250 STARTTLS\r\n"),
+            ("250-mx\r\n250 starttls\r\n", "250-mx\r\n250 starttls\r\n"),
+        ] {
+            let got = filter.apply(reply.as_bytes());
+            assert_eq!(
+                got.escape_ascii().to_string(),
+                expect.as_bytes().escape_ascii().to_string()
+            );
+        }
+    }
+
+    #[test]
+    fn what_binds_to_a_tls_session_is_hidden_where_there_are_two() {
+        let filter = EhloFilter { two_sessions: true, hide_require_tls: true, ..NOTHING };
+        let reply =
+            b"250-mx\r\n250-AUTH PLAIN SCRAM-SHA-256-PLUS  external LOGIN\r\n250-REQUIRETLS\r\n\
+            250-AUTH=external\r\n250 AUTH EXTERNAL\r\n";
+        assert_eq!(
+            filter.apply(reply).escape_ascii().to_string(),
+            b"250-mx\r\n250-AUTH PLAIN  LOGIN\r\n250-AUTH=external\r\n250 AUTH\r\n"
+                .escape_ascii()
+                .to_string()
         );
     }
 

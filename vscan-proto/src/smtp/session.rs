@@ -53,6 +53,8 @@ const PATH_MAX: usize = 256;
 pub struct Config {
     /// What becomes of STARTTLS.
     pub starttls: StartTls,
+    /// TLS is there since the first byte, on the client's leg at least: the driver has opened it.
+    pub secured: Option<Secured>,
     /// What becomes of a message with bare CR or LF in it.
     pub bare_newline: BareNewline,
     /// Which sender may write to which recipient; none: the server alone decides.
@@ -82,6 +84,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             starttls: StartTls::Pass,
+            secured: None,
             bare_newline: BareNewline::LookAlikes,
             permit: None,
             lmtp: false,
@@ -100,11 +103,23 @@ impl Default for Config {
 pub enum StartTls {
     /// Relayed; then the session is a blind relay.
     Pass,
+    /// Relayed; then the driver opens it on both legs, and the session goes on inside.
+    Open {
+        /// Announced also where the server does not; then it is opened on the client's leg alone.
+        always: bool,
+    },
     /// Announced as the server does, but answered 454 (RFC 3207 section 4): the client decides
     /// whether it goes on without TLS.
     Refuse,
     /// Not announced; the command is answered 502, as by a server that does not know it.
     Strip,
+}
+
+/// What the driver has made of STARTTLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Secured {
+    /// The server's certificate is believed.
+    pub trusted: bool,
 }
 
 /// What becomes of a message with CR or LF outside of CRLF.
@@ -151,6 +166,13 @@ pub enum Output {
     Finished(Finished),
     /// Something odd was seen.
     Anomaly(Anomaly),
+    /// Both peers have agreed to STARTTLS, or with `alone` the client by itself: make the handshakes, then call
+    /// [`Session::handle_secured`], or drop the session. Write what is to be written before, and read nothing meanwhile.
+    /// What the client has said behind STARTTLS already was not encrypted: see [`Session::handle_injection`].
+    Secure {
+        /// The server does not take part.
+        alone: bool,
+    },
     /// From here on relay bytes blindly, both ways, to the end. The last output.
     Blind,
     /// Shut the sending side of the upstream leg: the client has nothing more to say.
@@ -333,6 +355,14 @@ pub struct Session {
     access: Access,
     /// What the server has offered.
     offer: Offer,
+    /// The server has answered EHLO, so that its offer is known.
+    greeted: bool,
+    /// The client has TLS, which the driver has opened.
+    secured: Option<Secured>,
+    /// The client gets its 220 to STARTTLS from vscan, behind the replies that are outstanding.
+    securing_alone: bool,
+    /// The client's EHLO line, where the server may have to be dialled anew.
+    hello: Box<[u8]>,
     /// The server has accepted LHLO: a message has as many final replies as recipients.
     per_recipient: bool,
     /// Lines refused so far.
@@ -381,6 +411,8 @@ enum State {
     Answer(Answering),
     /// TLS, which has to show itself.
     Tls(Opening),
+    /// Not to be read: the driver makes the handshakes.
+    Securing,
     /// The driver's.
     Blind,
     /// Of no interest.
@@ -464,8 +496,13 @@ impl Pending {
 impl Session {
     /// A session whose two legs are connected; the server's greeting is to come.
     pub fn new(config: Arc<Config>, now: Instant) -> Self {
+        let secured = config.secured;
         Self {
             config,
+            secured,
+            hello: Box::default(),
+            greeted: false,
+            securing_alone: false,
             state: State::Commands,
             client: Leg::Open,
             upstream: Leg::Open,
@@ -505,6 +542,7 @@ impl Session {
             | State::Offering(_)
             | State::Sending(_)
             | State::Answer(_)
+            | State::Securing
             | State::Blind
             | State::Closed => false,
         }
@@ -546,6 +584,7 @@ impl Session {
             State::Offering(_) | State::Sending(_) => "deliver",
             State::Answer(_) => "answer",
             State::Tls(_) | State::Blind => "tls",
+            State::Securing => "handshake",
             State::Closed => "closed",
         }
     }
@@ -565,7 +604,7 @@ impl Session {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let idle = self.activity + self.config.idle_timeout;
         match &self.state {
-            State::Closed | State::Blind => None,
+            State::Closed | State::Blind | State::Securing => None,
             State::Receiving(receiving) | State::Between(Between { receiving, .. }) => {
                 Some(idle.min(receiving.keepalive))
             }
@@ -611,7 +650,7 @@ impl Session {
             | State::Challenge
             | State::Chunk(_)
             | State::Deciding(_) => self.close_with(compose(421, "4.4.2", "Idle for too long")),
-            State::Blind | State::Closed => {}
+            State::Securing | State::Blind | State::Closed => {}
         }
     }
 

@@ -3,8 +3,10 @@
 use crate::{
     blocking,
     spool::{CHUNK, Object, Spool, SpoolError},
+    tls::Wire,
 };
 use std::{
+    cell::RefCell,
     io::{self, IoSlice},
     os::fd::{AsFd, OwnedFd},
     pin::Pin,
@@ -18,6 +20,11 @@ use vscan_proto::smtp::data::{Decoder, Unstuffer};
 
 /// Bytes that one sendfile(2) call may move before the session gets its turn.
 const SENDFILE_STEP: usize = 1 << 20;
+
+thread_local! {
+    /// A piece of a message that is to be encrypted.
+    static PIECE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A copy without dot-stuffing: the message as its receiver has it, which is what is scanned.
 ///
@@ -159,12 +166,12 @@ impl Delivery {
     /// Writes on, until all is written.
     pub(super) fn poll(
         &mut self,
-        upstream: &mut TcpStream,
+        upstream: &mut Wire,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
             let rest = match self.rest_of_end() {
-                Some([]) => return Poll::Ready(Ok(())),
+                Some([]) => return Pin::new(upstream).poll_flush(cx),
                 rest => rest,
             };
             let written = match (&self.source, rest) {
@@ -176,7 +183,11 @@ impl Delivery {
                     ready!(Pin::new(&mut *upstream).poll_write_vectored(cx, &parts))?
                 }
                 (Source::File { file, len }, None) => {
-                    match ready!(poll_send(file, self.written, *len, upstream, cx))? {
+                    let sent = match upstream {
+                        Wire::Plain(tcp) => poll_send(file, self.written, *len, tcp, cx),
+                        Wire::Tls(_) => poll_encrypt(file, self.written, upstream, cx),
+                    };
+                    match ready!(sent)? {
                         0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
                         sent => sent,
                     }
@@ -195,6 +206,21 @@ impl Delivery {
         let at = usize::try_from(self.written.checked_sub(len)?).unwrap_or(usize::MAX);
         Some(self.end.get(at..).unwrap_or_default())
     }
+}
+
+fn poll_encrypt(
+    file: &OwnedFd,
+    offset: u64,
+    upstream: &mut Wire,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    // What the socket has not taken yet is to be read once.
+    ready!(Pin::new(&mut *upstream).poll_flush(cx))?;
+    PIECE.with_borrow_mut(|piece| {
+        piece.resize(CHUNK, 0);
+        let count = blocking::in_place(|| rustix::io::pread(file, &mut piece[..], offset))?;
+        Pin::new(upstream).poll_write(cx, &piece[..count])
+    })
 }
 
 fn poll_send(

@@ -13,6 +13,7 @@ use crate::{
     net::close::CLOSE_TIMEOUT,
     observe::{Denied, EventKind, FlowHandle, wire},
     spool::{Object, SpoolError, Writer},
+    tls::Wire,
 };
 use serde::Serialize;
 use std::{
@@ -25,13 +26,12 @@ use std::{
     time::Instant,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    io::AsyncWrite,
     time::Sleep,
 };
 use vscan_proto::smtp::data::Unstuffer;
 use vscan_proto::smtp::{
-    self, Anomaly, Finished, Form, Message, Outcome as Fate, Output, Ruling, Session,
+    self, Anomaly, Finished, Form, Message, Outcome as Fate, Output, Ruling, Secured, Session,
 };
 use vscan_scan::{report::Verdict, wire::ObjectKind};
 
@@ -59,6 +59,8 @@ pub(super) enum End {
     Reset,
     /// Not yet: from here on they are relayed blindly.
     Blind,
+    /// Not yet: TLS is to be opened, with `alone` on the client's leg only. The session goes on with the new legs.
+    Secure { alone: bool },
 }
 
 /// A session that runs.
@@ -78,6 +80,8 @@ pub(super) struct Driver<'a> {
     /// The upstream leg's sending side is to be shut when all is written.
     shutdown_upstream: bool,
     end: Option<End>,
+    /// TLS is to be opened when all is written; as [`End::Secure`].
+    secure: Option<bool>,
     timer: Pin<Box<Sleep>>,
     /// When the timer fires; what is due may be later.
     armed: Instant,
@@ -98,11 +102,29 @@ enum Hold {
 }
 
 struct Leg {
-    stream: TcpStream,
+    stream: Wire,
     out: Vec<u8>,
     written: usize,
     /// The peer sends no more, or the leg is lost.
     ended: bool,
+}
+
+/// A session between STARTTLS and its handshakes.
+pub(super) struct Paused<'a> {
+    gateway: &'a Gateway,
+    config: &'a Config,
+    flow: &'a FlowHandle,
+    machine: Session,
+    drain: Option<Boxed<'a, ()>>,
+}
+
+impl<'a> Paused<'a> {
+    /// It goes on inside.
+    pub(super) fn resume(mut self, client: Wire, upstream: Wire, secured: Secured) -> Driver<'a> {
+        let now = Instant::now();
+        self.machine.handle_secured(now, secured);
+        Driver::with(self, client, upstream, now)
+    }
 }
 
 /// What a step of writing came to.
@@ -119,13 +141,23 @@ impl<'a> Driver<'a> {
         config: &'a Config,
         flow: &'a FlowHandle,
         machine: Arc<smtp::Config>,
-        client: TcpStream,
-        upstream: TcpStream,
+        client: Wire,
+        upstream: Wire,
     ) -> Self {
         let now = Instant::now();
-        let machine = Session::new(machine, now);
-        let armed = machine.poll_timeout().unwrap_or(now);
         let mut draining = gateway.draining();
+        let drain: Boxed<'a, ()> = Box::pin(async move {
+            // An error means that the gateway is gone, and the session with it.
+            let _ = draining.wait_for(|draining| *draining).await;
+        });
+        let machine = Session::new(machine, now);
+        let new = Paused { gateway, config, flow, machine, drain: Some(drain) };
+        Self::with(new, client, upstream, now)
+    }
+
+    fn with(session: Paused<'a>, client: Wire, upstream: Wire, now: Instant) -> Self {
+        let Paused { gateway, config, flow, machine, drain } = session;
+        let armed = machine.poll_timeout().unwrap_or(now);
         Self {
             gateway,
             config,
@@ -140,26 +172,47 @@ impl<'a> Driver<'a> {
             verdict: None,
             shutdown_upstream: false,
             end: None,
+            secure: None,
             timer: Box::pin(tokio::time::sleep_until(armed.into())),
             armed,
             close_due: None,
-            drain: Some(Box::pin(async move {
-                // An error means that the gateway is gone, and the session with it.
-                let _ = draining.wait_for(|draining| *draining).await;
-            })),
+            drain,
             state: "",
         }
     }
 
     /// The client's and the server's leg.
-    pub(super) fn into_legs(self) -> (TcpStream, TcpStream) {
+    pub(super) fn into_legs(self) -> (Wire, Wire) {
         (self.client.stream, self.upstream.stream)
+    }
+
+    /// The client's EHLO line, where the server may have to be dialled anew.
+    pub(super) fn hello(&self) -> &[u8] {
+        self.machine.hello()
+    }
+
+    /// The session without its legs, which get TLS meanwhile.
+    pub(super) fn pause(self) -> (Paused<'a>, Wire, Wire) {
+        let Self { client, upstream, .. } = self;
+        let paused = Paused {
+            gateway: self.gateway,
+            config: self.config,
+            flow: self.flow,
+            machine: self.machine,
+            drain: self.drain,
+        };
+        (paused, client.stream, upstream.stream)
     }
 
     /// Runs the session until its legs are to end.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
             self.outputs();
+            if self.secure.is_some() && !self.early.is_empty() {
+                self.secure = None;
+                self.machine.handle_injection();
+                continue;
+            }
             if self.end == Some(End::Reset) {
                 return Poll::Ready(End::Reset);
             }
@@ -172,8 +225,14 @@ impl<'a> Driver<'a> {
             {
                 return Poll::Ready(end);
             }
-            // What comes behind the machine's last word is the blind relay's to read.
-            let reads = self.end != Some(End::Blind);
+            if let Some(alone) = self.secure
+                && self.client.out.is_empty()
+                && self.upstream.out.is_empty()
+            {
+                return Poll::Ready(End::Secure { alone });
+            }
+            // What comes behind the machine's last word is the blind relay's to read, or the handshake's.
+            let reads = self.end != Some(End::Blind) && self.secure.is_none();
             let read = reads
                 && (self.poll_read_upstream(cx) || self.feed_early() || self.poll_read_client(cx));
             let moved =
@@ -207,6 +266,10 @@ impl<'a> Driver<'a> {
                     }
                     self.flow.anomaly(anomaly.name(), anomaly);
                 }
+                Output::Secure { alone } => {
+                    self.secure = Some(alone);
+                    self.close_due = Some(Instant::now() + CLOSE_TIMEOUT);
+                }
                 Output::Blind => self.end_by(End::Blind),
                 Output::ShutdownUpstream => self.shutdown_upstream = true,
                 Output::Close => self.end_by(End::Close),
@@ -238,9 +301,9 @@ impl<'a> Driver<'a> {
             self.upstream_lost(cx);
         }
         if self.shutdown_upstream && self.upstream.out.is_empty() {
-            self.shutdown_upstream = false;
             // Fails on a leg that is lost, which reading will tell.
-            let _ = rustix::net::shutdown(&self.upstream.stream, rustix::net::Shutdown::Write);
+            let shut = Pin::new(&mut self.upstream.stream).poll_shutdown(cx);
+            self.shutdown_upstream = shut.is_pending();
         }
         // What was written in full waits for nothing but an answer.
         client == Wrote::Lost || upstream == Wrote::Lost
@@ -572,7 +635,7 @@ impl<'a> Driver<'a> {
 }
 
 impl Leg {
-    fn new(stream: TcpStream) -> Self {
+    fn new(stream: Wire) -> Self {
         Self { stream, out: Vec::new(), written: 0, ended: false }
     }
 
@@ -600,6 +663,15 @@ impl Leg {
                 }
             }
         }
+        match Pin::new(&mut self.stream).poll_flush(cx) {
+            Poll::Pending => return Wrote::Nothing,
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => {
+                self.clear();
+                self.ended = true;
+                return Wrote::Lost;
+            }
+        }
         self.clear();
         Wrote::All
     }
@@ -615,16 +687,18 @@ impl Leg {
         cx: &mut Context<'_>,
         buffer: &'b mut [u8],
     ) -> Poll<io::Result<&'b [u8]>> {
-        let mut read = ReadBuf::new(buffer);
-        match Pin::new(&mut self.stream).poll_read(cx, &mut read) {
+        let count = match self.stream.poll_read(cx, buffer) {
             Poll::Pending => return Poll::Pending,
-            Poll::Ready(Ok(())) => self.ended = read.filled().is_empty(),
+            Poll::Ready(Ok(count)) => count,
+            // TLS that ends without close_notify, as many peers have it behind QUIT. A message says itself where it
+            // ends: one that is cut off is none.
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
             Poll::Ready(Err(error)) => {
                 self.ended = true;
                 return Poll::Ready(Err(error));
             }
-        }
-        let count = read.filled().len();
+        };
+        self.ended = count == 0;
         Poll::Ready(Ok(&buffer[..count]))
     }
 }

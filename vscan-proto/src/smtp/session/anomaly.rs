@@ -41,6 +41,8 @@ pub enum Anomaly {
     ClientGoneInMessage,
     /// Plaintext of the server behind its 220 to STARTTLS.
     PlaintextBehindStartTls,
+    /// Plaintext of the client behind STARTTLS, before the 220.
+    CommandsBehindStartTls,
     /// What followed the 220 to STARTTLS is no TLS record.
     NotTls,
     /// The server was lost after the message was sent and before its final reply: it may have
@@ -72,6 +74,7 @@ impl Anomaly {
             Self::MessageTooLarge => "smtp_message_too_large",
             Self::ClientGoneInMessage => "smtp_client_gone_in_message",
             Self::PlaintextBehindStartTls => "smtp_plaintext_behind_starttls",
+            Self::CommandsBehindStartTls => "smtp_commands_behind_starttls",
             Self::NotTls => "smtp_not_tls",
             Self::FinalReplyLost => "smtp_final_reply_lost",
             Self::DoubledMail => "smtp_doubled_mail",
@@ -100,6 +103,7 @@ impl fmt::Display for Anomaly {
             Self::MessageTooLarge => "message larger than the spool holds, refused",
             Self::ClientGoneInMessage => "the client was gone in mid-message",
             Self::PlaintextBehindStartTls => "plaintext of the server behind STARTTLS, reset",
+            Self::CommandsBehindStartTls => "plaintext of the client behind STARTTLS, reset",
             Self::NotTls => "what followed STARTTLS is no TLS, reset",
             Self::FinalReplyLost => "the server was lost before its final reply",
             Self::DoubledMail => "accepted, but the client was gone: it may send it again",

@@ -265,6 +265,7 @@ impl Session {
             | State::Receiving(_)
             | State::Between(_)
             | State::Tls(_)
+            | State::Securing
             | State::Blind
             | State::Closed => 1,
         }

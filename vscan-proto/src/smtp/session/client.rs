@@ -62,6 +62,7 @@ impl Session {
                 | State::Offering(_)
                 | State::Sending(_)
                 | State::Answer(_)
+                | State::Securing
                 | State::Blind => break,
             }
         }
@@ -102,7 +103,7 @@ impl Session {
             }
             // The server's word is wanted still, for the count of doubled mails.
             State::Answer(_) => {}
-            State::Tls(_) => self.reset(),
+            State::Tls(_) | State::Securing => self.reset(),
             State::Blind | State::Closed => {}
         }
     }
@@ -132,7 +133,8 @@ impl Session {
             | State::Challenge
             | State::Chunk(_)
             | State::Deciding(_)
-            | State::Tls(_) => self.reset(),
+            | State::Tls(_)
+            | State::Securing => self.reset(),
         }
     }
 
@@ -198,8 +200,12 @@ impl Session {
             return;
         }
         match command.verb {
-            Verb::Ehlo => self.forward(line, Pending::Ehlo { lmtp: false }, State::Commands),
+            Verb::Ehlo => {
+                self.remember(line);
+                self.forward(line, Pending::Ehlo { lmtp: false }, State::Commands);
+            }
             Verb::Lhlo if self.config.lmtp => {
+                self.remember(line);
                 self.forward(line, Pending::Ehlo { lmtp: true }, State::Commands);
             }
             Verb::Helo => self.forward(line, Pending::Helo, State::Commands),
@@ -238,8 +244,19 @@ impl Session {
                 self.refuse_line("5.5.2", "Command not recognized");
             }
             Verb::Auth | Verb::Other => self.forward(line, Pending::Opaque, State::Barrier),
+            Verb::StartTls if self.secured.is_some() => {
+                self.answer(compose(503, "5.5.1", "TLS is in use already"));
+            }
             Verb::StartTls => match self.config.starttls {
-                StartTls::Pass => self.forward(line, Pending::StartTls, State::Barrier),
+                StartTls::Open { always: true } if self.greeted && !self.offer.starttls => {
+                    self.answer(compose(220, "2.0.0", "Ready to start TLS"));
+                    self.state = State::Barrier;
+                    self.securing_alone = true;
+                    self.secure_alone();
+                }
+                StartTls::Pass | StartTls::Open { .. } => {
+                    self.forward(line, Pending::StartTls, State::Barrier)
+                }
                 StartTls::Refuse => self.answer(compose(454, "4.7.0", "TLS is not available here")),
                 StartTls::Strip => self.answer(compose(502, "5.5.1", "Command not implemented")),
             },

@@ -138,6 +138,7 @@ impl Session {
             | State::Sending(_)
             | State::Answer(_)
             | State::Tls(_)
+            | State::Securing
             | State::Blind
             | State::Closed => {}
         }
@@ -179,6 +180,7 @@ impl Session {
             | State::Sending(_)
             | State::Answer(_)
             | State::Tls(_)
+            | State::Securing
             | State::Blind
             | State::Closed => {}
         }
@@ -365,6 +367,7 @@ impl Session {
             | State::Chunk(_)
             | State::Deciding(_)
             | State::Tls(_)
+            | State::Securing
             | State::Blind
             | State::Closed => None,
         }

@@ -8,6 +8,7 @@ mod message;
 mod pair;
 mod permit;
 mod relay;
+mod starttls;
 
 /// One thing that happens to the session.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ enum Step {
     /// The driver has written the message.
     Sent,
     NoRoom,
+    /// The driver has made the handshakes; whether the server is believed.
+    Handshakes(bool),
     Drain,
     /// Seconds pass.
     Wait(u64),
@@ -96,6 +99,10 @@ impl Bench {
             }
             Drain => self.session.handle_drain(),
             NoRoom => self.session.handle_spool_failed(),
+            Handshakes(trusted) => {
+                self.log.push("= TLS".into());
+                self.session.handle_secured(self.now, Secured { trusted: *trusted });
+            }
             Wait(seconds) => {
                 let until = self.now + Duration::from_secs(*seconds);
                 while let Some(due) = self.session.poll_timeout().filter(|due| *due <= until) {

@@ -1,8 +1,14 @@
-//! The way into the blind relay: what follows the 220 to STARTTLS must be TLS on both legs.
+//! The way into TLS: the blind relay, where what follows the 220 to STARTTLS must be TLS on both legs, and the session
+//! that goes on inside of TLS, which the driver has opened (RFC 3207).
 //!
 //! The records themselves are nobody's business here.
 
-use super::{Anomaly, Leg, Output, Session, State};
+use std::time::Instant;
+
+use crate::line::Line;
+use crate::smtp::reply::Offer;
+
+use super::{Anomaly, Leg, Output, Pending, Secured, Session, StartTls, State};
 
 /// ContentType handshake, RFC 8446 section 5.1.
 const HANDSHAKE: u8 = 22;
@@ -24,11 +30,65 @@ pub(super) struct Opening {
 }
 
 impl Session {
+    /// The server has agreed.
     pub(super) fn start_tls(&mut self) {
-        self.state = match self.client {
-            Leg::Open => State::Tls(Opening::default()),
-            Leg::Ended | Leg::Lost => State::Commands,
+        self.state = match (self.client, self.config.starttls) {
+            (Leg::Ended | Leg::Lost, _) => State::Commands,
+            (Leg::Open, StartTls::Open { .. }) => {
+                self.actions.push_back(Output::Secure { alone: false });
+                State::Securing
+            }
+            (Leg::Open, StartTls::Pass | StartTls::Refuse | StartTls::Strip) => {
+                State::Tls(Opening::default())
+            }
         };
+    }
+
+    /// If the client has its 220 without the server, which has answered everything else.
+    pub(super) fn secure_alone(&mut self) {
+        if self.securing_alone && self.pending.iter().all(Pending::is_ours) {
+            self.securing_alone = false;
+            self.actions.push_back(Output::Secure { alone: true });
+            self.state = State::Securing;
+        }
+    }
+
+    /// The EHLO or LHLO line, in case that the server has to be dialled anew.
+    pub(super) fn remember(&mut self, line: &Line) {
+        if matches!(self.config.starttls, StartTls::Open { .. }) && self.secured.is_none() {
+            self.hello = line.raw()[..].into();
+        }
+    }
+
+    /// The client's last EHLO or LHLO line before STARTTLS, with its ending; empty if there was none.
+    pub fn hello(&self) -> &[u8] {
+        &self.hello
+    }
+
+    /// The client has sent something behind STARTTLS before it could know that TLS begins: it is not known whose words
+    /// these are (CVE-2011-0411).
+    pub fn handle_injection(&mut self) {
+        self.anomaly(Anomaly::CommandsBehindStartTls);
+        self.reset();
+    }
+
+    /// The handshakes are made: the dialogue begins anew, and nothing is left of what was said before (RFC 3207 section
+    /// 4.2).
+    pub fn handle_secured(&mut self, now: Instant, secured: Secured) {
+        if !matches!(self.state, State::Securing) {
+            return;
+        }
+        self.state = State::Commands;
+        self.secured = Some(secured);
+        self.hello = Box::default();
+        self.transaction = None;
+        self.rset_reply = None;
+        self.offer = Offer::default();
+        self.greeted = false;
+        self.per_recipient = false;
+        self.access.authenticated = false;
+        self.activity = now;
+        self.proceed();
     }
 
     pub(super) fn client_tls(&mut self, bytes: &[u8]) {

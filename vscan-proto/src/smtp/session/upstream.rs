@@ -16,7 +16,7 @@ impl Session {
     pub fn handle_upstream(&mut self, now: Instant, bytes: &[u8]) {
         match self.state {
             State::Tls(_) => return self.upstream_tls(bytes),
-            State::Blind | State::Closed => return,
+            State::Securing | State::Blind | State::Closed => return,
             // Answers to NOOPs do not excuse a silent client.
             State::Receiving(_) | State::Between(_) => {}
             State::Commands
@@ -30,7 +30,7 @@ impl Session {
             | State::Answer(_) => self.activity = now,
         }
         self.upstream_lines.push(bytes);
-        while !matches!(self.state, State::Tls(_) | State::Closed) {
+        while !matches!(self.state, State::Tls(_) | State::Securing | State::Closed) {
             match self.upstream_lines.next_line() {
                 Ok(Some(line)) => self.reply_line(&line),
                 Ok(None) => return,
@@ -41,7 +41,7 @@ impl Session {
             }
         }
         let rest = self.upstream_lines.take_rest();
-        if !rest.is_empty() && matches!(self.state, State::Tls(_)) {
+        if !rest.is_empty() && matches!(self.state, State::Tls(_) | State::Securing) {
             self.anomaly(Anomaly::PlaintextBehindStartTls);
             self.reset();
         }
@@ -60,7 +60,8 @@ impl Session {
             | State::Challenge
             | State::Chunk(_)
             | State::Deciding(_)
-            | State::Tls(_) => {
+            | State::Tls(_)
+            | State::Securing => {
                 let rest = self.upstream_lines.take_rest();
                 self.to_client.extend_from_slice(&rest);
                 self.close();
@@ -90,7 +91,8 @@ impl Session {
             | State::Challenge
             | State::Chunk(_)
             | State::Deciding(_)
-            | State::Tls(_) => self.reset(),
+            | State::Tls(_)
+            | State::Securing => self.reset(),
             State::Receiving(_)
             | State::Between(_)
             | State::Checking(_)
@@ -164,13 +166,20 @@ impl Session {
             Some(Pending::Answer(reply)) => self.to_client.extend_from_slice(&reply),
             Some(Pending::Ehlo { lmtp }) if positive => {
                 let filter = EhloFilter {
-                    hide_tls: self.config.starttls == StartTls::Strip,
+                    hide_tls: self.config.starttls == StartTls::Strip || self.secured.is_some(),
+                    add_tls: self.config.starttls == StartTls::Open { always: true }
+                        && self.secured.is_none(),
+                    two_sessions: self.secured.is_some(),
+                    hide_require_tls: self.secured.is_some_and(|it| !it.trusted),
                     hide: &self.config.hide_extensions,
                     max_size: self.config.hold_max,
                 };
                 let reply = filter.apply(&text);
                 // Its limit is the server's own; CHUNKING may be hidden.
-                self.offer = Offer { size: Offer::parse(&text).size, ..Offer::parse(&reply) };
+                let theirs = Offer::parse(&text);
+                self.offer =
+                    Offer { size: theirs.size, starttls: theirs.starttls, ..Offer::parse(&reply) };
+                self.greeted = true;
                 self.per_recipient = lmtp;
                 self.to_client.extend_from_slice(&reply);
                 self.transaction = None;
@@ -250,6 +259,7 @@ impl Session {
                 self.to_client.extend_from_slice(&reply);
             }
         }
+        self.secure_alone();
         self.proceed();
     }
 
