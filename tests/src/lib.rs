@@ -20,6 +20,7 @@ pub mod peers;
 pub mod raw;
 pub mod smtp;
 pub mod smtp_matrix;
+pub mod smtps;
 pub mod wait;
 
 pub use anyhow::Result;

@@ -18,13 +18,15 @@ primary_hostname = mail.HOST.example
 host_lookup =
 rfc1413_hosts =
 keep_environment =
-tls_advertise_hosts =
 message_size_limit = 128M
 smtp_accept_max = 0
 smtp_accept_queue = 0
 smtp_accept_queue_per_connection = 0
 disable_ipv6 = no
 ";
+
+/// As a server it has no TLS.
+const NO_TLS: &str = "tls_advertise_hosts =\n";
 
 /// The server's. Its user is `alice` with password `secret`, by any mechanism.
 const SERVER: &str = "
@@ -99,11 +101,21 @@ pub struct Exim {
 impl Exim {
     /// Starts it on this port, both families, and waits until it listens.
     pub fn start(host: &Host, port: u16) -> Result<Self> {
+        Self::start_with(host, port, NO_TLS)
+    }
+
+    /// The same with further options, among them those of TLS.
+    pub fn start_with(host: &Host, port: u16, more: &str) -> Result<Self> {
         let dir = host.dir().join("exim");
         let inbox = dir.join("inbox");
         fs::create_dir_all(&inbox)?;
         chown(&inbox, Some(BOB), Some(BOB))?;
-        configure(host, &dir, "server", &SERVER.replace("PORT", &port.to_string()))?;
+        configure(
+            host,
+            &dir,
+            "server",
+            &[more, &SERVER.replace("PORT", &port.to_string())].concat(),
+        )?;
         let mut command = host.command("/usr/sbin/exim4");
         command.args(["-bdf", "-v"]);
         let process = host.start("exim", command)?;
@@ -137,8 +149,18 @@ pub struct EximRelay<'host> {
 impl<'host> EximRelay<'host> {
     /// A relay that sends each of these recipients' mail to one address.
     pub fn new(host: &'host Host, routes: &[(String, SocketAddr)]) -> Result<Self> {
+        Self::with_transport(host, routes, "")
+    }
+
+    /// The same with further options of its transport.
+    pub fn with_transport(
+        host: &'host Host,
+        routes: &[(String, SocketAddr)],
+        more: &str,
+    ) -> Result<Self> {
         let dir = host.dir().join("exim-relay");
-        configure(host, &dir, "client", RELAY)?;
+        let relay = RELAY.replace("begin retry", &format!("{more}begin retry"));
+        configure(host, &dir, "client", &[NO_TLS, &relay].concat())?;
         let table = |value: &dyn Fn(&SocketAddr) -> String| -> String {
             routes.iter().map(|(to, at)| format!("{to}: {}\n", value(at))).collect()
         };

@@ -87,6 +87,11 @@ impl PostfixRelay {
 
     /// Starts a relay that sends each of these recipients' mail to one address: by LMTP if its port is 24.
     pub fn start(host: &Host, routes: &[(String, SocketAddr)]) -> Result<Self> {
+        Self::start_with(host, routes, "smtp_tls_security_level = none\n")
+    }
+
+    /// The same with further lines for `main.cf`, among them the level of TLS.
+    pub fn start_with(host: &Host, routes: &[(String, SocketAddr)], more: &str) -> Result<Self> {
         let dir = host.dir().join("postfix-relay");
         fs::create_dir_all(&dir)?;
         let routes: String = routes
@@ -103,7 +108,7 @@ impl PostfixRelay {
              mynetworks = 127.0.0.0/8\nmydestination =\n\
              transport_maps = texthash:{dir}/routes\n\
              smtpd_relay_restrictions = permit_mynetworks, reject\n\
-             smtp_host_lookup = native\nsmtp_bind_address =\nsmtp_tls_security_level = none\n\
+             smtp_host_lookup = native\nsmtp_bind_address =\n{more}\
              minimal_backoff_time = 600s\n",
             dir = dir.display(),
         );

@@ -27,5 +27,6 @@ mod smtp_loss;
 mod smtp_matrix;
 mod smtp_relays;
 mod smtp_smuggling;
+mod smtp_tls;
 mod treat;
 mod types;

@@ -8,6 +8,7 @@ use crate::config::{self, Config, ConfigErrors};
 use crate::mailbox::service;
 use crate::notify::Templates;
 use crate::observe::wire::printable;
+use crate::tls::{Age, Tls};
 use crate::{access, clamd};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -145,6 +146,13 @@ pub(super) fn run(path: &Path, output: Output, out: &mut dyn Write) -> Result<()
                     message: remark.text,
                 }
             }));
+            match Tls::load(&config) {
+                Ok((tls, _)) => complaints.extend(ages(&config, &tls)),
+                Err(error) => {
+                    code = if code == 0 { EX_CONFIG } else { code };
+                    complaints.push(of_tls("error", error.to_string()));
+                }
+            }
             if let Err(error) = Templates::load(config.notify.templates.as_deref()) {
                 code = if code == 0 { EX_CONFIG } else { code };
                 complaints.push(system(error.to_string()));
@@ -254,6 +262,16 @@ fn of_clamd(config: &config::Clamd) -> (Complaint, u8) {
         }
     };
     (Complaint { severity, about: "clamd", file: None, line: None, column: None, message }, code)
+}
+
+/// Certificates that have expired, or will soon.
+fn ages(config: &Config, tls: &Tls) -> Vec<Complaint> {
+    let complaint = |age: &Age| age.complaint(config.tls.expiry_warning);
+    tls.ages().iter().filter_map(complaint).map(|text| of_tls("warning", text)).collect()
+}
+
+fn of_tls(severity: &'static str, message: String) -> Complaint {
+    Complaint { severity, about: "tls", file: None, line: None, column: None, message }
 }
 
 fn system(message: String) -> Complaint {

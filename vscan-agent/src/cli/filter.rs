@@ -256,6 +256,7 @@ mod tests {
             verdict,
             detection: None,
             uninspected: None,
+            tls: None,
             started: Timestamp::UNIX_EPOCH,
             ended: None,
             age: 0.0,

@@ -290,6 +290,7 @@ mod tests {
             verdict: Some(Verdict::Infected),
             detection: Some("EICAR_Test_File".to_owned()),
             uninspected: None,
+            tls: None,
             started: "2026-11-22T02:00:00Z".parse().unwrap(),
             ended: None,
             age: 12.3,

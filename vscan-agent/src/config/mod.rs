@@ -174,7 +174,7 @@ impl Config {
         let has = |ports: &[std::num::NonZeroU16]| ports.iter().any(|p| p.get() == port);
         if has(&self.ftp.ports) {
             Some(Protocol::Ftp)
-        } else if has(&self.smtp.ports) || self.smtp.speaks_lmtp(port) {
+        } else if self.smtp.all_ports().any(|p| p.get() == port) {
             Some(Protocol::Smtp)
         } else {
             None

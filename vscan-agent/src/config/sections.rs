@@ -263,6 +263,7 @@ fn smtp(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Smtp {
     let d = Smtp::default();
     let smtp = Smtp {
         ports: t.list(r, "ports", d.ports),
+        tls_ports: t.list(r, "tls_ports", d.tls_ports),
         lmtp_ports: t.list(r, "lmtp_ports", d.lmtp_ports),
         delivery: t.get(r, "delivery", d.delivery),
         starttls: t.get(r, "starttls", d.starttls),
@@ -394,6 +395,7 @@ fn between(r: &mut Reader<'_>, root: &mut Table<'_, '_>, c: &Config) {
     let all = [
         ("ftp", "ports", &c.ftp.ports),
         ("smtp", "ports", &c.smtp.ports),
+        ("smtp", "tls_ports", &c.smtp.tls_ports),
         ("smtp", "lmtp_ports", &c.smtp.lmtp_ports),
     ];
     for (section, key, ports) in all {
@@ -415,6 +417,18 @@ fn between(r: &mut Reader<'_>, root: &mut Table<'_, '_>, c: &Config) {
         let wrong = Wrong::new(format!("port {port} is in both `ftp.ports` and `smtp.ports`"))
             .help("the protocol is known by the port: write it into one of them");
         r.report(root.table_span("smtp", "ports"), wrong);
+    }
+    for (other, ports) in [
+        ("ftp.ports", &c.ftp.ports),
+        ("smtp.ports", &c.smtp.ports),
+        ("smtp.lmtp_ports", &c.smtp.lmtp_ports),
+    ] {
+        if let Some(port) = c.smtp.tls_ports.iter().find(|p| ports.contains(p)) {
+            let wrong =
+                Wrong::new(format!("port {port} is in both `{other}` and `smtp.tls_ports`"))
+                    .help("how a session begins is known by the port: write it into one of them");
+            r.report(root.table_span("smtp", "tls_ports"), wrong);
+        }
     }
     for (other, ports) in [("ftp.ports", &c.ftp.ports), ("smtp.ports", &c.smtp.ports)] {
         if let Some(port) = c.smtp.lmtp_ports.iter().find(|p| ports.contains(p)) {

@@ -273,7 +273,9 @@ pub const HOLD_BACK_MIN: u64 = 128 << 10;
 pub struct Smtp {
     /// Server ports.
     pub ports: Vec<NonZeroU16>,
-    /// Server ports where LMTP is spoken (RFC 2033). With both empty, mail is not intercepted.
+    /// Server ports where connections begin with TLS (RFC 8314).
+    pub tls_ports: Vec<NonZeroU16>,
+    /// Server ports where LMTP is spoken (RFC 2033). With all empty, mail is not intercepted.
     pub lmtp_ports: Vec<NonZeroU16>,
     /// How messages are delivered.
     pub delivery: Delivery,
@@ -292,7 +294,13 @@ pub struct Smtp {
 impl Smtp {
     /// All ports on which mail is intercepted.
     pub fn all_ports(&self) -> impl Iterator<Item = NonZeroU16> {
-        self.ports.iter().chain(&self.lmtp_ports).copied()
+        self.ports.iter().chain(&self.tls_ports).chain(&self.lmtp_ports).copied()
+    }
+
+    /// Whether connections to a server's port begin with TLS.
+    #[must_use]
+    pub fn begins_with_tls(&self, port: u16) -> bool {
+        self.tls_ports.iter().any(|p| p.get() == port)
     }
 
     /// Whether LMTP is spoken on a server's port.
@@ -460,6 +468,7 @@ impl Default for Smtp {
     fn default() -> Self {
         Self {
             ports: vec![port(25)],
+            tls_ports: Vec::new(),
             lmtp_ports: Vec::new(),
             delivery: Delivery::Hold,
             starttls: TlsAction::Pass,

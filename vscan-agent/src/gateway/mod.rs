@@ -24,7 +24,7 @@ use crate::{
     quarantine,
     scanner::Scanner,
     spool::Spool,
-    tls::Tls,
+    tls::{ClosedBook, Tls},
 };
 use inspect::ErrorLedger;
 use std::{
@@ -67,6 +67,8 @@ pub struct Gateway {
     /// What hosts inside send.
     watched: outbound::Watched,
     tls: RwLock<Arc<Tls>>,
+    /// Whose TLS cannot be opened.
+    pub closed_book: ClosedBook,
 }
 
 /// An intercepted connection with its three addresses.
@@ -108,6 +110,7 @@ impl Gateway {
             steering: RwLock::default(),
             watched: outbound::Watched::new(),
             tls: RwLock::default(),
+            closed_book: ClosedBook::default(),
         }
     }
 
@@ -125,6 +128,7 @@ impl Gateway {
 
     /// New sessions get these certificates.
     pub fn set_tls(&self, tls: Tls) {
+        self.observer.metrics.tls.set_expiries(tls.ages());
         *self.tls.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tls);
     }
 
@@ -204,16 +208,24 @@ impl Gateway {
     /// # Errors
     /// As [`net::connect_upstream`].
     pub async fn connect_upstream(&self, accepted: &Accepted) -> io::Result<TcpStream> {
+        self.dial(accepted.client_addr, accepted.server).await
+    }
+
+    /// The same by the addresses of client and server, as where the first connection has to be given up.
+    ///
+    /// # Errors
+    /// As [`net::connect_upstream`].
+    pub async fn dial(&self, client: SocketAddr, server: SocketAddr) -> io::Result<TcpStream> {
         let config = self.config();
         net::connect_upstream(
-            accepted.client_addr,
-            accepted.server,
+            client,
+            server,
             config.gateway.marks.upstream,
             config.gateway.connect_timeout,
         )
         .await
         .inspect_err(|_| {
-            if let Some(protocol) = config.protocol(accepted.server.port()) {
+            if let Some(protocol) = config.protocol(server.port()) {
                 self.observer.metrics.session_refused(protocol, "unreachable");
             }
         })

@@ -253,6 +253,7 @@ fn record(config: &Config, seen: Seen) -> Option<FlowRecord> {
         verdict: None,
         detection: None,
         uninspected: Some(blind(seen.why).as_str().to_owned()),
+        tls: None,
         started: now.checked_sub(nanos.nanoseconds()).unwrap_or(now),
         ended: None,
         age: seen.age.as_secs_f64(),

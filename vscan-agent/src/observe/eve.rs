@@ -2,6 +2,7 @@
 
 use super::events::{EventKind, now};
 use super::flows::{Flow, Judged};
+use super::tls::TlsRecord;
 use super::wire;
 use crate::config::{Direction, Treatment};
 use serde::Serialize;
@@ -54,6 +55,8 @@ pub(super) struct FlowFields<'a> {
     pub(super) objects: u64,
     pub(super) verdict: Option<&'static str>,
     pub(super) uninspected: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tls: Option<&'a TlsRecord>,
 }
 
 /// Something that the `[[access]]` rules refused in a session.

@@ -9,6 +9,7 @@ use super::id::{FlowId, FlowIds};
 use super::meter::{Blind, Whose};
 use super::metrics::Metrics;
 use super::record::{Change, FlowChange, FlowRecord, TransferRecord};
+use super::tls::{Side, TlsRecord};
 use super::wire;
 use crate::config::{Direction, Protocol, Treatment};
 use jiff::Timestamp;
@@ -314,6 +315,7 @@ struct Detail {
     verdict: Option<Verdict>,
     detection: Option<Box<str>>,
     objects: u64,
+    opened: Option<Box<TlsRecord>>,
     abort: Option<AbortHandle>,
 }
 
@@ -343,6 +345,7 @@ impl Default for Detail {
             verdict: None,
             detection: None,
             objects: 0,
+            opened: None,
             abort: None,
         }
     }
@@ -480,6 +483,22 @@ impl Flow {
         }
     }
 
+    /// TLS was opened, and this is what the handshakes have settled.
+    pub fn set_tls(&self, record: TlsRecord) {
+        self.shared.metrics.tls.opened(self.open.protocol, &record);
+        lock(&self.detail).opened = Some(Box::new(record));
+    }
+
+    /// A handshake failed: an anomaly, and a counter of its own.
+    pub fn tls_failed(&self, side: Side, detail: impl fmt::Display) {
+        self.shared.metrics.tls.failed(self.open.protocol, side);
+        let name = match side {
+            Side::Client => "tls_client_failed",
+            Side::Server => "tls_server_failed",
+        };
+        self.anomaly(name, detail);
+    }
+
     /// How [`FlowTable::kill`] ends the session.
     pub fn set_abort(&self, task: AbortHandle) {
         lock(&self.detail).abort = Some(task);
@@ -579,6 +598,7 @@ impl Flow {
             verdict: detail.verdict,
             detection: detail.detection.as_deref().map(str::to_owned),
             uninspected: self.tls.load(Ordering::Relaxed).then(|| "tls".to_owned()),
+            tls: detail.opened.as_deref().cloned(),
             started: self.started,
             ended,
             age: until.duration_since(self.started).as_secs_f64().max(0.0),
@@ -611,6 +631,7 @@ impl Flow {
                     objects: record.objects,
                     verdict: record.verdict.map(crate::config::verdict_str),
                     uninspected: record.uninspected.as_deref(),
+                    tls: record.tls.as_ref(),
                 },
             );
         }

@@ -3,6 +3,7 @@
 use super::Usage;
 use super::control::Objects;
 use super::meter::Meter;
+use super::tls::TlsMetrics;
 use crate::clamd;
 use crate::config::{Direction, Protocol, Treatment, verdict_str};
 use crate::mailbox::status::State;
@@ -46,6 +47,8 @@ pub struct Metrics {
     uninspected: IntGaugeVec,
     /// The blind-spot meter.
     pub meter: Meter,
+    /// TLS that is opened.
+    pub tls: TlsMetrics,
     kernel: IntGaugeVec,
     events_written: IntCounter,
     events_lost: IntCounter,
@@ -110,7 +113,7 @@ impl Maker {
         made
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    pub(super) fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels))
     }
 }
@@ -228,6 +231,7 @@ impl Metrics {
                 &["reason"],
             ),
             meter: Meter::new(&m),
+            tls: TlsMetrics::new(&m),
             kernel: m.gauges(
                 "vscan_kernel_count",
                 "Counters of the BPF programs since they were loaded, by name.",

@@ -14,6 +14,7 @@ mod metrics;
 mod record;
 #[cfg(test)]
 mod tests;
+mod tls;
 pub mod wire;
 
 pub use eve::Denied;
@@ -23,6 +24,7 @@ pub use id::{FlowId, NotAFlowId};
 pub use meter::{Blind, BlindPeer, BlindSpots, Meter, Spot, Unread, Whose};
 pub use metrics::Metrics;
 pub use record::{Change, FlowChange, FlowRecord, TransferRecord};
+pub use tls::{Side, TlsLeg, TlsMetrics, TlsRecord};
 
 use serde::{Deserialize, Serialize};
 use std::io;

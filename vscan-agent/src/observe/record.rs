@@ -1,6 +1,7 @@
 //! One flow as listings, events and the command line see it.
 
 use super::id::FlowId;
+use super::tls::TlsRecord;
 use crate::config::{Direction, Protocol};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,9 @@ pub struct FlowRecord {
     pub detection: Option<String>,
     /// Why the flow passes uninspected: `tls`, `exempt`, `agent_down`, ...
     pub uninspected: Option<String>,
+    /// What the handshakes have settled, if TLS was opened.
+    #[serde(default)]
+    pub tls: Option<TlsRecord>,
     /// When it was accepted or first seen.
     pub started: Timestamp,
     /// When it was closed.

@@ -7,6 +7,7 @@
 
 mod authority;
 mod clients;
+mod closed;
 mod facts;
 mod hello;
 mod identity;
@@ -20,6 +21,7 @@ mod wire;
 pub(crate) mod tests;
 
 pub use authority::MintError;
+pub use closed::ClosedBook;
 pub use hello::{Hello, HelloError};
 pub use identity::Shown;
 pub use material::{Material, MaterialError};

@@ -25,10 +25,7 @@ use std::{
     task::{Context, Poll},
     time::Instant,
 };
-use tokio::{
-    io::AsyncWrite,
-    time::Sleep,
-};
+use tokio::{io::AsyncWrite, time::Sleep};
 use vscan_proto::smtp::data::Unstuffer;
 use vscan_proto::smtp::{
     self, Anomaly, Finished, Form, Message, Outcome as Fate, Output, Ruling, Secured, Session,

@@ -1,19 +1,28 @@
 //! Drives the SMTP session machine on real sockets.
 //!
 //! `driver` moves bytes between the two legs, the machine, the spool and the scanner; `deliver`
-//! writes a held message to the server; `blind` is what is left of a session behind STARTTLS.
+//! writes a held message to the server; `secure` opens TLS, `blind` is what is left of a session whose TLS is not opened.
 //! What SMTP means is `vscan_proto::smtp`'s business.
 
 mod blind;
 mod deliver;
 mod driver;
+mod secure;
 
 use super::{Accepted, Gateway};
-use crate::{access::Rules, config, net, observe::FlowHandle};
+use crate::{
+    access::Rules,
+    config,
+    config::{TlsAction, UpstreamTls},
+    net,
+    observe::FlowHandle,
+    tls::{Decision, Wire},
+};
 use driver::{Driver, End};
+use secure::{Opened, Place, Way};
 use std::{future::poll_fn, io, sync::Arc, time::Duration};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
-use vscan_proto::smtp::{BareNewline, Config, Permit, StartTls};
+use vscan_proto::smtp::{BareNewline, Config, Permit, Secured, StartTls};
 
 /// From the client's final dot to its final reply: RFC 5321 4.5.3.2.6 gives a client 10 minutes to wait, and the
 /// reply has to reach it.
@@ -31,8 +40,19 @@ pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
         Ok(upstream) => upstream,
         Err(error) => return Box::pin(unreachable(conn.client, &flow, error)).await,
     };
-    let lmtp = config.smtp.speaks_lmtp(conn.server.port());
-    serve(gateway, &config, &flow, lmtp, conn.client, upstream).await;
+    let speaks = Speaks {
+        lmtp: config.smtp.speaks_lmtp(conn.server.port()),
+        tls: config.smtp.begins_with_tls(conn.server.port()),
+    };
+    serve(gateway, &config, &flow, speaks, conn.client, upstream).await;
+}
+
+/// What a server speaks, by its port.
+#[derive(Clone, Copy, Debug, Default)]
+struct Speaks {
+    lmtp: bool,
+    /// TLS from the first byte on.
+    tls: bool,
 }
 
 /// Serves a session whose legs are connected.
@@ -40,29 +60,135 @@ async fn serve(
     gateway: &Gateway,
     config: &config::Config,
     flow: &FlowHandle,
-    lmtp: bool,
+    speaks: Speaks,
     client: TcpStream,
     upstream: TcpStream,
 ) {
-    let machine = machine(config, flow, lmtp);
-    let mut driver = Driver::new(gateway, config, flow, machine, client, upstream);
-    let end = poll_fn(|cx| driver.poll(cx)).await;
-    let (client, upstream) = driver.into_legs();
-    Box::pin(finish(end, client, upstream, config, flow)).await;
+    let mut legs = (Wire::Plain(client), Wire::Plain(upstream));
+    let mut secured = None;
+    if speaks.tls {
+        match Box::pin(implicit(gateway, config, flow, legs)).await {
+            Some((client, upstream, now)) => {
+                legs = (client, upstream);
+                secured = Some(now);
+            }
+            None => return,
+        }
+    }
+    let machine = machine(gateway, config, flow, speaks.lmtp, secured);
+    let mut driver = Driver::new(gateway, config, flow, machine, legs.0, legs.1);
+    loop {
+        let end = poll_fn(|cx| driver.poll(cx)).await;
+        let End::Secure { alone } = end else {
+            let (client, upstream) = driver.into_legs();
+            return Box::pin(finish(end, client, upstream, config, flow)).await;
+        };
+        driver = match Box::pin(secure(gateway, config, flow, driver, alone)).await {
+            Some(inside) => inside,
+            None => return,
+        };
+    }
 }
 
-fn machine(config: &config::Config, flow: &FlowHandle, lmtp: bool) -> Arc<Config> {
-    let (client, server) = (flow.opened().client.ip(), flow.opened().server.ip());
-    let rules = Rules::of(config, config::Protocol::Smtp, client, server);
-    Arc::new(Config {
-        starttls: match config.smtp.starttls {
-            config::TlsAction::Pass if rules.is_none() => StartTls::Pass,
-            // Behind TLS no rule could be kept.
-            config::TlsAction::Pass | config::TlsAction::Refuse | config::TlsAction::Terminate => {
-                StartTls::Refuse
+/// Opens TLS where a connection begins with it; `None` if the session is over.
+async fn implicit(
+    gateway: &Gateway,
+    config: &config::Config,
+    flow: &FlowHandle,
+    legs: (Wire, Wire),
+) -> Option<(Wire, Wire, Secured)> {
+    let (Wire::Plain(client), Wire::Plain(upstream)) = legs else { return None };
+    let ruled = rules(config, flow).is_some();
+    match secure::about(config, flow).decide(config) {
+        Decision::Is(TlsAction::Pass) if !ruled => {
+            blind::relay(client, upstream, config.gateway.idle_timeout, flow).await;
+            None
+        }
+        Decision::Is(TlsAction::Pass | TlsAction::Refuse | TlsAction::Strip) => {
+            flow.anomaly("tls_refused", "the port speaks TLS, which is refused");
+            net::abort(client);
+            net::abort(upstream);
+            None
+        }
+        Decision::Is(TlsAction::Terminate) | Decision::ByName => {
+            flow.set_state("handshake");
+            let tls = gateway.tls();
+            let place = Place { gateway, config, tls: &tls, flow, ruled };
+            match place.open(Way::Implicit, client, upstream).await {
+                Opened::Inside { client, upstream, secured } => Some((client, upstream, secured)),
+                Opened::Over => None,
             }
-            config::TlsAction::Strip => StartTls::Strip,
-        },
+        }
+    }
+}
+
+/// Opens TLS behind STARTTLS; `None` if the session is over.
+async fn secure<'a>(
+    gateway: &'a Gateway,
+    config: &'a config::Config,
+    flow: &'a FlowHandle,
+    driver: Driver<'a>,
+    alone: bool,
+) -> Option<Driver<'a>> {
+    flow.set_state("handshake");
+    let hello = driver.hello().to_vec();
+    let (paused, client, upstream) = driver.pause();
+    let (Wire::Plain(client), Wire::Plain(upstream)) = (client, upstream) else { return None };
+    let tls = gateway.tls();
+    let ruled = rules(config, flow).is_some();
+    let place = Place { gateway, config, tls: &tls, flow, ruled };
+    let way = if alone { Way::Alone } else { Way::StartTls(&hello) };
+    match place.open(way, client, upstream).await {
+        Opened::Inside { client, upstream, secured } => {
+            Some(paused.resume(client, upstream, secured))
+        }
+        Opened::Over => None,
+    }
+}
+
+fn rules(config: &config::Config, flow: &FlowHandle) -> Option<Arc<Rules>> {
+    let (client, server) = (flow.opened().client.ip(), flow.opened().server.ip());
+    Rules::of(config, config::Protocol::Smtp, client, server)
+}
+
+/// What becomes of STARTTLS in a session that begins in the clear.
+fn starttls(
+    gateway: &Gateway,
+    config: &config::Config,
+    flow: &FlowHandle,
+    ruled: bool,
+) -> StartTls {
+    let server = flow.opened().real_server.ip();
+    let inside = config.is_inside(server);
+    match secure::about(config, flow).decide(config) {
+        Decision::Is(TlsAction::Pass) if !ruled => StartTls::Pass,
+        // Behind TLS no rule could be kept.
+        Decision::Is(TlsAction::Pass | TlsAction::Refuse) => StartTls::Refuse,
+        Decision::Is(TlsAction::Strip) => StartTls::Strip,
+        Decision::ByName => StartTls::Open { always: false },
+        Decision::Is(TlsAction::Terminate) if !gateway.tls().can_show(inside) => {
+            flow.anomaly("tls_no_certificate", "there is no certificate for this server");
+            StartTls::Refuse
+        }
+        Decision::Is(TlsAction::Terminate) => {
+            let (upstream, _) = config.tls.upstream_of(server, None);
+            // A server of others is not made to look as if it had TLS.
+            StartTls::Open { always: inside && upstream.tls == UpstreamTls::Offered }
+        }
+    }
+}
+
+fn machine(
+    gateway: &Gateway,
+    config: &config::Config,
+    flow: &FlowHandle,
+    lmtp: bool,
+    secured: Option<Secured>,
+) -> Arc<Config> {
+    let rules = rules(config, flow);
+    Arc::new(Config {
+        starttls: starttls(gateway, config, flow, rules.is_some()),
+        secured,
         bare_newline: match config.smtp.bare_newline {
             config::BareNewline::Pass => BareNewline::Pass,
             config::BareNewline::Lookalikes => BareNewline::LookAlikes,
@@ -81,8 +207,8 @@ fn machine(config: &config::Config, flow: &FlowHandle, lmtp: bool) -> Arc<Config
 
 async fn finish(
     end: End,
-    client: TcpStream,
-    upstream: TcpStream,
+    client: Wire,
+    upstream: Wire,
     config: &config::Config,
     flow: &FlowHandle,
 ) {
@@ -90,18 +216,23 @@ async fn finish(
     match end {
         End::Close => {
             flow.set_state("closing");
-            let _ = tokio::join!(net::close_gracefully(client), net::close_gracefully(upstream));
+            let _ = tokio::join!(client.close_gracefully(), upstream.close_gracefully());
         }
         End::CloseClient => {
             flow.set_state("closing");
-            net::abort(upstream);
-            let _ = net::close_gracefully(client).await;
+            upstream.abort();
+            let _ = client.close_gracefully().await;
         }
-        End::Reset => {
-            net::abort(client);
-            net::abort(upstream);
+        End::Reset | End::Secure { .. } => {
+            client.abort();
+            upstream.abort();
         }
-        End::Blind => blind::relay(client, upstream, config.gateway.idle_timeout, flow).await,
+        End::Blind => {
+            // Only what is in the clear can become TLS.
+            if let (Wire::Plain(client), Wire::Plain(upstream)) = (client, upstream) {
+                blind::relay(client, upstream, config.gateway.idle_timeout, flow).await;
+            }
+        }
     }
 }
 

@@ -72,7 +72,8 @@ impl Rig {
             async move {
                 let config = gateway.config();
                 let lmtp = config.smtp.speaks_lmtp(24);
-                serve(&gateway, &config, &flow, lmtp, client_leg, upstream).await;
+                let speaks = Speaks { lmtp, ..Speaks::default() };
+                serve(&gateway, &config, &flow, speaks, client_leg, upstream).await;
             }
         });
         Self { gateway, client, server, session, shown, _directory: directory }

@@ -1,0 +1,367 @@
+//! Opens TLS: the handshakes with server and client, in this order, and what is done where they do not come about.
+//!
+//! The client's first message is read before anything else: it says which server the client asks for, so that rules
+//! can go by it, and the server is asked for the same. The client gets its answer when the server's handshake is made;
+//! so it never ends up inside of TLS with nobody behind.
+
+use super::blind;
+use crate::{
+    config::{self, Config, TlsAction},
+    gateway::Gateway,
+    net,
+    observe::{FlowHandle, Side, TlsRecord},
+    tls::{About, Decision, Hello, HelloError, Tls, TlsWire, Upstream, Wire, give_up},
+};
+use std::io;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use vscan_proto::smtp::{Secured, reply::ReplyLine};
+
+/// The longest answer of a server that is dialled anew, in bytes. An EHLO answer has some hundred.
+const ANSWER_MAX: usize = 16 << 10;
+
+/// AlertDescription access_denied and handshake_failure, RFC 8446 section 6.2.
+const ACCESS_DENIED: u8 = 49;
+const HANDSHAKE_FAILURE: u8 = 40;
+
+/// How TLS begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way<'a> {
+    /// With the connection.
+    Implicit,
+    /// By STARTTLS, behind this EHLO line.
+    StartTls(&'a [u8]),
+    /// By STARTTLS that the server does not have.
+    Alone,
+}
+
+/// A session whose TLS is to be opened.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) gateway: &'a Gateway,
+    pub(super) config: &'a Config,
+    pub(super) tls: &'a Tls,
+    pub(super) flow: &'a FlowHandle,
+    /// Whether rules of `[[access]]` have to be kept, so that nothing may pass unread.
+    pub(super) ruled: bool,
+}
+
+/// What came of it.
+pub(super) enum Opened {
+    /// The session goes on inside.
+    Inside { client: Wire, upstream: Wire, secured: Secured },
+    /// It is over, and so are its legs.
+    Over,
+}
+
+/// What is done with a session's TLS.
+pub(super) fn about(config: &Config, flow: &FlowHandle) -> About {
+    let opened = flow.opened();
+    About {
+        protocol: config::Protocol::Smtp,
+        direction: opened.direction,
+        client: opened.client.ip(),
+        server: opened.real_server.ip(),
+        otherwise: config.smtp.starttls,
+    }
+}
+
+impl Place<'_> {
+    /// Opens it, or relays the session blindly to its end, or ends it.
+    pub(super) async fn open(self, way: Way<'_>, client: TcpStream, upstream: TcpStream) -> Opened {
+        let limit = self.config.tls.handshake_timeout;
+        let step = Box::pin(self.handshakes(way, client, upstream));
+        match tokio::time::timeout(limit, step).await {
+            Ok(Step::Inside(client, upstream, secured)) => {
+                Opened::Inside { client, upstream, secured }
+            }
+            Ok(Step::Blind(client, upstream)) => {
+                let idle = self.config.gateway.idle_timeout;
+                blind::relay(client, upstream, idle, self.flow).await;
+                Opened::Over
+            }
+            Ok(Step::Over) => Opened::Over,
+            Err(_) => {
+                self.flow.anomaly("tls_handshake_timeout", format!("no handshake in {limit:?}"));
+                Opened::Over
+            }
+        }
+    }
+
+    async fn handshakes(self, way: Way<'_>, mut client: TcpStream, upstream: TcpStream) -> Step {
+        let hello = match Hello::read(&mut client, Vec::new()).await {
+            Ok(hello) => hello,
+            Err(HelloError::NotTls) => {
+                self.flow.anomaly("smtp_not_tls", "what followed STARTTLS is no TLS, reset");
+                return self.over(client, upstream);
+            }
+            Err(error) => {
+                self.flow.tls_failed(Side::Client, &error);
+                net::abort(upstream);
+                give_up(client).await;
+                return Step::Over;
+            }
+        };
+        let name = hello.server_name.clone();
+        let about = about(self.config, self.flow);
+        let by_name = about.decide(self.config) == Decision::ByName;
+        let action = about.named(self.config, name.as_slice());
+        // Without a name the server's own decide, which its certificate has.
+        let later = by_name && name.is_none() && way != Way::Alone;
+        match action {
+            TlsAction::Terminate => {}
+            TlsAction::Pass if later => {}
+            TlsAction::Pass => return self.pass(way, client, upstream, &hello).await,
+            TlsAction::Refuse | TlsAction::Strip => {
+                return self.refuse(client, upstream, "tls_refused", "refused by a rule").await;
+            }
+        }
+        let (from, server) = (self.flow.opened().client, self.flow.opened().real_server);
+        if self.gateway.closed_book.has(from.ip(), server) {
+            let what = "the client has a certificate for this server, which cannot be handed on";
+            self.flow.anomaly("tls_client_certificate", what);
+            return self.pass(way, client, upstream, &hello).await;
+        }
+        let theirs = match self.tls.upstream(self.config, server.ip(), name.as_deref()) {
+            Ok(theirs) => theirs,
+            Err(error) => {
+                return self
+                    .refuse(client, upstream, "tls_server_failed", &error.to_string())
+                    .await;
+            }
+        };
+        let upstream = if way == Way::Alone {
+            Wire::Plain(upstream)
+        } else {
+            match self.with_server(way, upstream, &theirs, name.as_deref()).await {
+                Ok(upstream) => upstream,
+                // A server that insists on a certificate: only its client can have one.
+                Err(_) if theirs.asked_for_certificate() => {
+                    self.gateway.closed_book.note(from.ip(), server);
+                    let what = "the server wants a certificate of the client's";
+                    self.flow.anomaly("tls_client_certificate", what);
+                    return self.pass_anew(way, client, &hello).await;
+                }
+                Err(error) => {
+                    let why = theirs.refusal().unwrap_or_else(|| error.to_string());
+                    self.flow.tls_failed(Side::Server, why);
+                    alert(&mut client, HANDSHAKE_FAILURE).await;
+                    give_up(client).await;
+                    return Step::Over;
+                }
+            }
+        };
+        if later {
+            match about.named(self.config, theirs.names()) {
+                TlsAction::Terminate => {}
+                TlsAction::Pass => {
+                    upstream.abort();
+                    return self.pass_anew(way, client, &hello).await;
+                }
+                TlsAction::Refuse | TlsAction::Strip => {
+                    upstream.abort();
+                    self.flow.anomaly("tls_refused", "refused by a rule");
+                    alert(&mut client, ACCESS_DENIED).await;
+                    give_up(client).await;
+                    return Step::Over;
+                }
+            }
+        }
+        self.with_client(client, upstream, hello, theirs).await
+    }
+
+    /// The handshake with the server; without one if it has to be, and may be.
+    async fn with_server(
+        self,
+        way: Way<'_>,
+        upstream: TcpStream,
+        theirs: &Upstream,
+        name: Option<&str>,
+    ) -> io::Result<Wire> {
+        let error = match TlsWire::connect(upstream, theirs).await {
+            Ok(wire) => return Ok(Wire::Tls(wire)),
+            Err(error) => error,
+        };
+        let server = self.flow.opened().real_server;
+        let plain = matches!(way, Way::StartTls(_))
+            && !theirs.asked_for_certificate()
+            && self.tls.may_be_plain(self.config, server.ip(), name);
+        if !plain {
+            return Err(error);
+        }
+        self.flow.tls_failed(Side::Server, format!("{error}; it is spoken to in the clear"));
+        let mut upstream = self.redial().await?;
+        answer(&mut upstream, 220).await?;
+        Ok(Wire::Plain(upstream))
+    }
+
+    async fn with_client(
+        self,
+        mut client: TcpStream,
+        upstream: Wire,
+        hello: Hello,
+        theirs: Upstream,
+    ) -> Step {
+        let (from, server) = (self.flow.opened().client, self.flow.opened().real_server);
+        let seen = matches!(upstream, Wire::Tls(_)).then_some(&theirs);
+        let shown = self
+            .tls
+            .shown(self.config, server.ip(), &hello, seen)
+            .map_err(|error| error.to_string())
+            .and_then(|shown| {
+                shown.config(theirs.asked_for_certificate()).map_err(|error| error.to_string())
+            });
+        let config = match shown {
+            Ok(config) => config,
+            Err(error) => {
+                self.flow.anomaly("tls_no_certificate", error);
+                upstream.abort();
+                alert(&mut client, HANDSHAKE_FAILURE).await;
+                give_up(client).await;
+                return Step::Over;
+            }
+        };
+        let sni = hello.server_name;
+        let client = match TlsWire::accept(client, config, hello.bytes).await {
+            Ok(client) => client,
+            Err(error) => {
+                self.flow.tls_failed(Side::Client, error);
+                upstream.abort();
+                return Step::Over;
+            }
+        };
+        let record = TlsRecord {
+            sni,
+            client: Some(client.settled().into()),
+            server: upstream.settled().map(Into::into),
+            trusted: theirs.is_trusted(),
+        };
+        self.flow.set_tls(record);
+        if client.has_peer_certificate() {
+            self.gateway.closed_book.note(from.ip(), server);
+            self.flow.anomaly(
+                "tls_client_certificate",
+                "the client has a certificate for the server, which cannot be handed on: it is passed from now on",
+            );
+            upstream.abort();
+            let mut client = Wire::Tls(client);
+            let reply = b"421 4.7.0 TLS with your certificate cannot be inspected, try again\r\n";
+            if client.write_all(reply).await.is_ok() {
+                // It may be gone already; there is nothing left to tell it.
+                let _ = client.close_gracefully().await;
+            }
+            return Step::Over;
+        }
+        Step::Inside(Wire::Tls(client), upstream, Secured { trusted: theirs.is_trusted() })
+    }
+
+    /// The session goes on unread.
+    async fn pass(
+        self,
+        way: Way<'_>,
+        client: TcpStream,
+        mut upstream: TcpStream,
+        hello: &Hello,
+    ) -> Step {
+        if self.ruled || way == Way::Alone {
+            // Behind TLS no rule could be kept; and a server without TLS has nothing that could pass.
+            return self.refuse(client, upstream, "tls_refused", "it may not pass unread").await;
+        }
+        match upstream.write_all(&hello.bytes).await {
+            Ok(()) => {
+                self.flow.add_bytes(hello.bytes.len() as u64, 0);
+                Step::Blind(client, upstream)
+            }
+            Err(_) => self.over(client, upstream),
+        }
+    }
+
+    /// The same with a server that has to be dialled anew, since a handshake was begun with it.
+    async fn pass_anew(self, way: Way<'_>, mut client: TcpStream, hello: &Hello) -> Step {
+        let upstream = match self.redial().await {
+            Ok(mut upstream) => greet(&mut upstream, way).await.map(|()| upstream),
+            Err(error) => Err(error),
+        };
+        match upstream {
+            Ok(upstream) => self.pass(way, client, upstream, hello).await,
+            Err(error) => {
+                self.flow.tls_failed(Side::Server, error);
+                alert(&mut client, HANDSHAKE_FAILURE).await;
+                give_up(client).await;
+                Step::Over
+            }
+        }
+    }
+
+    async fn redial(self) -> io::Result<TcpStream> {
+        let opened = self.flow.opened();
+        self.gateway.dial(opened.client, opened.real_server).await
+    }
+
+    async fn refuse(
+        self,
+        mut client: TcpStream,
+        upstream: TcpStream,
+        anomaly: &'static str,
+        why: &str,
+    ) -> Step {
+        self.flow.anomaly(anomaly, why);
+        net::abort(upstream);
+        alert(&mut client, ACCESS_DENIED).await;
+        give_up(client).await;
+        Step::Over
+    }
+
+    fn over(self, client: TcpStream, upstream: TcpStream) -> Step {
+        net::abort(client);
+        net::abort(upstream);
+        Step::Over
+    }
+}
+
+enum Step {
+    Inside(Wire, Wire, Secured),
+    Blind(TcpStream, TcpStream),
+    Over,
+}
+
+/// A fatal alert in the clear, in answer to a ClientHello (RFC 8446 section 6).
+async fn alert(client: &mut TcpStream, description: u8) {
+    // It may be gone.
+    let _ = client.write_all(&[21, 3, 3, 0, 2, 2, description]).await;
+}
+
+/// Brings a server that was dialled anew to where its client is.
+async fn greet(upstream: &mut TcpStream, way: Way<'_>) -> io::Result<()> {
+    let Way::StartTls(hello) = way else { return Ok(()) };
+    answer(upstream, 220).await?;
+    if !hello.is_empty() {
+        upstream.write_all(hello).await?;
+        answer(upstream, 250).await?;
+    }
+    upstream.write_all(b"STARTTLS\r\n").await?;
+    answer(upstream, 220).await
+}
+
+/// Reads a reply, which must have this code, and nothing behind it.
+async fn answer(upstream: &mut TcpStream, code: u16) -> io::Result<()> {
+    let mut reply = Vec::new();
+    let mut start = 0;
+    while reply.len() < ANSWER_MAX {
+        if upstream.read_buf(&mut reply).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        while let Some(end) = memchr::memchr(b'\n', &reply[start..]).map(|at| start + at + 1) {
+            let line = reply[start..end].trim_ascii_end();
+            start = end;
+            match ReplyLine::parse(line) {
+                Some(line) if line.code == code && line.more => {}
+                Some(line) if line.code == code && end == reply.len() => return Ok(()),
+                _ => return Err(io::Error::other("the server has another answer this time")),
+            }
+        }
+    }
+    Err(io::Error::other("the server talks too much"))
+}
