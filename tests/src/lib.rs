@@ -16,6 +16,7 @@ pub mod host;
 pub mod imap;
 pub mod lab;
 pub mod load;
+pub mod load_tls;
 pub mod peers;
 pub mod raw;
 pub mod smtp;

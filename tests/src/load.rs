@@ -230,7 +230,7 @@ pub fn message_times(lab: &Lab, size: usize, time: Duration) -> Result<Vec<f64>>
 }
 
 /// Messages with an attachment, on the wire, of about this size.
-fn mails(size: usize) -> Vec<Vec<u8>> {
+pub(crate) fn mails(size: usize) -> Vec<Vec<u8>> {
     // A third of base64 is overhead, and a message has some 400 bytes of headers and text.
     let attachment = size.saturating_sub(400) * 57 / 78;
     (0..VARIANTS)
@@ -287,7 +287,7 @@ impl<'a> Sender<'a> {
 }
 
 /// Runs workers side by side until the time is over; counts what they did.
-fn many<W: FnMut() -> Result<()>>(
+pub(crate) fn many<W: FnMut() -> Result<()>>(
     sessions: usize,
     time: Duration,
     prepare: impl Fn(usize) -> Result<W> + Sync,

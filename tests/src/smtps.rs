@@ -3,7 +3,7 @@
 
 use crate::host::{Host, Process};
 use crate::lab::Lab;
-use crate::peers::{Exim, OpenSmtpd, Postfix};
+use crate::peers::{Exim, Postfix};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::fs;
@@ -44,6 +44,7 @@ impl Pki {
              make operator {NAME} ours 300
              make short {NAME} ours 3
              make client client.example theirs 300
+             cat ours.pem theirs.pem > both.pem
              # Its users: root, and the mail servers.
              cp server.key readable.key
              chmod 600 *.key; chmod 644 readable.key client.key",
@@ -99,16 +100,6 @@ impl Pki {
             self.text("readable.key"),
         );
         Exim::start_with(host, port, &tls)
-    }
-
-    /// OpenSMTPD that offers TLS.
-    pub fn opensmtpd(&self, host: &Host, port: u16) -> Result<OpenSmtpd> {
-        let pki = format!(
-            "pki server cert \"{}\"\npki server key \"{}\"\n",
-            self.text("server.pem"),
-            self.text("server.key"),
-        );
-        OpenSmtpd::start_with(host, port, &pki, "tls pki server")
     }
 
     /// A server that speaks TLS from the first byte on, and the plainest SMTP in it.

@@ -23,6 +23,7 @@
 
 mod hold;
 mod known;
+mod smtp_tls;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -250,6 +251,7 @@ pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
         .chain(OTHERS)
         .chain(hold::NAMES)
         .chain(known::NAMES)
+        .chain(smtp_tls::NAMES)
         .collect();
     if let Some(unknown) = names.iter().find(|name| !all.contains(&name.as_str())) {
         bail!("there is no benchmark {unknown}; there are: {}", all.join(", "));
@@ -296,6 +298,7 @@ pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
     }
     hold::run(|name| names.is_empty() || named(name), output)?;
     known::run(|name| names.is_empty() || named(name), output)?;
+    smtp_tls::run(|name| names.is_empty() || named(name), output)?;
     Ok(())
 }
 

@@ -17,11 +17,6 @@ pub struct OpenSmtpd {
 impl OpenSmtpd {
     /// Starts it on this port, both families, and waits until it listens.
     pub fn start(host: &Host, port: u16) -> Result<Self> {
-        Self::start_with(host, port, "", "")
-    }
-
-    /// The same with further lines, and further words for its listeners.
-    pub fn start_with(host: &Host, port: u16, more: &str, words: &str) -> Result<Self> {
         let dir = host.dir().join("opensmtpd");
         let inbox = dir.join("inbox");
         fs::create_dir_all(&inbox)?;
@@ -34,10 +29,10 @@ impl OpenSmtpd {
         fs::write(
             &config,
             format!(
-                "{more}smtp max-message-size \"128M\"\n\
+                "smtp max-message-size \"128M\"\n\
                  table users {{ \"@server.example\" = \"bob\" }}\n\
-                 listen on 0.0.0.0 port {port} {words} hostname mail.server.example\n\
-                 listen on :: port {port} {words} hostname mail.server.example\n\
+                 listen on 0.0.0.0 port {port} hostname mail.server.example\n\
+                 listen on :: port {port} hostname mail.server.example\n\
                  action inbox maildir \"{}\" virtual <users>\n\
                  match from any for domain \"server.example\" action inbox\n",
                 inbox.display()

@@ -101,6 +101,14 @@ fn the_example_is_right_and_says_the_defaults() {
     uncommented.scan.skip_extensions.clear();
     uncommented.scan.skip_types.clear();
     uncommented.types.forbid.clear();
+    let tls = &mut uncommented.tls;
+    assert_eq!((tls.certificates.len(), tls.rules.len(), tls.destinations.len()), (1, 1, 1));
+    assert_eq!(tls.authority.take().map(|it| it.lifetime.as_secs()), Some(7 * 86_400));
+    assert_eq!(tls.never_open.len(), 2);
+    tls.certificates.clear();
+    tls.rules.clear();
+    tls.destinations.clear();
+    tls.never_open.clear();
     let shown = uncommented.mailboxes.remove(0);
     let least = "[mailbox.support]\nhost = \"imap.example.com\"\nuser = \"support@example.com\"\n\
                  secret_file = \"/etc/vscan/secrets/support\"\n";
@@ -502,4 +510,60 @@ fn addresses_match_whole_by_domain_or_as_nobody() {
     let matches = |address: &str| c.treat[0].sender.iter().any(|m| m.matches(address.as_bytes()));
     assert!(matches("") && matches("a@EXAMPLE.com") && matches("bob@x"));
     assert!(!matches("a@b.example.com") && !matches("a@notexample.com") && !matches("xbob@x"));
+}
+
+#[test]
+fn tls_is_read_and_what_is_missing_told() {
+    let c = with(
+        r#"
+[smtp]
+ports = [25]
+tls_ports = [465]
+starttls = "terminate"
+[tls]
+never_open = ["*.bank.example", "203.0.113.0/24", "2001:db8::1"]
+verify = "public"
+[[tls.certificate]]
+chain = "/a/mx.pem"
+key = "credential:mx.key"
+[[tls.rule]]
+action = "pass"
+direction = "outbound"
+server_name = "*.example.org"
+[[tls.destination]]
+to = "192.168.1.5"
+name = "mx.internal"
+verify = "pinned"
+ca = "/a/ca.pem"
+min_version = "1.3"
+"#,
+    )
+    .unwrap_or_else(|e| panic!("{e}"));
+    assert!(c.opens_tls() && c.smtp.begins_with_tls(465) && !c.smtp.begins_with_tls(25));
+    assert_eq!(c.protocol(465), Some(Protocol::Smtp));
+    assert!(matches!(c.tls.never_open[2], Peer::Net(_)));
+    assert_eq!(c.tls.certificates[0].key, KeyFile::Credential("mx.key".to_owned()));
+    let (upstream, name) = c.tls.upstream_of("192.168.1.5".parse().unwrap(), None);
+    assert_eq!((upstream.verify, name), (Verify::Pinned, Some("mx.internal")));
+    assert_eq!(upstream.min_version, TlsVersion::Tls13);
+    let (upstream, name) = c.tls.upstream_of("192.168.1.6".parse().unwrap(), Some("x"));
+    assert_eq!((upstream.verify, name), (Verify::Public, None));
+    for (text, said) in [
+        ("[smtp]\nstarttls = \"terminate\"\n", "there is no certificate to show clients"),
+        ("[tls]\nverify = \"pinned\"\n", "`tls.ca` is missing"),
+        ("[tls]\nca = \"/x\"\n", "`tls.ca` is only for verify = \"pinned\""),
+        ("[[tls.rule]]\nto = []\n", "`tls.rule[0].action` is missing"),
+        (
+            "[[tls.rule]]\naction = \"strip\"\nserver_name = \"a.b\"\n",
+            "\"strip\" cannot depend on `server_name`",
+        ),
+        ("[[tls.certificate]]\nchain = \"/x\"\n", "`tls.certificate[0].key` is missing"),
+        ("[tls.authority]\nlifetime = \"1h\"\n", "`tls.authority.lifetime` must be from 1d"),
+        ("[tls]\nnever_open = [\"a b\"]\n", "is no pattern for host names"),
+        ("[[tls.destination]]\nname = \"a_ b\"\n", "is no host name"),
+        ("[smtp]\ntls_ports = [25]\n", "port 25 is in both `smtp.ports` and `smtp.tls_ports`"),
+    ] {
+        let told = with(text).unwrap_err().to_string();
+        assert!(told.contains(said), "{text}: {told}");
+    }
 }
