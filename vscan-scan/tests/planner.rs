@@ -68,6 +68,20 @@ rule is_pe { condition: pe.is_pe }
 rule is_no_pe { condition: not pe.is_pe and filesize == 11 }
 rule sections { condition: pe.number_of_sections > 2 }
 rule no_imports { condition: pe.imports("kernel32.dll") == 0 and filesize == 12 }
+rule imports_or { strings: $a = "instead of imports" condition: uint16(0) == 0x5A4D and (pe.imports("kernel32.dll") >= 1 or $a) }
+rule exports_or { strings: $a = "instead of exports" condition: pe.exports("Nothing") or $a }
+rule hash_or { strings: $a = "instead of a hash" condition: pe.imphash() == "00112233445566778899aabbccddeeff" or $a }
+rule not_exports { condition: not pe.exports("Nothing") and filesize == 14 }
+rule section_of { strings: $a = "instead of a section" condition: pe.section_index(".text") >= 0 or $a }
+rule signed_or { strings: $a = "instead of a signature" condition: for any i in (0..pe.number_of_signatures) : (pe.signatures[i].issuer contains "x") or $a }
+rule named_and { strings: $a = /lit{2}le/ condition: filename == "named.txt" or #a > 1 }
+rule shape_code { strings: $a = { 81 ?? 74 63 [2-20] 80 ?? 02 73 } condition: $a }
+rule shape_gap { strings: $a = { F7 4D [1-16] 3C [4-8] 50 45 } condition: $a }
+rule shape_ends { strings: $a = { ( C3 | 5? ) 66 81 ?? 77 67 } condition: $a }
+rule shape_wide { strings: $a = /q\^[a-c]{2,3}z/ wide ascii nocase condition: $a }
+rule shape_short { strings: $a = "<%" $b = "%>" wide condition: any of them }
+rule shape_unbounded { strings: $a = /x~y.*z~w/ condition: $a }
+rule shape_optional { strings: $a = /k\^?e\^y\^?s\^/ condition: $a }
 rule elf_type { condition: elf.type == elf.ET_DYN or elf.type == elf.ET_EXEC }
 rule entropy { condition: math.entropy(0, filesize) > 7.9 and filesize > 200 }
 rule hashed { condition: hash.md5(0, filesize) == "5d41402abc4b2a76b9719d911017c592" }
@@ -363,6 +377,24 @@ fn tricky_rules_find_what_they_find_without_a_plan() {
         ("named.txt", b"x".to_vec()),
         ("a", b"reads near by! and far".to_vec()),
         ("a", b"COUNTED literal, Counted literal".to_vec()),
+        ("a", b"12345678901234".to_vec()),
+        ("a", b"123456789012345".to_vec()),
+        ("a", b"\x66\x81\x00\x77\x67".to_vec()),
+        ("a", b"\xc3\x66\x81\x00\x77\x67".to_vec()),
+        ("a", b"..\x5f\x66\x81\xff\x77\x67".to_vec()),
+        ("a", b"\xf7\x4d............\x3c.....\x50\x45".to_vec()),
+        ("a", b"\xf7\x4d............\x3c.........\x50\x45".to_vec()),
+        ("a", b"Q^abZ q^aBcz".to_vec()),
+        ("a", wide("q^AAz")),
+        ("a", b"x~y .. z~w, ke^ys^ k^e^ys^ <%".to_vec()),
+        ("a", wide("%>")),
+        ("a", b"little little".to_vec()),
+        (
+            "a",
+            b"instead of exports, instead of a hash, instead of a section, instead of a signature"
+                .to_vec(),
+        ),
+        ("a", b"MZ instead of imports".to_vec()),
         ("a", many("with variables ", 3)),
         ("a", many("in a loop; ", 20)),
         ("a", b"one of the sum, two of the sum".to_vec()),

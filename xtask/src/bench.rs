@@ -23,6 +23,7 @@
 
 mod hold;
 mod known;
+mod rules;
 mod smtp_tls;
 
 use std::{
@@ -252,6 +253,7 @@ pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
         .chain(hold::NAMES)
         .chain(known::NAMES)
         .chain(smtp_tls::NAMES)
+        .chain(rules::names())
         .collect();
     if let Some(unknown) = names.iter().find(|name| !all.contains(&name.as_str())) {
         bail!("there is no benchmark {unknown}; there are: {}", all.join(", "));
@@ -299,6 +301,7 @@ pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
     hold::run(|name| names.is_empty() || named(name), output)?;
     known::run(|name| names.is_empty() || named(name), output)?;
     smtp_tls::run(|name| names.is_empty() || named(name), output)?;
+    rules::run(|name| names.is_empty() || named(name), output)?;
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use std::path::Path;
 use yara_x::Rules;
 
 /// What a bundle begins with; the last byte is the version of this form.
-const MAGIC: &[u8; 8] = b"VSCANRB\x02";
+const MAGIC: &[u8; 8] = b"VSCANRB\x03";
 
 /// Largest bundle: ten times what the biggest public rule sets make.
 const BUNDLE_MAX: u64 = 1 << 30;
@@ -130,7 +130,7 @@ pub fn write(
     key: &Key,
     path: &Path,
 ) -> Result<u64, Error> {
-    let units = set.units.iter().map(Rules::serialize).collect::<Result<Vec<_>, _>>();
+    let units = set.compiled().map(Rules::serialize).collect::<Result<Vec<_>, _>>();
     let units = units.map_err(|e| Error::Yara(e.to_string()))?;
     let content = Content {
         platform: platform(),

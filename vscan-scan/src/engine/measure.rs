@@ -3,7 +3,7 @@
 //! Rules are compiled apart for this, each with those that it refers to, and run on the files of a corpus on which they
 //! would run in earnest. Bundles are compiled already: their rules are measured in the units that they have.
 
-use super::yara::{Set, scanner_of};
+use super::yara::{Set, ask, scanner_of};
 use crate::process::sys::Mapping;
 use serde::Serialize;
 use std::fs::{self, File};
@@ -39,11 +39,14 @@ pub fn measure(sets: &[Set], corpus: &[PathBuf]) -> Result<Vec<Timed>, String> {
     }
     let mut timed = Vec::new();
     for set in sets {
-        let mut gate = set.plan.gate();
+        let (mut gate, mut probe) = (set.plan.gate(), None);
         let mut wanted: Vec<Vec<u32>> = vec![Vec::new(); set.units.len()];
         for (number, file) in (0..).zip(&files) {
             with(file, |data| {
-                for (unit, needed) in set.plan.units(data, &mut gate).iter().enumerate() {
+                let name = file.file_name().unwrap_or_default().to_string_lossy();
+                let probe = || ask(set, &mut probe, data);
+                let units = set.plan.units(data, &name, &mut gate, probe);
+                for (unit, needed) in units.iter().enumerate() {
                     if *needed {
                         wanted[unit].push(number);
                     }

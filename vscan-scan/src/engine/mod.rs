@@ -12,6 +12,7 @@ mod known;
 pub mod measure;
 pub mod needle;
 pub mod plan;
+mod shape;
 pub mod source;
 pub mod yara;
 

@@ -105,7 +105,7 @@ pub(crate) fn heads(pattern: &Pattern<'_>) -> Option<Vec<Vec<(u8, u8)>>> {
 }
 
 /// The plain and the wide form of a text, as its modifiers ask.
-fn forms(text: &TextPattern<'_>) -> Vec<Vec<u8>> {
+pub(super) fn forms(text: &TextPattern<'_>) -> Vec<Vec<u8>> {
     let bytes: &[u8] = text.text.value.as_ref();
     let (wide, ascii) = (text.modifiers.wide().is_some(), text.modifiers.ascii().is_some());
     let mut forms = Vec::new();
@@ -205,7 +205,7 @@ fn of_regexp(pattern: &RegexpPattern<'_>) -> Option<Vec<Needle>> {
 }
 
 /// The expression as yara-x reads it. What it reads in its relaxed way, which this does not repeat, gives none.
-fn parse(pattern: &RegexpPattern<'_>) -> Option<Hir> {
+pub(super) fn parse(pattern: &RegexpPattern<'_>) -> Option<Hir> {
     // yara-x takes these for `<` and `>`.
     if pattern.regexp.src.contains("\\<") || pattern.regexp.src.contains("\\>") {
         return None;

@@ -14,8 +14,10 @@ mod split;
 
 use super::filter::{Choice, Filter, Seen};
 use super::needle::Needle;
+use super::shape::Shape;
 use formula::Formula;
 use serde::{Deserialize, Serialize};
+use std::cell::{Cell, OnceCell};
 
 pub(crate) use split::{Source, UnitSource, split};
 
@@ -38,12 +40,16 @@ pub(crate) struct Table {
     pub(crate) needles: Vec<Needle>,
     /// How each of them is looked for.
     pub(crate) choices: Vec<Choice>,
-    /// The literals of each pattern, by their places in `needles`.
+    /// What stands for patterns that have no literals.
+    pub(crate) shapes: Vec<Shape>,
+    /// The literals of each pattern, by their places in `needles`, or its shapes, numbered behind them.
     pub(crate) patterns: Vec<Vec<u32>>,
     /// The components: when they are candidates, and in which unit they are.
     pub(crate) components: Vec<Component>,
     /// Number of units.
     pub(crate) units: u32,
+    /// There are rules by which modules are asked.
+    pub(crate) probes: bool,
     /// Namespace and name of each rule, in the order in which they were written down.
     pub(crate) order: Vec<(String, String)>,
 }
@@ -114,7 +120,7 @@ pub(crate) struct Gate {
 
 impl Plan {
     pub(crate) fn new(table: Table) -> Self {
-        let filter = Filter::of(&table.needles, &table.choices);
+        let filter = Filter::of(&table.needles, &table.choices, &table.shapes);
         let patterns = Lists::new(
             table
                 .patterns
@@ -122,7 +128,7 @@ impl Plan {
                 .enumerate()
                 .flat_map(|(p, needles)| needles.iter().map(move |&n| (n, p as u32)))
                 .collect(),
-            table.needles.len(),
+            table.needles.len() + table.shapes.len(),
         );
         let (mut pairs, mut free) = (Vec::new(), Vec::new());
         for (c, component) in table.components.iter().enumerate() {
@@ -168,15 +174,21 @@ impl Plan {
         }
     }
 
-    /// The units that have to run on this data, as flags by unit.
-    pub(crate) fn units<'g>(&self, data: &[u8], gate: &'g mut Gate) -> &'g [bool] {
+    /// The units that have to run on this data, as flags by unit. `probe` tells, if it is asked, which probes hold.
+    pub(crate) fn units<'g>(
+        &self,
+        data: &[u8],
+        name: &str,
+        gate: &'g mut Gate,
+        probe: impl FnOnce() -> Vec<bool>,
+    ) -> &'g [bool] {
         gate.seen.clear();
         self.filter.scan(data, &mut gate.seen);
-        self.decide(data, gate);
+        self.decide(data, name, gate, probe);
         &gate.units
     }
 
-    fn decide(&self, data: &[u8], gate: &mut Gate) {
+    fn decide(&self, data: &[u8], name: &str, gate: &mut Gate, probe: impl FnOnce() -> Vec<bool>) {
         for p in gate.touched_patterns.drain(..) {
             gate.patterns[p as usize] = false;
         }
@@ -198,10 +210,18 @@ impl Plan {
         }
         let patterns = &gate.patterns;
         let seen = |p: u32| patterns[p as usize];
+        let answers = OnceCell::new();
+        let probe = Cell::new(Some(probe));
+        let probed = |k: u32| {
+            let answers =
+                answers.get_or_init(|| probe.take().map(|probe| probe()).unwrap_or_default());
+            // What was not answered may hold.
+            answers.get(k as usize).copied().unwrap_or(true)
+        };
         for &c in self.free.iter().chain(&gate.touched_components) {
             let component = &self.table.components[c as usize];
             let unit = &mut gate.units[component.unit as usize];
-            *unit = *unit || component.formula.may_hold(data, &seen);
+            *unit = *unit || component.formula.may_hold(data, name, &seen, &probed);
         }
     }
 }

@@ -18,6 +18,8 @@ const MATCHES_MAX: usize = 10_000;
 /// Compiled rules, in the units that [`super::plan`] makes.
 pub struct Set {
     pub(super) units: Vec<Rules>,
+    /// Rules by which modules are asked; they are not told of.
+    probes: Option<Rules>,
     pub(super) plan: Plan,
     /// The place of each rule, by namespace and name: findings are told in this order.
     order: HashMap<(String, String), u32>,
@@ -34,21 +36,40 @@ pub(super) fn build(
     errors: &mut Vec<Diagnostic>,
     warnings: &mut Vec<Diagnostic>,
 ) -> Set {
-    let (table, texts) = plan::split(sources, apart);
-    let units = texts.iter().map(|unit| compile(sources, unit, errors, warnings)).collect();
+    let (mut table, texts, probes) = plan::split(sources, apart);
+    let mut units: Vec<Rules> =
+        texts.iter().map(|unit| compile(sources, unit, errors, warnings)).collect();
+    let mut compiler = compiler();
+    // Where they cannot be compiled, their rules cannot either, and that error is told.
+    table.probes = probes.is_some_and(|text| compiler.add_source(text.as_str()).is_ok());
+    if table.probes {
+        units.push(compiler.build());
+    }
     Set::new(units, table)
 }
 
 impl Set {
-    pub(super) fn new(units: Vec<Rules>, table: Table) -> Self {
+    /// Of the units of a table, and the rules by which modules are asked behind them.
+    pub(super) fn new(mut units: Vec<Rules>, table: Table) -> Self {
+        let probes = if table.probes { units.pop() } else { None };
         let count = units.iter().map(|unit: &Rules| unit.iter().len() as u64).sum();
         let order = table.order.iter().cloned().zip(0..).collect();
-        Self { units, plan: Plan::new(table), order, count }
+        Self { units, probes, plan: Plan::new(table), order, count }
+    }
+
+    /// All that [`Self::new`] takes.
+    pub(super) fn compiled(&self) -> impl Iterator<Item = &Rules> {
+        self.units.iter().chain(&self.probes)
     }
 
     /// All rules, unit by unit.
     pub fn rules(&self) -> impl Iterator<Item = yara_x::Rule<'_, '_>> {
         self.units.iter().flat_map(Rules::iter)
+    }
+
+    /// The rules of one unit.
+    pub fn unit(&self, unit: usize) -> impl Iterator<Item = yara_x::Rule<'_, '_>> {
+        self.units[unit].iter()
     }
 
     /// How many of the rules run on which objects.
@@ -129,13 +150,15 @@ pub struct Yara<'r> {
     gate: Gate,
     /// One for each unit that has run.
     scanners: Vec<Option<Scanner<'r>>>,
+    /// The one that asks modules.
+    probe: Option<Scanner<'r>>,
 }
 
 impl<'r> Yara<'r> {
     /// A scanner; its memory is set up as units run for the first time.
     pub fn new(set: &'r Set) -> Self {
         let scanners = set.units.iter().map(|_| None).collect();
-        Self { set, gate: set.plan.gate(), scanners }
+        Self { set, gate: set.plan.gate(), scanners, probe: None }
     }
 
     /// Sets up everything that would be set up as objects come.
@@ -143,13 +166,45 @@ impl<'r> Yara<'r> {
         for (unit, scanner) in self.scanners.iter_mut().enumerate() {
             scanner.get_or_insert_with(|| scanner_of(&self.set.units[unit]));
         }
+        if let Some(rules) = &self.set.probes {
+            self.probe.get_or_insert_with(|| scanner_of(rules));
+        }
     }
 
     /// The units that would run on the data, of all units.
     pub fn needed(&mut self, data: &[u8]) -> (usize, usize) {
-        let units = self.set.plan.units(data, &mut self.gate);
+        let probe = || ask(self.set, &mut self.probe, data);
+        let units = self.set.plan.units(data, "", &mut self.gate, probe);
         (units.iter().filter(|&&needed| needed).count(), units.len())
     }
+
+    /// Runs the units that the data needs, and calls `ran` after the filter, with none, and after each: for measurements.
+    pub fn each(&mut self, data: &[u8], ran: &mut dyn FnMut(Option<usize>)) {
+        let probe = || ask(self.set, &mut self.probe, data);
+        let units = self.set.plan.units(data, "", &mut self.gate, probe);
+        ran(None);
+        for (unit, _) in units.iter().enumerate().filter(|(_, needed)| **needed) {
+            let scanner =
+                self.scanners[unit].get_or_insert_with(|| scanner_of(&self.set.units[unit]));
+            let _ = scanner.scan(data);
+            ran(Some(unit));
+        }
+    }
+}
+
+/// What modules say of the data, by the numbers of the probes; nothing where they cannot be asked.
+pub(super) fn ask<'r>(set: &'r Set, probe: &mut Option<Scanner<'r>>, data: &[u8]) -> Vec<bool> {
+    let Some(rules) = &set.probes else { return Vec::new() };
+    let scanner = probe.get_or_insert_with(|| scanner_of(rules));
+    let Ok(results) = scanner.scan(data) else { return Vec::new() };
+    let mut answers = vec![false; rules.iter().len()];
+    for rule in results.matching_rules() {
+        let number = rule.identifier().strip_prefix('p').and_then(|n| n.parse::<usize>().ok());
+        if let Some(answer) = number.and_then(|n| answers.get_mut(n)) {
+            *answer = true;
+        }
+    }
+    answers
 }
 
 pub(super) fn scanner_of(rules: &Rules) -> Scanner<'_> {
@@ -168,7 +223,8 @@ impl Engine for Yara<'_> {
         let extension = extension(part.name);
         let filetype = part.kind.label().to_ascii_uppercase();
         let mut found: Vec<(u32, Hit)> = Vec::new();
-        let units = self.set.plan.units(part.data, &mut self.gate);
+        let probe = || ask(self.set, &mut self.probe, part.data);
+        let units = self.set.plan.units(part.data, part.name, &mut self.gate, probe);
         for (unit, _) in units.iter().enumerate().filter(|(_, needed)| **needed) {
             let scanner =
                 self.scanners[unit].get_or_insert_with(|| scanner_of(&self.set.units[unit]));

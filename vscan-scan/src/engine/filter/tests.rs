@@ -104,3 +104,33 @@ fn literals_of_every_length_are_found_at_every_place_and_across_every_border() {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn the_wide_look_sees_what_the_portable_one_sees(
+        needles in proptest::collection::vec(a_needle(), 1..200),
+        block in proptest::collection::vec(any::<u8>(), BLOCK * 4 + LONG + 1..BLOCK * 4 + LONG + 2),
+        letters in letters(BLOCK * 4 + LONG + 1..BLOCK * 4 + LONG + 2),
+        pairs in proptest::collection::vec(any::<u16>(), 0..2000),
+    ) {
+        let mut filter = Filter::new(&needles);
+        if !pairs.is_empty() {
+            filter.tables.pairs = vec![0; probe::PAIR_WORDS];
+            pairs.iter().for_each(|&p| filter.tables.pairs[usize::from(p >> 5)] |= 1 << (p & 31));
+        }
+        for data in [&block, &letters] {
+            let mut portable = Vec::new();
+            for at in (0..BLOCK * 4).step_by(BLOCK) {
+                let steps = filter.tables.steps(&data[at..]);
+                probe::each(steps, at, &mut |at, found| portable.push((at, found)));
+            }
+            let mut wide = Vec::new();
+            if let Some(way) = wide::Wide::of(&filter.tables) {
+                prop_assert_eq!(way.scan(data, &mut |at, found| wide.push((at, found))), BLOCK * 4);
+                prop_assert_eq!(wide, portable);
+            }
+        }
+    }
+}

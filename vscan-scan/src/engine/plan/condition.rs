@@ -2,10 +2,11 @@
 
 use super::formula::{Calc, Formula, Int, Order};
 use crate::engine::needle;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use yara_x_parser::ast::{
     Expr, FuncCall, Ident, MatchAnchor, OfItems, Pattern, PatternMatch, PatternSet, Quantifier,
-    Rule,
+    Rule, WithSpan,
 };
 
 /// Reads the conditions of the rules of one namespace.
@@ -14,6 +15,47 @@ pub(crate) struct Reader<'a, 'src> {
     pub(crate) rules: &'a HashMap<&'src str, Formula>,
     /// Patterns of this rule: what stands for each in a formula.
     pub(crate) patterns: &'a [(&'a Pattern<'src>, Formula)],
+    /// The text of the file, and what modules are asked in it.
+    pub(crate) text: &'src [u8],
+    pub(crate) probes: &'a RefCell<Probes>,
+}
+
+/// What modules are asked: expressions that need nothing but the data, each once. All of them are answered at once by
+/// rules of their own, when the first answer is needed.
+#[derive(Debug, Default)]
+pub(crate) struct Probes {
+    places: HashMap<String, u32>,
+    texts: Vec<String>,
+}
+
+/// Most expressions; what is more is left open.
+const PROBES_MAX: usize = 4096;
+
+impl Probes {
+    fn number(&mut self, text: &str) -> Option<u32> {
+        if let Some(&number) = self.places.get(text) {
+            return Some(number);
+        }
+        if self.texts.len() == PROBES_MAX {
+            return None;
+        }
+        let number = self.texts.len() as u32;
+        self.places.insert(text.to_owned(), number);
+        self.texts.push(text.to_owned());
+        Some(number)
+    }
+
+    /// The rules that answer, one for each probe, in order.
+    pub(crate) fn rules(&self) -> Option<String> {
+        let imports = MODULES.iter().map(|(name, _)| format!("import \"{name}\"\n"));
+        let imports = imports.filter(|import| {
+            let name = import.split('"').nth(1).unwrap_or_default();
+            self.texts.iter().any(|text| text.contains(name))
+        });
+        let rules = self.texts.iter().enumerate();
+        let rules = rules.map(|(i, text)| format!("rule p{i} {{ condition: {text} }}\n"));
+        (!self.texts.is_empty()).then(|| imports.chain(rules).collect())
+    }
 }
 
 /// What surrounds an expression.
@@ -48,6 +90,11 @@ const FALSE: &[(&str, &str)] = &[
     ("pe", "version"),
 ];
 
+/// Functions that are asked by probes: undefined or false where the module could not parse the data, and seldom true
+/// elsewhere.
+const CALLS: &[(&str, &str)] =
+    &[("pe", "imphash"), ("pe", "exports"), ("pe", "imports"), ("pe", "section_index")];
+
 /// Functions that read an integer from the data, and are undefined where their offset is.
 const READS: &[&str] = &[
     "uint8", "uint16", "uint32", "uint64", "uint8be", "uint16be", "uint32be", "uint64be", "int8",
@@ -63,6 +110,9 @@ impl<'a, 'src> Reader<'a, 'src> {
     fn formula(&self, expr: &Expr<'src>, scope: Scope, depth: u32) -> Formula {
         if depth > DEPTH_MAX {
             return Formula::Maybe;
+        }
+        if let Some(probe) = self.probe(expr) {
+            return probe;
         }
         let inner = |expr: &Expr<'src>| self.formula(expr, scope, depth + 1);
         match expr {
@@ -175,6 +225,31 @@ impl<'a, 'src> Reader<'a, 'src> {
         }
     }
 
+    /// What modules alone decide: a call, or the comparison of one with a constant.
+    fn probe(&self, expr: &Expr<'src>) -> Option<Formula> {
+        // Counts are 0 where the module could not parse the data: a comparison that 0 satisfies is none for a probe.
+        let more = |expr: &Expr<'src>, than: i64| constant(expr).is_some_and(|n| n > than);
+        let is_text = |expr: &Expr<'src>| matches!(expr, Expr::LiteralString(_));
+        let (called, compared) = match expr {
+            Expr::Eq(b) if is_text(&b.rhs) || more(&b.rhs, 0) => (&b.lhs, Some(("==", &b.rhs))),
+            Expr::Ge(b) if more(&b.rhs, 0) => (&b.lhs, Some((">=", &b.rhs))),
+            Expr::Gt(b) if more(&b.rhs, -1) => (&b.lhs, Some((">", &b.rhs))),
+            expr => (expr, None),
+        };
+        let (module, call) = asked(called)?;
+        let literal = |expr: &Expr<'src>| {
+            let span = expr.span();
+            std::str::from_utf8(self.text.get(span.start()..span.end())?).ok()
+        };
+        let arguments: Vec<&str> = call.args.iter().map(literal).collect::<Option<_>>()?;
+        let mut text = format!("{module}.{}({})", call.identifier.name, arguments.join(", "));
+        if let Some((order, with)) = compared {
+            text += &format!(" {order} {}", literal(with)?);
+        }
+        let number = self.probes.borrow_mut().number(&text)?;
+        Some(Formula::all([parsed(module), Formula::Probe(number)]))
+    }
+
     /// The pattern that `$name`, `#name`, `@name` or `!name` stands for.
     fn index(&self, ident: &Ident<'_>, scope: Scope) -> Option<usize> {
         let name = ident.name.get(1..)?;
@@ -231,6 +306,13 @@ impl<'a, 'src> Reader<'a, 'src> {
         if let (Some(a), Some(b)) = (self.int(a, 0), self.int(b, 0)) {
             return Formula::Compare(a, order, b);
         }
+        if let (Expr::Ident(variable), Order::Eq, Expr::LiteralString(text)) = (a, order, b)
+            && variable.name == "filename"
+            && !scope.variables
+            && let Ok(name) = std::str::from_utf8(text.value.as_ref())
+        {
+            return Formula::Named(name.to_owned());
+        }
         // `#a > 2`, `pe.imports("x.dll") >= 1`: false of none.
         for (counted, order, other) in [(a, order, b), (b, order.turned(), a)] {
             let positive = match (order, constant(other)) {
@@ -265,6 +347,19 @@ impl<'a, 'src> Reader<'a, 'src> {
         }
     }
 
+    /// `pe.signatures[i].issuer` and its like.
+    fn is_signature(&self, expr: &Expr<'src>) -> bool {
+        let span = expr.span();
+        let text = self.text.get(span.start()..span.end()).unwrap_or_default();
+        text.starts_with(b"pe.signatures[")
+    }
+
+    /// The data is a program with a signature: without one the fields of its signatures have no value.
+    fn signed(&self) -> Formula {
+        let number = self.probes.borrow_mut().number("pe.number_of_signatures > 0");
+        Formula::all([parsed("pe"), number.map_or(Formula::Maybe, Formula::Probe)])
+    }
+
     /// What has to hold for an expression to have a value at all: without one each comparison is false.
     fn defined(&self, expr: &Expr<'src>, scope: Scope, depth: u32) -> Formula {
         if depth > DEPTH_MAX {
@@ -274,6 +369,7 @@ impl<'a, 'src> Reader<'a, 'src> {
             Expr::PatternOffset(place) | Expr::PatternLength(place) => {
                 self.pattern(&place.identifier, scope)
             }
+            Expr::FieldAccess(_) if self.is_signature(expr) => self.signed(),
             Expr::FieldAccess(access) => match (root(access.first()), access.last()) {
                 (Some(module), Expr::Ident(_)) => parsed_but_for_flag(module, access.last()),
                 (Some(module), Expr::FuncCall(call)) if is(UNDEFINED, module, call) => {
@@ -342,6 +438,27 @@ impl<'a, 'src> Reader<'a, 'src> {
             _ => None,
         }
     }
+}
+
+/// The module whose function is called, with constants only: `pe.exports("name")`.
+fn asked<'e, 'src>(expr: &'e Expr<'src>) -> Option<(&'src str, &'e FuncCall<'src>)> {
+    let (module, call) = match expr {
+        Expr::FieldAccess(access) => match access.last() {
+            Expr::FuncCall(call) if call.object.is_none() => (root(access.first())?, call),
+            _ => return None,
+        },
+        Expr::FuncCall(call) => match call.object.as_ref()? {
+            Expr::Ident(module) => (module.name, call),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    let plain = CALLS.contains(&(module, call.identifier.name)) && call.args.iter().all(is_literal);
+    plain.then_some((module, call))
+}
+
+fn is_literal(expr: &Expr<'_>) -> bool {
+    matches!(expr, Expr::LiteralString(_) | Expr::LiteralInteger(_))
 }
 
 fn constant(expr: &Expr<'_>) -> Option<i64> {

@@ -14,6 +14,10 @@ pub(crate) enum Formula {
     Never,
     /// One literal of this pattern is in the data; patterns are numbered through the whole rule set.
     Pattern(u32),
+    /// What a module says of the data; numbered through the whole rule set.
+    Probe(u32),
+    /// The object has this name.
+    Named(String),
     /// One of the byte strings, each byte with its mask, lies at this offset.
     At(Int, Vec<Vec<(u8, u8)>>),
     /// One of them begins between these offsets, both included.
@@ -143,19 +147,30 @@ impl Formula {
     fn cost(&self) -> u32 {
         match self {
             Formula::Maybe | Formula::Never => 0,
-            Formula::Compare(..) => 1,
+            Formula::Compare(..) | Formula::Named(_) => 1,
             Formula::Pattern(_) => 2,
             Formula::At(..) => 3,
             Formula::Within(..) => 100,
+            // The first one asked takes longest.
+            Formula::Probe(_) => 10_000,
             Formula::And(parts) | Formula::Or(parts) | Formula::AtLeast(_, parts) => {
                 4 + parts.iter().map(Formula::cost).sum::<u32>()
             }
         }
     }
 
-    /// Whether the formula may be true of the data; `seen` tells which patterns have a literal in it.
-    pub(crate) fn may_hold(&self, data: &[u8], seen: &impl Fn(u32) -> bool) -> bool {
+    /// Whether the formula may be true of the data; `seen` tells which patterns have a literal in it, and `probed` what
+    /// probes say.
+    pub(crate) fn may_hold(
+        &self,
+        data: &[u8],
+        name: &str,
+        seen: &impl Fn(u32) -> bool,
+        probed: &impl Fn(u32) -> bool,
+    ) -> bool {
         match self {
+            Formula::Named(wanted) => wanted == name,
+            Formula::Probe(probe) => probed(*probe),
             Formula::Maybe => true,
             Formula::Never => false,
             Formula::Pattern(pattern) => seen(*pattern),
@@ -178,12 +193,12 @@ impl Formula {
                 (Some(a), Some(b)) => order.holds(a, b),
                 _ => false,
             },
-            Formula::And(parts) => parts.iter().all(|part| part.may_hold(data, seen)),
-            Formula::Or(parts) => parts.iter().any(|part| part.may_hold(data, seen)),
+            Formula::And(parts) => parts.iter().all(|part| part.may_hold(data, name, seen, probed)),
+            Formula::Or(parts) => parts.iter().any(|part| part.may_hold(data, name, seen, probed)),
             Formula::AtLeast(n, parts) => {
                 let mut left = *n;
                 parts.iter().any(|part| {
-                    left -= u32::from(part.may_hold(data, seen));
+                    left -= u32::from(part.may_hold(data, name, seen, probed));
                     left == 0
                 })
             }
@@ -193,7 +208,12 @@ impl Formula {
     /// Whether it can hold only where a literal was seen: then nothing has to be asked where none was.
     pub(crate) fn needs_literal(&self) -> bool {
         match self {
-            Formula::Maybe | Formula::At(..) | Formula::Within(..) | Formula::Compare(..) => false,
+            Formula::Maybe
+            | Formula::Probe(_)
+            | Formula::Named(_)
+            | Formula::At(..)
+            | Formula::Within(..)
+            | Formula::Compare(..) => false,
             Formula::Never | Formula::Pattern(_) => true,
             Formula::And(parts) => parts.iter().any(Formula::needs_literal),
             Formula::Or(parts) => parts.iter().all(Formula::needs_literal),
@@ -210,6 +230,7 @@ impl Formula {
             Formula::Maybe => 0,
             Formula::Never => u32::MAX,
             Formula::Pattern(pattern) => of_pattern(*pattern),
+            Formula::Probe(_) | Formula::Named(_) => PROBE_STRENGTH,
             Formula::At(..) | Formula::Within(..) | Formula::Compare(..) => 0,
             Formula::And(parts) => {
                 parts.iter().map(|part| part.strength(of_pattern)).max().unwrap_or(0)
@@ -235,12 +256,17 @@ impl Formula {
             }
             Formula::Maybe
             | Formula::Never
+            | Formula::Probe(_)
+            | Formula::Named(_)
             | Formula::At(..)
             | Formula::Within(..)
             | Formula::Compare(..) => {}
         }
     }
 }
+
+/// How seldom what a module is asked for holds: it is a hash or a name.
+const PROBE_STRENGTH: u32 = 24;
 
 /// Widest range that is searched.
 const WITHIN_MAX: usize = 4096;
@@ -339,12 +365,12 @@ mod tests {
 
     #[test]
     fn what_is_undefined_does_not_hold_and_what_is_unknown_may() {
-        let none = |_| false;
+        let none = |_: u32| false;
         let past = Formula::Compare(read(4, false, false, 100), Order::Ne, Int::Const(1));
-        assert!(!past.may_hold(b"abc", &none));
+        assert!(!past.may_hold(b"abc", "", &none, &none));
         let at = Formula::At(Int::Const(1), vec![vec![(b'B', 0xdf), (b'c', 0xff)]]);
-        assert!(at.may_hold(b"abc", &none) && at.may_hold(b"aBc", &none));
-        assert!(!at.may_hold(b"ab", &none) && !at.may_hold(b"abC", &none));
+        assert!(at.may_hold(b"abc", "", &none, &none) && at.may_hold(b"aBc", "", &none, &none));
+        assert!(!at.may_hold(b"ab", "", &none, &none) && !at.may_hold(b"abC", "", &none, &none));
         assert_eq!(Formula::any([at.clone(), Formula::Maybe]), Formula::Maybe);
         assert_eq!(Formula::all([at.clone(), Formula::Maybe]), at);
     }
@@ -357,6 +383,9 @@ mod tests {
         assert_eq!(Formula::at_least(3, vec![Maybe, Pattern(0)]), Never);
         let two = Formula::at_least(2, vec![Pattern(0), Pattern(1), Pattern(2)]);
         assert!(two.needs_literal());
-        assert!(!two.may_hold(b"", &|p| p == 1) && two.may_hold(b"", &|p| p != 1));
+        assert!(
+            !two.may_hold(b"", "", &|p| p == 1, &|_| true)
+                && two.may_hold(b"", "", &|p| p != 1, &|_| false)
+        );
     }
 }

@@ -1,10 +1,12 @@
 //! Which rules form a component, and which components a unit.
 
-use super::condition::Reader;
+use super::condition::{Probes, Reader};
 use super::formula::Formula;
 use super::{Component, Table};
 use crate::engine::filter;
 use crate::engine::needle::{NEEDLE_MIN, Needle, needles, worth};
+use crate::engine::shape::{Shape, shapes};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use yara_x_parser::Parser;
@@ -54,27 +56,42 @@ struct Group {
     spans: Vec<(usize, usize)>,
     formula: Formula,
     rules: u32,
+    /// Nothing is searched for them.
+    bare: bool,
 }
 
-/// Splits the sources into units. Files that cannot be parsed are left whole: their errors are the compiler's to tell.
-/// With `apart` each component is a unit of its own.
-pub(crate) fn split(sources: &[Source], apart: bool) -> (Table, Vec<Vec<UnitSource>>) {
+/// Splits the sources into units, and makes the rules by which modules are asked. Files that cannot be parsed are left
+/// whole: their errors are the compiler's to tell. With `apart` each component is a unit of its own.
+pub(crate) fn split(
+    sources: &[Source],
+    apart: bool,
+) -> (Table, Vec<Vec<UnitSource>>, Option<String>) {
     let mut literals = Literals::default();
+    let probes = RefCell::new(Probes::default());
     let (mut groups, mut order) = (Vec::new(), Vec::new());
     for (i, source) in sources.iter().enumerate() {
-        file(i, source, &mut literals, &mut groups, &mut order);
+        file(i, source, &mut literals, &probes, &mut groups, &mut order);
     }
     let units = if apart {
         (0..groups.len()).map(|g| vec![g]).collect()
     } else {
         assign(&groups, &literals)
     };
+    let count = literals.needles.len() as u32;
+    let numbered = |n: &mut u32| {
+        if *n & SHAPE != 0 {
+            *n = (*n & !SHAPE) + count;
+        }
+    };
+    literals.patterns.iter_mut().flatten().for_each(numbered);
     let mut table = Table {
         choices: filter::choose(&literals.needles),
         needles: literals.needles,
+        shapes: literals.shapes,
         patterns: literals.patterns,
         components: Vec::new(),
         units: units.len() as u32,
+        probes: probes.borrow().rules().is_some(),
         order,
     };
     let mut texts = Vec::new();
@@ -100,7 +117,18 @@ pub(crate) fn split(sources: &[Source], apart: bool) -> (Table, Vec<Vec<UnitSour
                 .collect(),
         );
     }
-    (table, texts)
+    (table, texts, probes.borrow().rules())
+}
+
+/// What a rule's patterns are looked for by: the first with which it needs one that is seldom.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Least {
+    /// Literals of [`ENOUGH`] bytes.
+    Enough,
+    /// Short ones too.
+    Short,
+    /// Shapes where there is no literal or a weak one.
+    Shape,
 }
 
 /// The literals of all patterns, each set once.
@@ -108,18 +136,41 @@ pub(crate) fn split(sources: &[Source], apart: bool) -> (Table, Vec<Vec<UnitSour
 struct Literals {
     needles: Vec<Needle>,
     places: HashMap<Needle, u32>,
+    shapes: Vec<Shape>,
+    shape_places: HashMap<Shape, u32>,
     patterns: Vec<Vec<u32>>,
     sets: HashMap<Vec<u32>, u32>,
 }
 
+/// Marks the number of a shape until it is known how many literals there are.
+const SHAPE: u32 = 1 << 31;
+
 impl Literals {
     /// What stands for a pattern. One whose literals may be shorter than `least` is left open.
-    fn formula(&mut self, pattern: &Pattern<'_>, least: usize) -> Formula {
-        let Some(found) = needles(pattern) else { return Formula::Maybe };
+    fn formula(&mut self, pattern: &Pattern<'_>, least: Least) -> Formula {
+        let found = needles(pattern);
+        let weak = |found: &Vec<Needle>| {
+            !matches!(pattern, Pattern::Text(_)) && found.iter().any(|n| worth(&n.bytes) < WEAKEST)
+        };
+        // A literal that is a small part of its pattern is in many files where the pattern is not.
+        let shaped = least == Least::Shape && found.as_ref().is_none_or(weak);
+        if shaped && let Some(shapes) = shapes(pattern) {
+            let number = |shape: Shape| {
+                let entry = self.shape_places.entry(shape);
+                *entry.or_insert_with_key(|shape| {
+                    self.shapes.push(shape.clone());
+                    SHAPE | (self.shapes.len() as u32 - 1)
+                })
+            };
+            let set = shapes.into_iter().map(number).collect();
+            return self.pattern(set);
+        }
+        let Some(found) = found else { return Formula::Maybe };
+        let least = if least == Least::Enough { ENOUGH } else { NEEDLE_MIN };
         if found.iter().any(|needle| needle.bytes.len() < least) {
             return Formula::Maybe;
         }
-        let mut set: Vec<u32> = found
+        let set = found
             .into_iter()
             .map(|needle| {
                 *self.places.entry(needle).or_insert_with_key(|needle| {
@@ -128,7 +179,24 @@ impl Literals {
                 })
             })
             .collect();
+        self.pattern(set)
+    }
+
+    /// How seldom a formula holds: by the poorest literal of those of which it needs one.
+    fn strength(&self, formula: &Formula) -> u32 {
+        formula.strength(&|p| {
+            let worth = |&n: &u32| match n & SHAPE {
+                0 => worth(&self.needles[n as usize].bytes),
+                _ => self.shapes[(n & !SHAPE) as usize].worth(),
+            };
+            self.patterns[p as usize].iter().map(worth).min().unwrap_or(0)
+        })
+    }
+
+    /// The pattern with this set.
+    fn pattern(&mut self, mut set: Vec<u32>) -> Formula {
         set.sort_unstable();
+        set.dedup();
         let (sets, patterns) = (&mut self.sets, &mut self.patterns);
         Formula::Pattern(*sets.entry(set).or_insert_with_key(|set| {
             patterns.push(set.clone());
@@ -141,6 +209,7 @@ fn file(
     i: usize,
     source: &Source,
     literals: &mut Literals,
+    probes: &RefCell<Probes>,
     groups: &mut Vec<Group>,
     order: &mut Vec<(String, String)>,
 ) {
@@ -156,7 +225,13 @@ fn file(
     let whole = included || rules.len() != spans.len() || names.len() != rules.len();
     if !ast.errors().is_empty() || whole {
         let rules = spans.len().max(1) as u32;
-        groups.push(Group { source: i, spans: Vec::new(), formula: Formula::Maybe, rules });
+        groups.push(Group {
+            source: i,
+            spans: Vec::new(),
+            formula: Formula::Maybe,
+            rules,
+            bare: false,
+        });
         return;
     }
     let mut formulas: HashMap<&str, Formula> = HashMap::new();
@@ -164,11 +239,14 @@ fn file(
     for rule in &rules {
         let mut formula = Formula::Maybe;
         // Short literals are in every other file and cost the filter most: only where it does not go without.
-        for least in [ENOUGH, NEEDLE_MIN] {
+        for least in [Least::Enough, Least::Short, Least::Shape] {
             let patterns: Vec<(&Pattern<'_>, Formula)> =
                 rule.patterns.iter().flatten().map(|p| (p, literals.formula(p, least))).collect();
-            formula = Reader { rules: &formulas, patterns: &patterns }.read(rule);
-            if formula.needs_literal() {
+            formula = Reader { rules: &formulas, patterns: &patterns, text: &source.text, probes }
+                .read(rule);
+            if formula.needs_literal()
+                && (least == Least::Enough || literals.strength(&formula) >= WEAKEST)
+            {
                 break;
             }
         }
@@ -198,6 +276,7 @@ fn file(
             source: i,
             formula: Formula::any(told.map(|&r| own[r].clone())),
             rules: members.len() as u32,
+            bare: members.iter().all(|&r| rules[r].patterns.is_none()),
             spans: members.into_iter().map(|r| spans[r]).collect(),
         });
     }
@@ -261,15 +340,11 @@ fn extract(
 /// Puts the groups into units: those that need a literal in the order of their files, which keeps related rules
 /// together, but the weak ones, which are candidates often, apart and in smaller units; the others by what they run on.
 fn assign(groups: &[Group], literals: &Literals) -> Vec<Vec<usize>> {
-    let of_pattern = |p: u32| {
-        let needles = literals.patterns[p as usize].iter();
-        needles.map(|&n| worth(&literals.needles[n as usize].bytes)).min().unwrap_or(0)
-    };
     let (mut strong, mut weak, mut weakest) = (Vec::new(), Vec::new(), Vec::new());
-    let mut by_header: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
+    let mut by_header: BTreeMap<(Option<usize>, bool), Vec<usize>> = BTreeMap::new();
     for (g, group) in groups.iter().enumerate() {
-        if group.formula.needs_literal() {
-            let strength = group.formula.strength(&of_pattern);
+        let strength = literals.strength(&group.formula);
+        if group.formula.needs_literal() || strength >= WEAKEST {
             match strength {
                 STRONG.. => strong.push((0, g)),
                 WEAKEST.. => weak.push((strength, g)),
@@ -277,9 +352,10 @@ fn assign(groups: &[Group], literals: &Literals) -> Vec<Vec<usize>> {
             }
         } else {
             // On text means on everything. Rules for the rest are few and lie together.
-            let first =
-                HEADS.iter().position(|head| group.formula.may_hold(&sample(head), &|_| false));
-            by_header.entry(first).or_default().push(g);
+            let first = HEADS
+                .iter()
+                .position(|head| group.formula.may_hold(&sample(head), "", &|_| false, &|_| true));
+            by_header.entry((first, group.bare)).or_default().push(g);
         }
     }
     weakest.sort_unstable();
@@ -294,7 +370,7 @@ fn assign(groups: &[Group], literals: &Literals) -> Vec<Vec<usize>> {
             units.push(bounded);
         } else {
             units.push(bare);
-            always = bounded.into_iter().map(|g| (0, g)).collect();
+            always.extend(bounded.into_iter().map(|g| (0, g)));
         }
     }
     for (list, most) in
