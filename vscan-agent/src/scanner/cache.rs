@@ -2,7 +2,8 @@
 //! the same content that is under way.
 //!
 //! What policy makes of a report is not here, nor what a file's type adds to it: all that is done to the report of a
-//! scan and to a kept one alike. What a clamd says is in the report, and its version in the key. The parts of objects are remembered by the scanner's workers.
+//! scan and to a kept one alike. What a clamd says is in the report, and its version in the key. The parts of objects are
+//! remembered by the scanner's workers.
 
 use super::Job;
 use quick_cache::{Weighter, sync};
