@@ -553,6 +553,7 @@ impl Walk<'_> {
             Kind::Gzip | Kind::Bzip2 | Kind::Xz | Kind::Lzma | Kind::Lzip | Kind::Zstd => {
                 archive::stream::open(self, data, kind)
             }
+            Kind::Lz4 => archive::lz4::open(self, data),
             Kind::Ar => archive::ar::open(self, data),
             Kind::Cpio => archive::cpio::open(self, data),
             Kind::Rpm => archive::rpm::open(self, data),

@@ -3,7 +3,7 @@
 //! Containers that this crate cannot open are known here too, so that they are reported as unread
 //! instead of passing as clean.
 
-use crate::archive::{arj, cab, cpio, iso, lha, nsis, rar, sevenz, sis};
+use crate::archive::{arj, cab, cpio, iso, lha, lz4, nsis, rar, sevenz, sis};
 use crate::document::{html, ooxml};
 use memchr::memmem;
 
@@ -34,6 +34,8 @@ pub enum Kind {
     Lzip,
     /// Zstandard (RFC 8878).
     Zstd,
+    /// LZ4 frames.
+    Lz4,
     /// tar (POSIX ustar, GNU, pax).
     Tar,
     /// Unix archive: Debian packages, static libraries.
@@ -114,6 +116,7 @@ impl Kind {
             Kind::Lzma => "lzma",
             Kind::Lzip => "lzip",
             Kind::Zstd => "zstd",
+            Kind::Lz4 => "lz4",
             Kind::Tar => "tar",
             Kind::Ar => "ar",
             Kind::Cpio => "cpio",
@@ -202,7 +205,8 @@ const MAGIC: &[(usize, &[u8], Kind)] = &[
     (0, b"\xfd7zXZ\0", Kind::Xz),
     (0, b"LZIP\x01", Kind::Lzip),
     (0, b"\x28\xb5\x2f\xfd", Kind::Zstd),
-    (0, b"\x04\x22\x4d\x18", Kind::Unsupported("lz4")),
+    (0, lz4::MAGIC, Kind::Lz4),
+    (0, lz4::LEGACY, Kind::Lz4),
     (0, b"\x1f\x9d", Kind::Compress),
     (0, b"\x1f\xa0", Kind::Unsupported("compress")),
     (0, b"\x1f\x1e", Kind::Unsupported("pack")),
@@ -357,7 +361,13 @@ pub(crate) fn also(data: &[u8], kind: Kind) -> Also {
     {
         found(Kind::Pdf, at);
     }
-    if matches!(kind, Kind::Text | Kind::Relationships) && html::may_carry(data) {
+    // Browsers go by the extension of a local file, whatever it begins with.
+    let page = match kind {
+        Kind::Text | Kind::Relationships => true,
+        Kind::Pdf | Kind::Rtf | Kind::Media | Kind::Data | Kind::PgpMessage => html::shows(data),
+        _ => false,
+    };
+    if page && html::may_carry(data) {
         found(Kind::Html, 0);
     }
     if kind.may_carry() {

@@ -126,6 +126,9 @@ fn what_each_tool_packs_is_found() {
         ("BCJ2.7z", "mark.com"),
         ("big.Z", "compress"),
         ("big-12.Z", "compress"),
+        ("frame.lz4", "lz4"),
+        ("linked.lz4", "lz4"),
+        ("legacy.lz4", "lz4"),
         ("xz.deb", "./opt/mark.com"),
         ("zstd.deb", "./opt/mark.com"),
         ("plain.iso.xz", "DIRECTOR/A_MARK_W.COM"),
@@ -196,8 +199,16 @@ fn what_is_encrypted_is_said() {
 
 #[test]
 fn containers_cut_off_anywhere_are_never_clean() {
-    for name in ["LZMA.7z", "m1.arj", "lh5.lzh", "mszip.cab", "newc.cpio", "big.Z", "w9.gzdio.rpm"]
-    {
+    for name in [
+        "LZMA.7z",
+        "m1.arj",
+        "lh5.lzh",
+        "mszip.cab",
+        "newc.cpio",
+        "big.Z",
+        "w9.gzdio.rpm",
+        "frame.lz4",
+    ] {
         let whole = fixture(name);
         // Without its first bytes nobody takes it for what it was; its last ones may be padding.
         for len in (whole.len() / 4..whole.len() * 9 / 10).step_by(7) {
@@ -285,6 +296,91 @@ fn polyglots_are_read_as_all_that_they_are() {
     assert_eq!(report(&mut Mark, &image).verdict, Verdict::Infected);
     image[..5].copy_from_slice(b"%PDF-");
     assert_eq!(report(&mut Mark, &image).verdict, Verdict::Infected);
+}
+
+/// Files that are two things by their bytes, whichever a reader takes them for.
+#[test]
+fn pages_mails_and_archives_in_one_file_are_all_read() {
+    let zip = fixture("PPMd.zip");
+    let pdf = b"%PDF-1.4\n1 0 obj\n<< /Filter /ASCIIHexDecode >>\nstream\n";
+    let hex: String = MARK.iter().map(|b| format!("{b:02x}")).collect();
+    let hidden_pdf = [&pdf[..], hex.as_bytes(), b">\nendstream\nendobj\n"].concat();
+    let clean_pdf = [&pdf[..], b"41>\nendstream\nendobj\n"].concat();
+    let escaped: String = MARK.iter().map(|b| format!("%{b:02x}")).collect();
+    let page = format!("<html><a href=\"data:text/html,{escaped}\">x</a></html>");
+    let quoted: String = MARK.iter().map(|b| format!("={b:02X}=\r\n")).collect();
+    let mail = "From: a@b\r\nTo: c@d\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n";
+    let hidden_mail = format!(
+        "{mail}Content-Type: a/b\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n{quoted}\r\n--b--\r\n"
+    );
+    let picture = b"GIF89a\x01\0\x01\0\x80\0\0";
+    let tar = {
+        let mut tar = fixture("ustar.tar");
+        // Without the mark: its first member alone, and the end.
+        let size = tar[124..135].iter().fold(0, |n, &d| n * 8 + usize::from(d - b'0'));
+        tar.truncate(512 + size.next_multiple_of(512));
+        tar.resize(tar.len() + 1024, 0);
+        tar
+    };
+    assert_eq!(report(&mut Mark, &tar).verdict, Verdict::Clean);
+    assert_eq!(report(&mut Mark, &clean_pdf).verdict, Verdict::Clean);
+    for (what, front, behind) in [
+        ("a page before a PDF", &b"<html><p>hello</p></html>\n"[..], &hidden_pdf[..]),
+        ("a PDF before a page", &clean_pdf, page.as_bytes()),
+        ("a picture before a page", picture, page.as_bytes()),
+        ("a PDF before a zip", &clean_pdf, &zip),
+        ("a tar before a zip", &tar, &zip),
+        ("a mail before a zip", format!("{mail}\r\nhello\r\n--b--\r\n").as_bytes(), &zip),
+        ("a page in a mail", mail.as_bytes(), format!("\r\n{page}\r\n--b--\r\n").as_bytes()),
+        ("a mail behind a page's comment", b"X-Page: <html>\r\n", hidden_mail.as_bytes()),
+    ] {
+        let report = report(&mut Mark, &[front, behind].concat());
+        assert_eq!(report.verdict, Verdict::Infected, "{what}: {report:?}");
+    }
+}
+
+/// What no decoder opens is said to be unread, with the name of its format.
+#[test]
+fn formats_without_a_decoder_are_never_clean() {
+    for (magic, name) in [
+        (&b"\x89LZO\0\r\n\x1a\n\x10\x40"[..], "lzop"),
+        (b"xar!\0\x1c\0\x01", "xar"),
+        (b"RE~^\x07\0", "rar"),
+        (b"ISc(\0\0", "installshield-cab"),
+        (b"\x1f\xa0\0", "compress"),
+        (b"\x1f\x1e\0", "pack"),
+        (b"1234567**ACE**\0", "ace"),
+        (b"KWAJ\x88\xf0\x27\xd1\x03\0", "kwaj"),
+        (b"MSWIM\0\0\0\xd0", "wim"),
+        (b"hsqs\0\0", "squashfs"),
+        (b"zPQ\0\0", "zpaq"),
+        (b"StuffIt (c)1997", "stuffit"),
+        (b"QFI\xfb\0\0", "qcow"),
+        (b"KDMV\x01\0", "vmdk"),
+    ] {
+        let report = report(&mut Mark, magic);
+        let reasons: Vec<_> = report.unread.iter().map(|u| u.reason).collect();
+        assert_eq!((&*report.kind, &reasons[..]), (name, &[Reason::Unsupported][..]), "{report:?}");
+        assert_eq!(report.verdict, Verdict::Unscannable);
+    }
+    // Methods of zip, and of a cabinet's folder, that nothing packs today.
+    let mut zip = fixture("LZMA.zip");
+    for method in [1, 2, 3, 4, 5, 97] {
+        for at in (0..zip.len() - 30).rev() {
+            if zip[at..].starts_with(b"PK\x03\x04") {
+                zip[at + 8] = method;
+            } else if zip[at..].starts_with(b"PK\x01\x02") {
+                zip[at + 10] = method;
+            }
+        }
+        let report = report(&mut Mark, &zip);
+        assert_eq!(report.verdict, Verdict::Unscannable, "method {method}: {report:?}");
+        assert!(report.unread.iter().all(|u| u.reason == Reason::Unsupported), "{report:?}");
+    }
+    let mut cab = fixture("mszip.cab");
+    cab[36 + 6] = 2;
+    let report = report(&mut Mark, &cab);
+    assert!(report.unread.iter().any(|u| u.reason == Reason::Unsupported), "{report:?}");
 }
 
 #[test]

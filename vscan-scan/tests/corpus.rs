@@ -104,6 +104,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("rtf", Kind::Rtf),
     ("html", Kind::Html),
     ("ooxml", Kind::Relationships),
+    ("lz4", Kind::Lz4),
     ("mbox", Kind::Mbox),
     ("cms", Kind::Cms),
     ("pgp", Kind::PgpMessage),

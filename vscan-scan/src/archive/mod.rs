@@ -15,6 +15,7 @@ pub(crate) mod iso;
 pub(crate) mod lha;
 #[expect(unsafe_code, reason = "RAR has no free decoder but libarchive's, which is C")]
 mod libarchive;
+pub(crate) mod lz4;
 pub(crate) mod nsis;
 mod pump;
 pub(crate) mod rar;

@@ -1,6 +1,7 @@
 //! Files of Microsoft's compress.exe: SZDD (LZSS), and the older form with the magic `SZ `.
 
 use super::pump::{Decode, Pump, copy_back};
+use crate::bytes::u32_le;
 use crate::object::Walk;
 use std::io;
 
@@ -13,7 +14,8 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     // the ring begins.
     let (header, start) = if data.starts_with(b"SZDD") { (14, RING - 16) } else { (12, RING - 18) };
     let packed = data.get(header..).unwrap_or_default();
-    let lzss = Lzss { packed, at: 0, start, written: 0 };
+    let size = u32_le(data, header - 4).map_or(usize::MAX, |size| size as usize);
+    let lzss = Lzss { packed, at: 0, start, written: 0, size };
     walk.decoded("szdd", packed.len() as u64, &mut Pump::new(lzss));
 }
 
@@ -22,6 +24,8 @@ struct Lzss<'a> {
     at: usize,
     start: usize,
     written: usize,
+    /// What the header says that is written in the end.
+    size: usize,
 }
 
 impl Lzss<'_> {
@@ -30,18 +34,22 @@ impl Lzss<'_> {
         self.at += 1;
         byte
     }
+
+    fn end(&self) -> io::Result<bool> {
+        if self.written < self.size { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(false) }
+    }
 }
 
 impl Decode for Lzss<'_> {
     fn step(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
-        let Some(flags) = self.next() else { return Ok(false) };
+        let Some(flags) = self.next() else { return self.end() };
         for bit in 0..8 {
             let before = out.len();
-            let Some(first) = self.next() else { return Ok(false) };
+            let Some(first) = self.next() else { return self.end() };
             if flags >> bit & 1 == 1 {
                 out.push(first);
             } else {
-                let Some(second) = self.next() else { return Ok(false) };
+                let Some(second) = self.next() else { return self.end() };
                 let place = usize::from(first) | usize::from(second & 0xf0) << 4;
                 let len = usize::from(second & 15) + 3;
                 // A place in the ring, as the distance from the place that is written next.

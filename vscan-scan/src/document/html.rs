@@ -7,6 +7,17 @@ use memchr::memmem;
 /// The media type of a `data:` URI with its parameters; longer ones are none.
 const TYPE_MAX: usize = 16 * 1024;
 
+/// Bytes at the beginning of other files in which a page shows.
+const SHOWS: usize = 4096;
+
+/// True where the beginning of the data has tags of a page in it.
+pub(crate) fn shows(data: &[u8]) -> bool {
+    let head = &data[..data.len().min(SHOWS)];
+    [&b"<html"[..], b"<!doctype html", b"<script", b"<body", b"<svg"]
+        .iter()
+        .any(|tag| find(head, tag, 0).is_some())
+}
+
 /// True for text that may carry something.
 pub(crate) fn may_carry(data: &[u8]) -> bool {
     find(data, b"data:", 0).is_some() || find(data, b"<script", 0).is_some()
