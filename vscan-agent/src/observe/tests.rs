@@ -510,6 +510,13 @@ fn what_is_shipped_for_prometheus_is_true() {
     observer.metrics.anomaly_without_flow("x");
     observer.metrics.scanned(0.1, 1);
     observer.metrics.meter.passed_unplaced(Blind::AgentDown, 1);
+    observer.metrics.tls.failed(Protocol::Smtp, Side::Server);
+    observer.metrics.tls.set_expiries(&[crate::tls::Age {
+        file: "mx.pem".to_owned(),
+        names: Vec::new(),
+        not_before: 0,
+        not_after: 1,
+    }]);
     let flow = observer.flows.open(open(Protocol::Ftp, "10.1.0.2:40000"));
     let mut report = infected();
     report.add_unread(Reason::Size, "", &[], 0);
