@@ -31,7 +31,11 @@ else:
     if imap.select(folder, readonly=True)[0] == "OK":
         found = check(imap.uid("SEARCH", "ALL"))[0].split()
         for uid in found:
-            data = check(imap.uid("FETCH", uid, "(UID FLAGS INTERNALDATE BODY.PEEK[])"))[0]
+            answer = check(imap.uid("FETCH", uid, "(UID FLAGS INTERNALDATE BODY.PEEK[])"))
+            # What comes unasked has no literal; what has vanished meanwhile has nothing else.
+            data = next((part for part in answer if isinstance(part, tuple)), None)
+            if data is None:
+                continue
             flags = [flag.decode() for flag in imaplib.ParseFlags(data[0])]
             date = data[0].decode("latin1").split('INTERNALDATE "')[1].split('"')[0]
             mails.append({"uid": int(uid), "flags": sorted(f for f in flags if f != "\\Recent"),

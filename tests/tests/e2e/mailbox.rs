@@ -1,6 +1,6 @@
 //! Mail that lies on a server: `vscan mailbox run`, alone and beside the gateway, against a real Dovecot.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
@@ -11,7 +11,7 @@ use vscan_tests::fixtures;
 use vscan_tests::host::Host;
 use vscan_tests::imap::{Mail, Mailbox};
 use vscan_tests::lab::{Lab, Topology};
-use vscan_tests::peers::Dovecot;
+use vscan_tests::peers::{Dovecot, Postfix};
 use vscan_tests::wait;
 
 /// Where Dovecot is.
@@ -352,5 +352,104 @@ fn what_is_wrong_is_said() -> Result<()> {
     {
         ensure!(doctor.out.contains(wanted), "{wanted}: {}{}", doctor.out, doctor.err);
     }
+    Ok(())
+}
+
+/// Whoever a rule names is told of what was found in a mailbox, and the original goes where the rule says.
+#[test]
+fn everybody_concerned_is_told() -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let _dovecot = Dovecot::start(lab.server())?;
+    let postfix = Postfix::start(lab.server())?;
+    let ann = user(&lab, "ann")?;
+    let host = &lab.gateway;
+    let tables = format!(
+        "[notify]\nrelay = \"192.0.2.2\"\nname = \"gw.example\"\nadmin = [\"admin@server.example\"]\n\
+         domains = [\"server.example\"]\n\
+         [[treat]]\nprotocol = \"mailbox\"\nfolder = \"INBOX\"\naction = \"strip\"\n\
+         notify = [\"recipient\", \"addressees\", \"sender\", \"admin\"]\nredirect = \"lab@server.example\"\n{}",
+        section(host, "staff", &["ann"], "domain = \"server.example\"")
+    );
+    let vscan = Vscan::start_mailboxes(host, configuration(host, &shipped_rules(), &tables)?)?;
+    let message = String::from_utf8(infected("infected"))?;
+    let message = message.replace("alice@client.example", "alice@server.example");
+    ann.append("INBOX", "", &[message.as_bytes()])?;
+    // The owner of the mailbox, whom the header names, the author, the administrator; and the original.
+    for (to, wanted) in [
+        ("ann@server.example", "mail for you was treated"),
+        ("bob@server.example", "mail for you was treated"),
+        ("alice@server.example", "alice@server.example"),
+        ("admin@server.example", "Protocol:   mailbox, internal"),
+        ("lab@server.example", "filename=\""),
+    ] {
+        let to = format!("\nTo: {to}");
+        wait::until(&format!("no mail {to:?}"), Duration::from_secs(15), || {
+            let all = postfix.inbox()?;
+            let texts = all.iter().map(|mail| String::from_utf8_lossy(mail));
+            Ok(texts.into_iter().any(|m| m.contains(&to) && m.contains(wanted)).then_some(()))
+        })
+        .with_context(|| vscan.log())?;
+    }
+    ann.wait("INBOX", "the message is treated", |mails| {
+        mails.len() == 1 && mails[0].text.contains("X-Vscan: ")
+    })?;
+    Ok(())
+}
+
+/// An ordinary user guards his own mailbox: no privilege, no file outside of his home.
+#[test]
+fn an_ordinary_user_guards_his_own_mailbox() -> Result<()> {
+    /// Alice, and her group.
+    const ALICE: u32 = 30_101;
+    let lab = Lab::new(Topology::Plain)?;
+    let _dovecot = Dovecot::start(lab.server())?;
+    let ann = user(&lab, "ann")?;
+    let host = &lab.gateway;
+    let home = host.dir().join("home");
+    fs::create_dir(&home)?;
+    for name in ["vscan", "vscan-scanner"] {
+        fs::copy(agent::program(name)?, home.join(name))?;
+    }
+    fs::copy(agent::repository().join("deploy/rules/eicar.yar"), home.join("eicar.yar"))?;
+    fs::write(home.join("secret"), "secret\n")?;
+    let config = home.join("mailbox.toml");
+    let text = format!(
+        "[mailbox.mine]\nhost = \"{SERVER}\"\nsecurity = \"insecure\"\nuser = \"ann\"\ninterval = \"1s\"\n\
+         secret_file = \"{home}/secret\"\n[scan]\nrules = [\"{home}/eicar.yar\"]\nworkers = 1\n\
+         [quarantine]\nmin_free = \"1 MiB\"\n\
+         [[treat]]\nprotocol = \"mailbox\"\naction = \"replace\"\nkeep = true\n",
+        home = home.display()
+    );
+    fs::write(&config, text)?;
+    host.sh(&format!("chown -R {ALICE}:{ALICE} home && chmod 700 home && chmod 600 home/secret"))?;
+    let mut command = host.command("setpriv");
+    command
+        .args(["--reuid", &ALICE.to_string(), "--regid", &ALICE.to_string(), "--clear-groups"])
+        .arg(home.join("vscan"))
+        .args(["mailbox", "run", "--config"])
+        .arg(&config)
+        .env("HOME", &home);
+    let process = host.start("vscan", command)?;
+    ann.append("INBOX", "", &[&infected("infected")])?;
+    let treated = ann
+        .wait("INBOX", "the message is treated", |mails| {
+            mails.len() == 1 && mails[0].text.contains("X-Vscan: ")
+        })
+        .with_context(|| process.log())?;
+    ensure!(treated[0].is_unread());
+    for pid in host.processes() {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if line.contains("vscan") {
+            for field in ["CapEff", "CapPrm", "CapAmb"] {
+                let capabilities = agent::status_field(pid, field)?;
+                ensure!(capabilities == "0000000000000000", "{line}: {field} {capabilities}");
+            }
+        }
+    }
+    let state = home.join(".local/state/vscan");
+    ensure!(fs::read_dir(state.join("quarantine"))?.count() >= 2, "no copy was kept");
+    process.signal(Signal::TERM);
+    let status = process.wait(Duration::from_secs(15)).with_context(|| process.log())?;
+    ensure!(status.success() && !state.join("control.sock").exists(), "{status}");
     Ok(())
 }
