@@ -57,6 +57,11 @@ pub struct FlowOpen {
 }
 
 impl FlowOpen {
+    /// Whether it crosses the gateway: connections of our own to mailboxes hide nothing from anybody.
+    fn crosses(&self) -> bool {
+        self.protocol != Protocol::Mailbox
+    }
+
     fn whose(&self) -> Whose {
         Whose {
             protocol: self.protocol,
@@ -136,7 +141,9 @@ impl FlowTable {
         });
         lock(self.0.shard(flow.id)).insert(flow.id, Arc::clone(&flow));
         self.0.metrics.session_opened(open.protocol);
-        self.0.metrics.meter.session(open.protocol, open.direction);
+        if open.crosses() {
+            self.0.metrics.meter.session(open.protocol, open.direction);
+        }
         self.0.changed(Change::Opened, &flow, None);
         FlowHandle(flow)
     }
@@ -446,7 +453,9 @@ impl Flow {
         self.from_server.fetch_add(from_server, Ordering::Relaxed);
         let bytes = from_client + from_server;
         self.shared.metrics.bytes(self.open.protocol, from_client, from_server);
-        self.shared.metrics.meter.bytes(self.open.protocol, self.open.direction, bytes);
+        if self.open.crosses() {
+            self.shared.metrics.meter.bytes(self.open.protocol, self.open.direction, bytes);
+        }
         if self.tls.load(Ordering::Relaxed) {
             self.unread.fetch_add(bytes, Ordering::Relaxed);
             self.shared.metrics.meter.bytes_unread(&self.open.whose(), Blind::Tls, bytes);
@@ -455,7 +464,9 @@ impl Flow {
 
     /// A file or message passed unread, or not read whole; bytes.
     pub fn object_unread(&self, reason: Blind, bytes: u64) {
-        self.shared.metrics.meter.object_unread(&self.open.whose(), reason, bytes);
+        if self.open.crosses() {
+            self.shared.metrics.meter.object_unread(&self.open.whose(), reason, bytes);
+        }
     }
 
     /// Notes a verdict; the flow keeps the worst.
