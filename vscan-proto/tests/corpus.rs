@@ -2,6 +2,8 @@
 
 #[path = "../fuzz/checks/ftp.rs"]
 mod ftp;
+#[path = "../fuzz/checks/imap.rs"]
+mod imap;
 #[path = "../fuzz/checks/smtp.rs"]
 mod smtp;
 
@@ -61,4 +63,9 @@ fn smtp_replies() {
 #[test]
 fn smtp_sessions() {
     replay("smtp_session", smtp::session);
+}
+
+#[test]
+fn imap_responses() {
+    replay("imap_response", imap::response);
 }

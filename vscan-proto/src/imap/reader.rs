@@ -85,9 +85,8 @@ impl Reader {
             if let Some(literal) = literal {
                 self.done = end + 1;
                 self.literal = literal;
-                if self.skipped.is_some() || literal > (self.limit.saturating_sub(self.done)) as u64
-                {
-                    self.skip();
+                if self.skipped.is_some() || literal > self.limit.saturating_sub(self.done) as u64 {
+                    self.skip(self.done);
                 }
                 continue;
             }
@@ -116,10 +115,10 @@ impl Reader {
         self.literal == 0
     }
 
-    /// From here on the response is read over.
-    fn skip(&mut self) {
+    /// From here on the response is read over; `known` bytes of it are sure to be there, however it was cut.
+    fn skip(&mut self, known: usize) {
         if self.skipped.is_none() {
-            let head = self.buffer.len().min(HEAD_MAX);
+            let head = known.min(HEAD_MAX);
             self.skipped = Some(Bytes::copy_from_slice(&self.buffer[..head]));
         }
         let _ = self.buffer.split_to(self.done);
@@ -129,7 +128,7 @@ impl Reader {
     /// Reads over a line that has not ended, but for its last bytes.
     fn skip_line(&mut self) {
         if self.skipped.is_none() {
-            self.skip();
+            self.skip(self.buffer.len());
         }
         let over = self.buffer.len().saturating_sub(TAIL_MAX);
         let _ = self.buffer.split_to(over);
@@ -139,11 +138,11 @@ impl Reader {
 
 /// Whether this is the beginning of a status or a continuation, whose text is no grammar: `{3}` at its end is text.
 fn is_status(head: &[u8]) -> bool {
-    let mut words = head.splitn(3, |byte| *byte == b' ');
+    // Its first line alone: what stands behind may be here or not.
+    let line = head.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let mut words = line.splitn(3, |byte| *byte == b' ');
     let (tag, word) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let word = word.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
     tag == b"+"
-        || tag == b"+\r"
         || [&b"OK"[..], b"NO", b"BAD", b"BYE", b"PREAUTH"]
             .iter()
             .any(|kind| word.eq_ignore_ascii_case(kind))
