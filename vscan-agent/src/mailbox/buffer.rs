@@ -67,7 +67,7 @@ pub enum Status {
 pub struct Entry {
     /// What became of it.
     pub status: Status,
-    /// The first bytes of the BLAKE3 of its header: by it a message is known again when its folder got new identifiers.
+    /// The first bytes of the BLAKE3 of its header and size: by it a message is known again when its folder got new identifiers.
     pub digest: [u8; 16],
     /// The rules that it was scanned with: the first bytes of the BLAKE3 of their version.
     pub rules: u64,
@@ -96,6 +96,8 @@ pub struct FolderState {
     pub highest_modseq: Option<u64>,
     /// The rules then, as in [`Entry::rules`].
     pub rules: u64,
+    /// Which messages were looked at, and how: what was seen otherwise is seen again.
+    pub scope: u8,
 }
 
 /// A treatment that replaces a message on the server.
@@ -190,8 +192,11 @@ impl Buffer {
         state: Option<FolderState>,
     ) -> Result<(), BufferError> {
         let mut write = self.database.begin_write()?;
-        // What is lost by a crash of the machine is scanned again: only the journal waits for the disk.
-        write.set_durability(Durability::None)?;
+        // What is lost when the process is killed in the middle of a look is scanned again. The end of the look, and the
+        // journal, wait for the disk.
+        if state.is_none() {
+            write.set_durability(Durability::None)?;
+        }
         {
             let mut table = write.open_table(ENTRIES)?;
             let mut order = write.open_table(ORDER)?;
@@ -269,6 +274,14 @@ impl Buffer {
         }
         write.commit()?;
         Ok(())
+    }
+
+    /// Whether the oldest messages of an account have to leave.
+    ///
+    /// # Errors
+    /// [`BufferError`]
+    pub fn is_full(&self, account: &str) -> Result<bool, BufferError> {
+        Ok(self.len(account)? >= self.capacity)
     }
 
     /// How many messages of an account the buffer knows.
@@ -376,7 +389,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("buffer.redb");
         let inbox = FolderName::from_unicode("Entwürfe");
-        let state = FolderState { uid_validity: 1, uid_next: 8, highest_modseq: Some(5), rules: 7 };
+        let state = FolderState {
+            uid_validity: 1,
+            uid_next: 8,
+            highest_modseq: Some(5),
+            rules: 7,
+            scope: 1,
+        };
         let replacement = Replacement {
             folder: "INBOX".to_owned(),
             uid_validity: 1,

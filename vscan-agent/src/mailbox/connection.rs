@@ -36,7 +36,7 @@ const IDLE_READ: usize = 512;
 const RESPONSE_MAX: usize = 4 << 20;
 
 /// Bytes that one command may bring: far more than any batch that is asked for. A server that never ends stops here.
-const COMMAND_BYTES: u64 = 512 << 20;
+const COMMAND_BYTES: u64 = 128 << 20;
 
 /// Time that one command may take, whatever comes meanwhile.
 const COMMAND_TIME: Duration = Duration::from_secs(900);

@@ -5,15 +5,16 @@
 use super::{
     buffer::{Buffer, BufferError, Entry, FolderState, Status},
     connection::{Connection, Error},
-    folder::{Opened, SearchKey, Store, Summary, Uid},
+    folder::{Change, Opened, SearchKey, Store, Summary, Uid},
     name::FolderName,
     orders::Progress,
-    replace::{self, Place, ReplaceError},
+    replace::{self, Place, ReplaceError, Replaced},
 };
 use crate::spool::{Object, Spool, SpoolError};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     num::{NonZeroU32, NonZeroU64},
     time::{SystemTime, UNIX_EPOCH},
@@ -24,6 +25,15 @@ use vscan_proto::imap::Flag;
 
 /// Bytes of a message that are fetched at a time: what is in memory of it, whatever its length.
 const PIECE: NonZeroU32 = NonZeroU32::new(1 << 20).unwrap();
+
+/// Messages below this many bytes are fetched several at a time.
+const SMALL: NonZeroU32 = NonZeroU32::new(64 << 10).unwrap();
+
+/// So many of them: a megabyte at most.
+const AHEAD: usize = 16;
+
+/// Pieces of a message that end before they should: a server that goes on like that never comes to an end.
+const SHORT_MAX: u32 = 4;
 
 /// Messages whose particulars, headers included, are held in memory at a time.
 const BATCH: usize = 64;
@@ -216,6 +226,16 @@ pub async fn copies<J: Judge>(
     pass.end(done).await
 }
 
+/// What came of fetching a message.
+enum Retrieved {
+    /// Its bytes, or why they could not be held.
+    Object(Result<Object, SpoolError>),
+    /// It has vanished.
+    Gone,
+    /// The server does not give it out: why not.
+    Refused(String),
+}
+
 struct Pass<'a, J> {
     connection: &'a mut Connection,
     buffer: &'a Buffer,
@@ -231,6 +251,8 @@ struct Pass<'a, J> {
     sentenced: Vec<(Summary, Entry, Sentence)>,
     /// Bytes of messages in `sentenced`.
     held: usize,
+    /// Beginnings of messages that were fetched ahead of their turn.
+    ahead: HashMap<Uid, Bytes>,
 }
 
 impl<'a, J: Judge> Pass<'a, J> {
@@ -256,6 +278,7 @@ impl<'a, J: Judge> Pass<'a, J> {
             noted: Vec::new(),
             sentenced: Vec::new(),
             held: 0,
+            ahead: HashMap::new(),
         })
     }
 
@@ -278,23 +301,48 @@ impl<'a, J: Judge> Pass<'a, J> {
             uid_next: opened.uid_next.map_or(0, Uid::get),
             highest_modseq: opened.highest_modseq.map(NonZeroU64::get),
             rules: self.judge.rules(),
+            scope: self.scope.bits(),
         };
         // A server that counts its changes says by one number that there were none (RFC 7162 3.1.2.1).
         if now.highest_modseq.is_some() && last == Some(now) && !self.scope.anew {
-            return Ok(Some(now));
+            return Ok(None);
         }
         let known = self.known()?;
         let renumbered = match last {
             Some(last) if last.uid_validity != self.validity.get() => self.former(last)?,
             Some(_) | None => HashMap::new(),
         };
-        let listed = self.listed().await?;
-        let fresh: Vec<Uid> =
-            listed.iter().copied().filter(|uid| self.wants(&known, *uid)).collect();
+        let (listed, gone) = match self.since(last, now) {
+            Some(since) => {
+                let (mut listed, gone) = self.changed(since, now).await?;
+                // What failed did not change by that.
+                let left = |(_, entry): &(&Uid, &Entry)| matches!(entry.status, Status::Failed(_));
+                listed.extend(known.iter().filter(left).map(|(uid, _)| *uid));
+                listed.sort_unstable();
+                listed.dedup();
+                listed.retain(|uid| !gone.contains(uid));
+                (listed, gone)
+            }
+            None => {
+                let listed = self.listed().await?;
+                // Sorted by the server's promise to count upwards.
+                let absent = |uid: &Uid| listed.binary_search(uid).is_err();
+                let gone = known.keys().copied().filter(absent).collect();
+                (listed, gone)
+            }
+        };
+        // What had to leave a full buffer is not taken for new.
+        let evicted = match last.filter(|last| last.uid_validity == now.uid_validity) {
+            Some(last) if last.scope == now.scope && self.buffer.is_full(account)? => last.uid_next,
+            Some(_) | None => 0,
+        };
+        let fresh: Vec<Uid> = listed
+            .into_iter()
+            .filter(|uid| self.wants(&known, *uid))
+            .filter(|uid| uid.get() >= evicted || known.contains_key(uid) || self.scope.anew)
+            .collect();
         if !self.scope.remember_read && self.scope.keyword.is_none() {
-            // Sorted by the server's promise to count upwards.
-            let gone: Vec<Uid> =
-                known.keys().copied().filter(|uid| listed.binary_search(uid).is_err()).collect();
+            let gone: Vec<Uid> = gone.into_iter().filter(|uid| known.contains_key(uid)).collect();
             self.buffer.forget(account, self.folder, self.validity, &gone)?;
         }
         for batch in fresh.chunks(BATCH) {
@@ -326,6 +374,38 @@ impl<'a, J: Judge> Pass<'a, J> {
         Ok(known.into_iter().collect())
     }
 
+    /// The change up to which everything is known, where the server says what has changed since.
+    fn since(&self, last: Option<FolderState>, now: FolderState) -> Option<u64> {
+        let last = last.filter(|last| {
+            last.uid_validity == now.uid_validity
+                && last.scope == now.scope
+                && self.scope.keyword.is_none()
+                && !self.scope.anew
+        })?;
+        now.highest_modseq.and(last.highest_modseq)
+    }
+
+    /// Of the messages that have changed: those that are looked at, ascending, and those that are not any more.
+    async fn changed(
+        &mut self,
+        since: u64,
+        now: FolderState,
+    ) -> Result<(Vec<Uid>, HashSet<Uid>), PassError> {
+        if now.highest_modseq == Some(since) {
+            return Ok((Vec::new(), HashSet::new()));
+        }
+        let changes = self.connection.changes(since).await?;
+        let unread = self.scope.unread;
+        let looked_at = |change: &&Change| !change.deleted && !(unread && change.seen);
+        let uid = |change: &Change| change.uid;
+        let listed = changes.changed.iter().filter(looked_at).map(uid).collect();
+        let left = changes.changed.iter().filter(|change| !looked_at(change)).map(uid);
+        let vanished = changes.vanished.unwrap_or_default();
+        let known = self.buffer.known(self.scope.account, self.folder, self.validity)?;
+        let vanished = known.iter().map(|(uid, _)| *uid).filter(|uid| vanished.contains(uid.get()));
+        Ok((listed, left.chain(vanished).collect()))
+    }
+
     /// The messages that are looked at, ascending.
     async fn listed(&mut self) -> Result<Vec<Uid>, PassError> {
         let mut keys = vec![SearchKey::Undeleted];
@@ -348,13 +428,18 @@ impl<'a, J: Judge> Pass<'a, J> {
     ) -> Result<Vec<Uid>, PassError> {
         let mut there = Vec::new();
         let mut marked = Vec::new();
-        for summary in self.connection.summaries(uids, true, structure).await? {
+        let summaries = self.connection.summaries(uids, true, structure).await?;
+        for (n, summary) in summaries.iter().enumerate() {
+            if n.is_multiple_of(AHEAD) {
+                let end = summaries.len().min(n + AHEAD);
+                self.fetch_ahead(&summaries[n..end], renumbered).await?;
+            }
             there.push(summary.uid);
             let failures = match known.get(&summary.uid).map(|entry| entry.status) {
                 Some(Status::Failed(count)) => count,
                 _ => 0,
             };
-            self.one(summary, renumbered, failures).await?;
+            self.one(summary.clone(), renumbered, failures).await?;
             if self.held > HELD_MAX {
                 marked.append(&mut self.flush(None)?);
                 self.carry_out(&mut marked).await?;
@@ -410,7 +495,8 @@ impl<'a, J: Judge> Pass<'a, J> {
                 None => true,
                 Some(Status::Failed(count)) => count < FAILURES_MAX,
                 Some(Status::Told) => !self.scope.dry_run,
-                Some(Status::Clean | Status::Plain | Status::Left | Status::Treated) => false,
+                Some(Status::Plain) => !self.scope.skip_plain,
+                Some(Status::Clean | Status::Left | Status::Treated) => false,
             }
     }
 
@@ -445,7 +531,18 @@ impl<'a, J: Judge> Pass<'a, J> {
             self.noted.push((summary.uid, entry(Status::Plain, rules)));
             return Ok(());
         }
-        let Some(object) = self.retrieve(&summary).await? else { return Ok(()) };
+        let object = match self.retrieve(&summary).await? {
+            Retrieved::Object(object) => object,
+            Retrieved::Gone => return Ok(()),
+            Retrieved::Refused(why) => {
+                // One message that the server does not give out keeps no other from being scanned.
+                self.judge.failed(self.folder, summary.uid, &why);
+                let failures = failures + 1;
+                self.unfinished |= failures < FAILURES_MAX;
+                self.noted.push((summary.uid, entry(Status::Failed(failures), rules)));
+                return Ok(());
+            }
+        };
         let fetched = Fetched { folder: self.folder, summary: &summary, object: object.as_ref() };
         let (clean, sentence) = self.judge.judge(fetched).await;
         self.tally.scanned += 1;
@@ -478,29 +575,73 @@ impl<'a, J: Judge> Pass<'a, J> {
         Ok(())
     }
 
-    /// Fetches a message piece by piece; `None`: it has vanished.
-    async fn retrieve(
+    /// Fetches the small ones of these messages in few commands, ahead of their turn: most of the time that a small message takes
+    /// is the way to the server and back.
+    async fn fetch_ahead(
         &mut self,
-        summary: &Summary,
-    ) -> Result<Option<Result<Object, SpoolError>>, PassError> {
+        summaries: &[Summary],
+        renumbered: &HashMap<[u8; 16], Entry>,
+    ) -> Result<(), PassError> {
+        self.ahead.clear();
+        let settled = |summary: &Summary| {
+            (self.scope.skip_plain && summary.plain == Some(true))
+                || renumbered.contains_key(&digest(summary))
+        };
+        let small: Vec<Uid> = summaries
+            .iter()
+            .take_while(|summary| summary.size < u64::from(SMALL.get()))
+            .filter(|summary| !settled(summary))
+            .map(|summary| summary.uid)
+            .collect();
+        match self.connection.pieces(&small, 0, SMALL).await {
+            Ok(pieces) => self.ahead = pieces,
+            // Then one by one, so that it shows which of them the server does not give out.
+            Err(error) if error.is_refusal() => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Fetches a message piece by piece.
+    async fn retrieve(&mut self, summary: &Summary) -> Result<Retrieved, PassError> {
         let mut writer = self.spool.writer();
-        let mut offset = 0;
+        let mut offset = 0_u32;
+        let mut short = 0;
         loop {
-            let piece = self.connection.piece(summary.uid, offset, PIECE).await?;
+            let (piece, asked) = match self.ahead.remove(&summary.uid) {
+                Some(piece) => (Some(piece), SMALL),
+                None => match self.connection.piece(summary.uid, offset, PIECE).await {
+                    Ok(piece) => (piece, PIECE),
+                    // Some servers refuse what lies behind the end.
+                    Err(error) if error.is_refusal() && short > 0 => (Some(Bytes::new()), PIECE),
+                    Err(error) if error.is_refusal() => {
+                        return Ok(Retrieved::Refused(error.to_string()));
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+            };
             self.judge.moved(self.connection.take_moved());
-            let Some(piece) = piece else { return Ok(None) };
+            let Some(piece) = piece else { return Ok(Retrieved::Gone) };
             let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
             if let Err(error) = writer.write(&piece) {
-                return Ok(Some(Err(error)));
-            }
-            // The announced size is what most servers stored; the end is where a piece is short.
-            if length < PIECE.get() {
-                return Ok(Some(writer.finish()));
+                return Ok(Retrieved::Object(Err(error)));
             }
             let Some(next) = offset.checked_add(length) else {
-                return Ok(Some(Err(SpoolError::TooLarge { limit: u64::from(u32::MAX) })));
+                let limit = u64::from(u32::MAX);
+                return Ok(Retrieved::Object(Err(SpoolError::TooLarge { limit })));
             };
             offset = next;
+            // Where a piece is short the message ends, unless there should be more of it: not all servers count right, so
+            // one that announced more is asked until nothing comes.
+            let is_short = length < asked.get();
+            if length == 0 || (is_short && u64::from(offset) >= summary.size) {
+                return Ok(Retrieved::Object(writer.finish()));
+            }
+            short += u32::from(is_short);
+            if short > SHORT_MAX {
+                let why = "the server gives it out in pieces without end".to_owned();
+                return Ok(Retrieved::Refused(why));
+            }
         }
     }
 
@@ -609,7 +750,10 @@ impl<'a, J: Judge> Pass<'a, J> {
             Sentence::Replace { with, token } => {
                 let (connection, buffer) = (&mut *self.connection, self.buffer);
                 let with = with.into();
-                Ok(replace::replace(connection, buffer, place, summary, &token, with).await?)
+                match replace::replace(connection, buffer, place, summary, &token, with).await? {
+                    Replaced::By(new) => Ok(new),
+                    Replaced::Gone => Ok(None),
+                }
             }
             Sentence::Move(folder) => {
                 self.connection.move_to(summary.uid, &folder).await?;
@@ -624,6 +768,11 @@ impl<'a, J: Judge> Pass<'a, J> {
 }
 
 impl Scope<'_> {
+    /// What decides which messages are looked at, as [`FolderState::scope`].
+    fn bits(&self) -> u8 {
+        u8::from(self.unread) | u8::from(self.skip_plain) << 1 | u8::from(self.dry_run) << 2
+    }
+
     /// A look that somebody asked for, to see what would be done: the next one is as if it had not been.
     fn leaves_no_note(&self) -> bool {
         self.anew && self.dry_run
@@ -635,7 +784,10 @@ fn flag(keyword: &str) -> Result<Flag, Error> {
 }
 
 fn digest(summary: &Summary) -> [u8; 16] {
-    let hash = blake3::hash(summary.header.as_deref().unwrap_or_default());
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(summary.header.as_deref().unwrap_or_default());
+    hasher.update(&summary.size.to_le_bytes());
+    let hash = hasher.finalize();
     let mut digest = [0; 16];
     digest.copy_from_slice(&hash.as_bytes()[..16]);
     digest

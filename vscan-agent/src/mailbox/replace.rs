@@ -46,8 +46,17 @@ pub struct Place<'a> {
     pub validity: NonZeroU32,
 }
 
-/// Replaces a message by another one with the same flags and date; gives the new one's identifier, if it could be found
-/// out. `message` carries `token` in its field [`TOKEN_FIELD`].
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replaced {
+    /// Another one has its place; its identifier, if it could be found out.
+    By(Option<Uid>),
+    /// It was gone before: whoever removed it does not want it back.
+    Gone,
+}
+
+/// Replaces a message by another one with the same date, and the flags that it has now. `message` carries `token` in its
+/// field [`TOKEN_FIELD`].
 ///
 /// # Errors
 /// [`ReplaceError`]. The old message still exists then; the new one may, and is dealt with by [`resume`].
@@ -58,7 +67,11 @@ pub async fn replace(
     old: &Summary,
     token: &str,
     message: Bytes,
-) -> Result<Option<Uid>, ReplaceError> {
+) -> Result<Replaced, ReplaceError> {
+    // Its reader may have flagged or removed it while it was scanned.
+    let Some(old) = connection.summaries(&[old.uid], false, false).await?.pop() else {
+        return Ok(Replaced::Gone);
+    };
     let number = u64::from(old.uid.get());
     let mut replacement = Replacement {
         folder: place.folder.as_wire_str().to_owned(),
@@ -84,7 +97,7 @@ pub async fn replace(
     buffer.journal(place.account, number, &replacement)?;
     connection.remove(old.uid).await?;
     buffer.strike(place.account, number)?;
-    Ok(new)
+    Ok(Replaced::By(new))
 }
 
 /// Completes what was begun before a restart, or before the connection broke. Calls `done` for each message whose

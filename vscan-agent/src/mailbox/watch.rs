@@ -91,16 +91,26 @@ impl Connection {
             result => drop(result?),
         }
         let utf8 = self.is_enabled("UTF8=ACCEPT");
-        let mut command = Command::new("NOTIFY SET (mailboxes (");
-        for (n, folder) in folders.iter().take(NOTIFY_MAX).enumerate() {
-            if n > 0 {
-                command = command.text(" ");
+        const EVENTS: &str = "(MessageNew MessageExpunge FlagChange)";
+        // Dovecot 2.3 takes names that are encoded here for other ones: these are among all of the user's folders.
+        let (named, encoded): (Vec<_>, Vec<_>) = folders
+            .iter()
+            .take(NOTIFY_MAX)
+            .partition(|folder| folder.as_wire_str() == folder.to_string());
+        let mut command = Command::new("NOTIFY SET");
+        if !named.is_empty() {
+            command = command.text(" (mailboxes (");
+            for (n, folder) in named.into_iter().enumerate() {
+                command = command
+                    .text(if n > 0 { " " } else { "" })
+                    .quoted(folder.as_wire_str())
+                    .ok_or_else(|| Error::Unspeakable(format!("the folder name {folder}")))?;
             }
-            command = command
-                .quoted(&folder.on_wire(utf8))
-                .ok_or_else(|| Error::Unspeakable(format!("the folder name {folder}")))?;
+            command = command.text(&format!(") {EVENTS})"));
         }
-        let command = command.text(") (MessageNew MessageExpunge FlagChange))");
+        if !encoded.is_empty() {
+            command = command.text(&format!(" (personal {EVENTS})"));
+        }
         let wanted = |name: &str| {
             let name = FolderName::from_wire(name, utf8);
             folders.contains(&name).then_some(name)
