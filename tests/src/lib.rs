@@ -14,6 +14,7 @@ pub mod ftp;
 pub mod ftp_matrix;
 pub mod host;
 pub mod imap;
+pub mod imap_server;
 pub mod lab;
 pub mod load;
 pub mod load_tls;

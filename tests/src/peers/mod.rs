@@ -98,6 +98,9 @@ const SECRET_HASH: &str = "$6$vscanlab$ZaHNX/0tnClwk8LQDNv.9VnpYw5ffdeVe2RwmZuOW
 /// The owner of mailboxes.
 pub(crate) const BOB: u32 = 30_102;
 
+/// The user and group whose files mailboxes are, for who puts mail straight into one.
+pub const MAIL_OWNER: u32 = BOB;
+
 /// The directory that cargo builds into (the one with `release/`), found from the running program.
 pub fn target_dir() -> PathBuf {
     static DIR: LazyLock<PathBuf> = LazyLock::new(|| {

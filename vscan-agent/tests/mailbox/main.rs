@@ -2,5 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod faults;
+mod hostile;
+mod login;
+mod scale;
 mod scan;
 mod stage;
+mod sync;

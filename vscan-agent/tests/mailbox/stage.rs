@@ -113,8 +113,11 @@ pub(crate) async fn open(login: Login) -> Result<Connection, Error> {
 }
 
 pub(crate) async fn open_at(port: u16, login: Login) -> Result<Connection, Error> {
-    let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port, security: Security::None };
-    Connection::open(&endpoint, &login, PATIENCE).await
+    Connection::open(&endpoint(port), &login, PATIENCE).await
+}
+
+pub(crate) fn endpoint(port: u16) -> Endpoint {
+    Endpoint { host: "127.0.0.1".to_owned(), port, security: Security::None }
 }
 
 pub(crate) fn inbox() -> FolderName {
@@ -150,6 +153,8 @@ pub(crate) struct BySubject {
     pub(crate) bytes: Vec<u64>,
     pub(crate) failures: Vec<String>,
     pub(crate) rescans: usize,
+    /// By so many bytes a replacement is larger than it has to be.
+    pub(crate) larger: usize,
 }
 
 impl Judge for BySubject {
@@ -168,7 +173,7 @@ impl Judge for BySubject {
             Some("replace") => {
                 let token = format!("token-{}", fetched.summary.uid);
                 let mut with = format!("{TOKEN_FIELD}: {token}\r\n").into_bytes();
-                with.extend(mail("treated", "nothing bad is left"));
+                with.extend(mail("treated", &"x".repeat(self.larger)));
                 (false, Sentence::Replace { with, token })
             }
             Some("remove") => (false, Sentence::Remove),
@@ -206,4 +211,36 @@ pub(crate) fn flag(name: &str) -> Flag {
 pub(crate) fn subject(summary: &Summary) -> String {
     let header = String::from_utf8(summary.header.clone().unwrap_or_default().to_vec()).unwrap();
     header.lines().find_map(|l| l.strip_prefix("Subject: ")).unwrap_or_default().to_owned()
+}
+
+/// Bytes of this process's memory that are resident.
+pub(crate) fn resident() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib << 10)
+}
+
+/// Runs the work of the test of this name in a process of its own, where nothing else takes memory, and as many files can be
+/// open as the system allows.
+pub(crate) fn alone(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    const MARK: &str = "VSCAN_TEST_ALONE";
+    if std::env::var_os(MARK).is_some() {
+        let resource = rustix::process::Resource::Nofile;
+        let limit = rustix::process::getrlimit(resource);
+        let most = rustix::process::Rlimit { current: limit.maximum, ..limit };
+        rustix::process::setrlimit(resource, most)?;
+        return work();
+    }
+    let output = std::process::Command::new(std::env::current_exe()?)
+        .args(["--exact", name, "--nocapture", "--test-threads", "1"])
+        .env(MARK, "1")
+        .output()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }
