@@ -396,10 +396,10 @@ impl<'a, J: Judge> Pass<'a, J> {
         }
         let changes = self.connection.changes(since).await?;
         let unread = self.scope.unread;
-        let looked_at = |change: &&Change| !change.deleted && !(unread && change.seen);
+        let left_out = |change: &&Change| change.deleted || (unread && change.seen);
         let uid = |change: &Change| change.uid;
-        let listed = changes.changed.iter().filter(looked_at).map(uid).collect();
-        let left = changes.changed.iter().filter(|change| !looked_at(change)).map(uid);
+        let listed = changes.changed.iter().filter(|change| !left_out(change)).map(uid).collect();
+        let left = changes.changed.iter().filter(left_out).map(uid);
         let vanished = changes.vanished.unwrap_or_default();
         let known = self.buffer.known(self.scope.account, self.folder, self.validity)?;
         let vanished = known.iter().map(|(uid, _)| *uid).filter(|uid| vanished.contains(uid.get()));

@@ -48,7 +48,6 @@ fn hundred_thousand() -> Result<()> {
         assert_eq!((tally.messages, tally.scanned), (MESSAGES, MESSAGES));
         assert_eq!(buffer.len("ann")?, u64::from(MESSAGES));
         let grown = resident()?.saturating_sub(before);
-        println!("{} MiB more are resident", grown >> 20);
         assert!(grown < 128 << 20, "{} MiB more are resident", grown >> 20);
         server.take_commands();
         // Nothing has changed: by one number.
@@ -132,7 +131,6 @@ fn thousand_accounts() -> Result<()> {
     for account in accounts {
         runtime.block_on(account)??;
     }
-    println!("{each} bytes for each account");
     assert!(each < EACH, "{each} bytes for each account");
     Ok(())
 }
