@@ -7,6 +7,7 @@
 mod access;
 mod agent_down;
 mod bad_input;
+mod clamd;
 mod firewall;
 mod ftp;
 mod ftp_delivery;
