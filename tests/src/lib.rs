@@ -12,6 +12,7 @@ pub mod agent;
 pub mod fixtures;
 pub mod ftp;
 pub mod ftp_matrix;
+pub mod ftps;
 pub mod host;
 pub mod imap;
 pub mod imap_server;

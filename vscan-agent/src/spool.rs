@@ -12,6 +12,7 @@
 use crate::{
     blocking,
     blocks::{BlockHash, BlockHasher},
+    tls::Wire,
 };
 use rustix::{
     fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create, open},
@@ -285,25 +286,14 @@ impl Writer {
     ///
     /// # Errors
     /// The leg's reset.
-    pub async fn send(&self, leg: &mut TcpStream, from: u64, to: u64) -> io::Result<()> {
+    pub async fn send(&self, leg: &mut Wire, from: u64, to: u64) -> io::Result<()> {
         let end = to.min(self.len);
-        let Store::Memfd(file) = &self.store else {
-            return send_store(&self.store, from, end, leg).await;
-        };
-        // Not by sendfile(2): pages that the network still holds keep a memfd from being sealed
-        // (EBUSY, fcntl(2) on F_SEAL_WRITE).
-        let mut buffer = vec![0; CHUNK];
-        let mut at = from;
-        while at < end {
-            let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(CHUNK);
-            let count = file.read_at(&mut buffer[..want], at)?;
-            if count == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            leg.write_all(&buffer[..count]).await?;
-            at += count as u64;
+        match &self.store {
+            // Not by sendfile(2): pages that the network still holds keep a memfd from being sealed
+            // (EBUSY, fcntl(2) on F_SEAL_WRITE).
+            Store::Memfd(file) => copy_file(file, from, end, leg).await,
+            Store::Heap(_) | Store::Disk(_) => send_store(&self.store, from, end, leg).await,
         }
-        Ok(())
     }
 
     fn leave_heap(&mut self) -> Result<(), SpoolError> {
@@ -454,11 +444,11 @@ impl Object {
         Reader { object: self.clone(), offset: 0 }
     }
 
-    /// Writes the bytes from `offset` on to `to`: from memory, or by sendfile(2).
+    /// Writes the bytes from `offset` on to `to`: from memory, or by sendfile(2) where nothing is to be encrypted.
     ///
     /// # Errors
     /// The leg's reset; `UnexpectedEof` when the file has lost bytes.
-    pub async fn copy_to(&self, to: &mut TcpStream, offset: u64) -> io::Result<()> {
+    pub async fn copy_to(&self, to: &mut Wire, offset: u64) -> io::Result<()> {
         send_store(&self.inner.store, offset, self.inner.len, to).await
     }
 
@@ -485,14 +475,33 @@ impl io::Read for Reader {
     }
 }
 
-async fn send_store(store: &Store, from: u64, end: u64, to: &mut TcpStream) -> io::Result<()> {
+async fn send_store(store: &Store, from: u64, end: u64, to: &mut Wire) -> io::Result<()> {
     match store {
         Store::Heap(heap) => {
             let index = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(heap.len());
             to.write_all(heap.get(index(from)..index(end)).unwrap_or_default()).await
         }
-        Store::Memfd(file) | Store::Disk(file) => send_file(file, from, end, to).await,
+        Store::Memfd(file) | Store::Disk(file) => match to {
+            Wire::Plain(tcp) => send_file(file, from, end, tcp).await,
+            Wire::Tls(_) => copy_file(file, from, end, to).await,
+        },
     }
+}
+
+/// Reads and writes: what has to be encrypted, or must not be held by the network.
+async fn copy_file(file: &File, from: u64, end: u64, to: &mut Wire) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    let mut at = from;
+    while at < end {
+        let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(CHUNK);
+        let count = file.read_at(&mut buffer[..want], at)?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        to.write_all(&buffer[..count]).await?;
+        at += count as u64;
+    }
+    Ok(())
 }
 
 async fn send_file(file: &File, offset: u64, len: u64, to: &TcpStream) -> io::Result<()> {
@@ -639,7 +648,7 @@ mod tests {
                 stream.read_to_end(&mut received).unwrap();
                 received
             });
-            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut stream = Wire::Plain(listener.accept().await.unwrap().0);
             object.copy_to(&mut stream, 0).await.unwrap();
             object.copy_to(&mut stream, 500).await.unwrap();
             drop(stream);

@@ -21,6 +21,7 @@
 //! as fast as the kernel there, ten times faster than any mail or file server; what counts is the gateway's own
 //! figure, which says how much it can do at most. They have no goal, and run only when they are named.
 
+mod ftp_tls;
 mod hold;
 mod known;
 mod rules;
@@ -254,6 +255,7 @@ pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
         .chain(known::NAMES)
         .chain(smtp_tls::NAMES)
         .chain(rules::names())
+        .chain(ftp_tls::NAMES)
         .collect();
     if let Some(unknown) = names.iter().find(|name| !all.contains(&name.as_str())) {
         bail!("there is no benchmark {unknown}; there are: {}", all.join(", "));
@@ -302,6 +304,7 @@ pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
     known::run(|name| names.is_empty() || named(name), output)?;
     smtp_tls::run(|name| names.is_empty() || named(name), output)?;
     rules::run(|name| names.is_empty() || named(name), output)?;
+    ftp_tls::run(|name| names.is_empty() || named(name), output)?;
     Ok(())
 }
 

@@ -68,7 +68,7 @@ pub const PACKAGES: &[&[&str]] = &[
     &["cyrus-imapd", "libsasl2-modules-db", "sasl2-bin"],
     &["exim4-daemon-light"],
     &["opensmtpd"],
-    &["proftpd-core"],
+    &["proftpd-core", "proftpd-mod-crypto"],
     &["pure-ftpd"],
 ];
 

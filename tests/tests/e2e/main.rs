@@ -16,6 +16,7 @@ mod ftp_matrix;
 mod ftp_names;
 mod ftp_network;
 mod ftp_resume;
+mod ftp_tls;
 mod lab;
 mod mailbox;
 mod notify;

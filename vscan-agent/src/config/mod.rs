@@ -166,13 +166,14 @@ impl Config {
     pub fn opens_tls(&self) -> bool {
         self.tls.rules.iter().any(|rule| rule.action == TlsAction::Terminate)
             || self.smtp.starttls == TlsAction::Terminate
+            || self.ftp.tls == FtpTls::Terminate
     }
 
     /// The protocol that is spoken on a server's port, if it is one of ours.
     #[must_use]
     pub fn protocol(&self, port: u16) -> Option<Protocol> {
         let has = |ports: &[std::num::NonZeroU16]| ports.iter().any(|p| p.get() == port);
-        if has(&self.ftp.ports) {
+        if has(&self.ftp.ports) || self.ftp.is_implicit(port) {
             Some(Protocol::Ftp)
         } else if self.smtp.all_ports().any(|p| p.get() == port) {
             Some(Protocol::Smtp)

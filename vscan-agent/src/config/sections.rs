@@ -241,9 +241,11 @@ fn ftp(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Ftp {
     let patience = t.opt::<OrNone<Duration>>(r, "server_patience");
     let ftp = Ftp {
         ports: t.list(r, "ports", d.ports),
+        tls_ports: t.list(r, "tls_ports", d.tls_ports),
         delivery: t.get(r, "delivery", d.delivery),
         hold_back: size(r, &mut t, "hold_back", d.hold_back),
         tls: t.get(r, "tls", d.tls),
+        no_close_notify: t.list(r, "no_close_notify", d.no_close_notify),
         resume: t.get(r, "resume", d.resume),
         noop_interval: positive(r, &mut t, "noop_interval", d.noop_interval),
         announce: t.get(r, "announce", d.announce),
@@ -394,6 +396,7 @@ fn between(r: &mut Reader<'_>, root: &mut Table<'_, '_>, c: &Config) {
     let taken = |ports: &[NonZeroU16]| ports.contains(&c.gateway.tproxy_port);
     let all = [
         ("ftp", "ports", &c.ftp.ports),
+        ("ftp", "tls_ports", &c.ftp.tls_ports),
         ("smtp", "ports", &c.smtp.ports),
         ("smtp", "tls_ports", &c.smtp.tls_ports),
         ("smtp", "lmtp_ports", &c.smtp.lmtp_ports),
@@ -412,6 +415,16 @@ fn between(r: &mut Reader<'_>, root: &mut Table<'_, '_>, c: &Config) {
             ));
             r.report(at, wrong);
         }
+    }
+    if let Some(port) = c.ftp.tls_ports.iter().find(|p| c.ftp.ports.contains(p)) {
+        let wrong = Wrong::new(format!("port {port} is in both `ftp.ports` and `ftp.tls_ports`"))
+            .help("write ports that begin with TLS into `ftp.tls_ports` alone");
+        r.report(root.table_span("ftp", "tls_ports"), wrong);
+    }
+    if let Some(port) = c.smtp.all_ports().find(|p| c.ftp.tls_ports.contains(p)) {
+        let wrong = Wrong::new(format!("port {port} is in both `ftp.tls_ports` and `[smtp]`"))
+            .help("the protocol is known by the port: write it into one of them");
+        r.report(root.table_span("ftp", "tls_ports"), wrong);
     }
     if let Some(port) = c.smtp.ports.iter().find(|p| c.ftp.ports.contains(p)) {
         let wrong = Wrong::new(format!("port {port} is in both `ftp.ports` and `smtp.ports`"))
@@ -438,7 +451,10 @@ fn between(r: &mut Reader<'_>, root: &mut Table<'_, '_>, c: &Config) {
             r.report(root.table_span("smtp", "lmtp_ports"), wrong);
         }
     }
-    if c.ftp.ports.is_empty() && c.smtp.all_ports().next().is_none() && c.mailboxes.is_empty() {
+    if c.ftp.all_ports().next().is_none()
+        && c.smtp.all_ports().next().is_none()
+        && c.mailboxes.is_empty()
+    {
         r.report(
             root.table_span("ftp", "ports"),
             Wrong::new("`ftp.ports` and `smtp.ports` are both empty: nothing to do"),

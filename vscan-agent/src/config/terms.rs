@@ -215,10 +215,21 @@ words! {
     FtpTls {
         /// The session goes on uninspected, counted and shown as such.
         Pass = "pass",
+        /// It is opened, inspected, and closed again towards the server.
+        Terminate = "terminate",
         /// `AUTH` is refused; clients that insist on TLS cannot connect.
         Refuse = "refuse",
     }
-    unavailable { "terminate" => "TLS is passed or refused, not opened" }
+}
+
+impl From<FtpTls> for TlsAction {
+    fn from(tls: FtpTls) -> Self {
+        match tls {
+            FtpTls::Pass => Self::Pass,
+            FtpTls::Terminate => Self::Terminate,
+            FtpTls::Refuse => Self::Refuse,
+        }
+    }
 }
 
 words! {

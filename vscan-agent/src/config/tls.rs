@@ -3,7 +3,7 @@
 
 use super::read::{Reader, Scalar, Table, Wrong, kind};
 use super::sections::positive;
-use super::terms::{Direction, Protocol, TlsAction, TlsVersion, UpstreamTls, Verify};
+use super::terms::{Direction, FtpTls, Protocol, TlsAction, TlsVersion, UpstreamTls, Verify};
 use super::types::Config;
 use ipnet::IpNet;
 use std::fmt;
@@ -391,6 +391,8 @@ pub(super) fn between(r: &mut Reader<'_>, root: &Table<'_, '_>, c: &Config) {
             );
         let at = if c.tls.rules.iter().any(|rule| rule.action == TlsAction::Terminate) {
             root.table_span("tls", "rule")
+        } else if c.ftp.tls == FtpTls::Terminate {
+            root.table_span("ftp", "tls")
         } else {
             root.table_span("smtp", "starttls")
         };

@@ -246,14 +246,18 @@ impl Default for Paths {
 /// `[ftp]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ftp {
-    /// Server ports; empty: FTP is not intercepted.
+    /// Server ports; with `tls_ports` empty as well FTP is not intercepted.
     pub ports: Vec<NonZeroU16>,
+    /// Server ports where connections begin with TLS.
+    pub tls_ports: Vec<NonZeroU16>,
     /// How files are delivered.
     pub delivery: FtpDelivery,
     /// With `FtpDelivery::Stream`: bytes that wait for the verdict. At least [`HOLD_BACK_MIN`].
     pub hold_back: u64,
-    /// What happens on `AUTH`.
+    /// What happens on `AUTH`, and on `tls_ports`.
     pub tls: FtpTls,
+    /// Clients and servers whose TLS data may end without close_notify.
+    pub no_close_notify: Vec<IpNet>,
     /// What happens on `REST` and `APPE`.
     pub resume: Resume,
     /// How often the server is kept awake while an upload is held.
@@ -262,6 +266,19 @@ pub struct Ftp {
     pub server_patience: Option<Duration>,
     /// Whether the reply to a file that was delivered says what the scanner says of it.
     pub announce: bool,
+}
+
+impl Ftp {
+    /// All ports on which FTP is intercepted.
+    pub fn all_ports(&self) -> impl Iterator<Item = NonZeroU16> {
+        self.ports.iter().chain(&self.tls_ports).copied()
+    }
+
+    /// Whether connections to a server's port begin with TLS.
+    #[must_use]
+    pub fn is_implicit(&self, port: u16) -> bool {
+        self.tls_ports.iter().any(|p| p.get() == port)
+    }
 }
 
 /// Least `ftp.hold_back`: the first block of a file tells whether it was caught before, and is to be
@@ -453,9 +470,11 @@ impl Default for Ftp {
     fn default() -> Self {
         Self {
             ports: vec![port(21)],
+            tls_ports: Vec::new(),
             delivery: FtpDelivery::Hold,
             hold_back: MIB,
             tls: FtpTls::Pass,
+            no_close_notify: Vec::new(),
             resume: Resume::Whole,
             noop_interval: Duration::from_secs(30),
             announce: false,

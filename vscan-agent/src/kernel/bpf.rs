@@ -503,7 +503,7 @@ fn settings(config: &Config, marks: &Marks, ttl: Duration) -> Settings {
         settings.rate_ns = each.max(1);
         settings.burst_ns = u64::from(limit.burst.get() - 1) * each;
     }
-    for port in config.ftp.ports.iter().copied().chain(config.smtp.all_ports()) {
+    for port in config.ftp.all_ports().chain(config.smtp.all_ports()) {
         settings.add_port(port.get());
     }
     settings

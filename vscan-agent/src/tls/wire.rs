@@ -255,6 +255,62 @@ impl TlsWire {
         }
     }
 
+    /// Decrypts until this many bytes, or the end of the stream, are here; [`Self::head`] shows them, and whoever reads
+    /// next gets them too.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn poll_head(&mut self, cx: &mut Context<'_>, count: usize) -> Poll<io::Result<()>> {
+        while self.ended == Ended::No && self.head().len() < count {
+            let filled = self.poll_fill(cx, &mut []);
+            let _ = self.poll_outgoing(cx);
+            ready!(filled)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// What is decrypted and was not read.
+    #[must_use]
+    pub fn head(&self) -> &[u8] {
+        &self.plain[self.taken..]
+    }
+
+    /// Handles what the peer said without being asked, if anything is here: tickets, on a leg that is only written to. The
+    /// next connection resumes with them, each of which is good for one (RFC 8446 appendix C.4).
+    pub fn catch_up(&mut self, cx: &mut Context<'_>) {
+        while self.ended == Ended::No && self.head().len() < READ_MAX {
+            match self.poll_fill(cx, &mut []) {
+                Poll::Ready(Ok(_)) => {}
+                // It is met again by whoever writes next.
+                Poll::Ready(Err(_)) | Poll::Pending => return,
+            }
+        }
+    }
+
+    /// Reads to the end and throws away what comes, but for tickets; a peer that goes on and on is not heard out.
+    async fn hear_out(&mut self) {
+        let mut buffer = [0; RECORD_MAX];
+        let mut discarded = 0;
+        while discarded <= net::close::DISCARD_MAX {
+            match poll_fn(|cx| self.poll_read(cx, &mut buffer)).await {
+                Ok(count) if count > 0 => discarded += count,
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Waits for the peer's close_notify, behind which nothing may be left unread.
+    ///
+    /// # Errors
+    /// The connection failed or was cut off, or the peer still had something to say.
+    pub async fn ended(&mut self) -> io::Result<()> {
+        let mut byte = [0];
+        match poll_fn(|cx| self.poll_read(cx, &mut byte)).await? {
+            0 => Ok(()),
+            _ => Err(invalid("the peer goes on speaking")),
+        }
+    }
+
     /// Reads once from the socket and handles what came; tells how many bytes of `out` are filled. What does not fit
     /// there is kept.
     fn poll_fill(&mut self, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
@@ -557,12 +613,25 @@ impl Wire {
         match self {
             Self::Plain(tcp) => net::close_gracefully(tcp).await,
             Self::Tls(mut tls) => {
-                let said = poll_fn(|cx| tls.poll_close_notify(cx));
-                tokio::time::timeout(net::close::CLOSE_TIMEOUT, said)
+                let end = async {
+                    poll_fn(|cx| tls.poll_close_notify(cx)).await?;
+                    tls.tcp.shutdown().await?;
+                    tls.hear_out().await;
+                    Ok::<_, io::Error>(())
+                };
+                tokio::time::timeout(net::close::CLOSE_TIMEOUT, end)
                     .await
                     .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
                 net::close_gracefully(tls.tcp).await
             }
+        }
+    }
+
+    /// As [`TlsWire::catch_up`]; of no use without TLS.
+    pub fn catch_up(&mut self, cx: &mut Context<'_>) {
+        match self {
+            Self::Plain(_) => {}
+            Self::Tls(tls) => tls.catch_up(cx),
         }
     }
 

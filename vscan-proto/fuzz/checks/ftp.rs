@@ -10,7 +10,7 @@ use vscan_proto::ftp::address::{parse_227, parse_229, parse_eprt, parse_port};
 use vscan_proto::ftp::command::{COMMAND_LIMIT, Command};
 use vscan_proto::ftp::reply::{REPLY_LINE_LIMIT, Replies};
 use vscan_proto::ftp::{
-    Addresses, Broken, Delivery, Event, Judgement, Leg, Output, Recalled, Session, Settings,
+    Addresses, Broken, Delivery, Event, Judgement, Leg, Output, Recalled, Session, Settings, Tls,
 };
 use vscan_proto::line::LineSplitter;
 
@@ -90,6 +90,12 @@ pub(crate) fn session(data: &[u8]) {
     let settings = Settings {
         skip_extensions: vec!["iso".into()],
         delivery: if data.len().is_multiple_of(2) { Delivery::Hold } else { Delivery::Stream },
+        tls: match data.len() % 5 {
+            0 => Tls::Refuse,
+            1 | 2 => Tls::Terminate,
+            3 => Tls::Implicit,
+            _ => Tls::Pass,
+        },
         ..Settings::default()
     };
     let addresses =
@@ -103,10 +109,17 @@ pub(crate) fn session(data: &[u8]) {
         let (bytes, tail) = tail.split_at(usize::from(*length).min(tail.len()));
         rest = tail;
         step(&mut session, &mut now, *kind, *length, bytes);
+        let mut changes = false;
         while let Some(output) = session.poll_output() {
+            assert!(!changes, "{output:?} while both wires change");
+            changes |= matches!(output, Output::Secure | Output::Clear);
             assert!(!matches!(output, Output::Send(_)), "only refusals were given");
             assert!(!matches!(output, Output::Check), "no version is known");
             over |= matches!(output, Output::Close | Output::Reset | Output::Blind);
+        }
+        if changes {
+            let result = if *kind & 0x20 == 0 { Ok(()) } else { Err(Broken { leg: Leg::Client }) };
+            session.handle_event(now, Event::Secured(result));
         }
     }
 }

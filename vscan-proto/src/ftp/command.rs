@@ -25,10 +25,14 @@ const FIRST_COMMAND: u8 = 0xf0;
 pub enum Verb {
     /// ABOR: stop the transfer.
     Abor,
+    /// ADAT, MIC, CONF, ENC: security data, and commands wrapped in it (RFC 2228).
+    Adat,
     /// APPE: append to a file.
     Appe,
     /// AUTH: begin a security exchange (RFC 2228, 4217).
     Auth,
+    /// CCC: the control connection goes on in the clear (RFC 2228, 4217).
+    Ccc,
     /// CDUP, XCUP: to the parent directory.
     Cdup,
     /// COMB: makes one file out of several (Globalscape).
@@ -61,8 +65,12 @@ pub enum Verb {
     Nlst,
     /// PASV: passive data connection, IPv4.
     Pasv,
+    /// PBSZ: protection buffer size (RFC 2228, 4217).
+    Pbsz,
     /// PORT: active data connection, IPv4.
     Port,
+    /// PROT: whether data connections are protected (RFC 2228, 4217).
+    Prot,
     /// QUIT: end of the session.
     Quit,
     /// RANG: byte range of the next transfer, an expired draft.
@@ -79,6 +87,8 @@ pub enum Verb {
     Spor,
     /// SPSV: passive with a ticket, an expired draft.
     Spsv,
+    /// SSCN: the server takes the client's part in TLS, for server-to-server transfers.
+    Sscn,
     /// STAT: status, or a listing over the control connection.
     Stat,
     /// STOR: upload.
@@ -105,8 +115,10 @@ impl Verb {
         upper.make_ascii_uppercase();
         match &*upper {
             b"ABOR" => Self::Abor,
+            b"ADAT" | b"MIC" | b"CONF" | b"ENC" => Self::Adat,
             b"APPE" => Self::Appe,
             b"AUTH" => Self::Auth,
+            b"CCC" => Self::Ccc,
             b"CDUP" | b"XCUP" => Self::Cdup,
             b"COMB" => Self::Comb,
             b"CPSV" => Self::Cpsv,
@@ -123,7 +135,9 @@ impl Verb {
             b"MODE" => Self::Mode,
             b"NLST" => Self::Nlst,
             b"PASV" => Self::Pasv,
+            b"PBSZ" => Self::Pbsz,
             b"PORT" => Self::Port,
+            b"PROT" => Self::Prot,
             b"QUIT" => Self::Quit,
             b"RANG" => Self::Rang,
             b"REIN" => Self::Rein,
@@ -132,6 +146,7 @@ impl Verb {
             b"SPAS" => Self::Spas,
             b"SPOR" => Self::Spor,
             b"SPSV" => Self::Spsv,
+            b"SSCN" => Self::Sscn,
             b"STAT" => Self::Stat,
             b"STOR" => Self::Stor,
             b"STOU" => Self::Stou,
@@ -147,8 +162,10 @@ impl Verb {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Abor => "ABOR",
+            Self::Adat => "ADAT",
             Self::Appe => "APPE",
             Self::Auth => "AUTH",
+            Self::Ccc => "CCC",
             Self::Cdup => "CDUP",
             Self::Comb => "COMB",
             Self::Cpsv => "CPSV",
@@ -165,7 +182,9 @@ impl Verb {
             Self::Mode => "MODE",
             Self::Nlst => "NLST",
             Self::Pasv => "PASV",
+            Self::Pbsz => "PBSZ",
             Self::Port => "PORT",
+            Self::Prot => "PROT",
             Self::Quit => "QUIT",
             Self::Rang => "RANG",
             Self::Rein => "REIN",
@@ -174,6 +193,7 @@ impl Verb {
             Self::Spas => "SPAS",
             Self::Spor => "SPOR",
             Self::Spsv => "SPSV",
+            Self::Sscn => "SSCN",
             Self::Stat => "STAT",
             Self::Stor => "STOR",
             Self::Stou => "STOU",

@@ -152,26 +152,68 @@ fn code(content: &[u8]) -> Option<(u16, bool)> {
     }
 }
 
-/// Whether a line of the FEAT answer names something that vscan does not let through: parts of
-/// files, compression, and (where they are refused) restart positions or the security extensions.
-pub fn is_hidden_feature(line: &[u8], hide_tls: bool, hide_restart: bool) -> bool {
+/// What the FEAT answer may say of security extensions (RFC 2228, 4217).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Security {
+    /// All that the server says.
+    Shown,
+    /// Nothing.
+    Hidden,
+    /// TLS as it is by RFC 4217, and no other mechanism.
+    TlsAlone,
+    /// The same, where TLS has begun already.
+    WithoutAuth,
+}
+
+/// A line of the FEAT answer as the client gets it; `None` for one that names something that vscan does not let
+/// through: parts of files, compression, and (where they are refused) restart positions or security extensions.
+pub fn feature(line: Bytes, security: Security, hide_restart: bool) -> Option<Bytes> {
     // RFC 2389: feature lines begin with one space.
     if !line.starts_with(b" ") {
-        return false;
+        return Some(line);
     }
     let text = line.trim_ascii().to_ascii_uppercase();
     let mut words = text.split(|byte| byte.is_ascii_whitespace());
-    match words.next() {
+    let ours = matches!(security, Security::TlsAlone | Security::WithoutAuth);
+    let hidden = match words.next() {
         Some(b"REST" | b"APPE") => hide_restart,
         Some(b"MODE") => words.next().is_some_and(|mode| mode.starts_with(b"Z")),
-        Some(b"AUTH" | b"PBSZ" | b"PROT" | b"CCC" | b"SSCN" | b"ADAT" | b"ENC" | b"MIC") => {
-            hide_tls
-        }
+        Some(b"AUTH") if security == Security::TlsAlone => return mechanisms(line),
+        Some(b"AUTH") => security != Security::Shown,
+        Some(b"PBSZ" | b"PROT" | b"CCC") => security == Security::Hidden,
+        // What changes the roles in TLS, or wraps commands.
+        Some(b"SSCN" | b"ADAT" | b"ENC" | b"MIC" | b"CONF") => ours || security == Security::Hidden,
+        Some(b"REIN") => security == Security::WithoutAuth,
         Some(
             b"LPRT" | b"LPSV" | b"CPSV" | b"SPSV" | b"SPAS" | b"SPOR" | b"COMB" | b"RANG" | b"ERET"
             | b"ESTO" | b"THMB",
         ) => true,
         Some(_) | None => false,
+    };
+    (!hidden).then_some(line)
+}
+
+/// An AUTH line with those mechanisms alone that end here: ` AUTH TLS;SSL;`. `None` if there is none.
+fn mechanisms(line: Bytes) -> Option<Bytes> {
+    let text = line.trim_ascii().get(4..)?.trim_ascii();
+    let kept: Vec<&[u8]> = text
+        .split(|byte| *byte == b';')
+        .map(<[u8]>::trim_ascii)
+        .filter(|name| name.eq_ignore_ascii_case(b"TLS") || name.eq_ignore_ascii_case(b"SSL"))
+        .collect();
+    let count = text.split(|byte| *byte == b';').filter(|name| !name.is_empty()).count();
+    match kept.len() {
+        0 => None,
+        all if all == count => Some(line),
+        _ => {
+            let mut short = BytesMut::from(&b" AUTH "[..]);
+            for name in kept {
+                short.put_slice(name);
+                short.put_u8(b';');
+            }
+            short.put_slice(b"\r\n");
+            Some(short.freeze())
+        }
     }
 }
 
@@ -273,24 +315,50 @@ mod tests {
         );
     }
 
+    fn shown(line: &str, security: Security, hide_restart: bool) -> Option<String> {
+        let line = Bytes::copy_from_slice(line.as_bytes());
+        feature(line, security, hide_restart).map(|l| String::from_utf8(l.to_vec()).unwrap())
+    }
+
     #[test]
     fn hidden_features() {
-        let hidden = |line: &str, tls| is_hidden_feature(line.as_bytes(), tls, false);
+        use Security::{Hidden, Shown, TlsAlone, WithoutAuth};
         for line in [" RANG STREAM\r\n", " MODE Z\r\n", " MODE Z;level\r\n"] {
-            assert!(hidden(line, false), "{line}");
+            assert_eq!(shown(line, Shown, false), None, "{line}");
         }
         for line in [" REST STREAM\r\n", " rest stream\r\n", " APPE\r\n"] {
-            assert!(is_hidden_feature(line.as_bytes(), false, true), "{line}");
-            assert!(!hidden(line, true), "{line}");
+            assert_eq!(shown(line, Shown, true), None, "{line}");
+            assert_eq!(shown(line, Hidden, false).as_deref(), Some(line));
         }
         for line in [" AUTH TLS\r\n", " AUTH TLS;SSL;\r\n", " PBSZ\r\n", " PROT\r\n"] {
-            assert!(hidden(line, true), "{line}");
-            assert!(!hidden(line, false), "{line}");
+            assert_eq!(shown(line, Hidden, false), None, "{line}");
+            assert_eq!(shown(line, Shown, false).as_deref(), Some(line));
+            assert_eq!(shown(line, TlsAlone, false).as_deref(), Some(line));
         }
         for line in
             ["211-REST\r\n", "211 End\r\n", " MDTM\r\n", " UTF8\r\n", " MODE S\r\n", " \r\n"]
         {
-            assert!(!hidden(line, true), "{line}");
+            for security in [Shown, Hidden, TlsAlone, WithoutAuth] {
+                assert_eq!(shown(line, security, false).as_deref(), Some(line));
+            }
+        }
+    }
+
+    #[test]
+    fn mechanisms_that_do_not_end_here_are_not_shown() {
+        use Security::{Hidden, Shown, TlsAlone, WithoutAuth};
+        let check = |line: &str, expect: Option<&str>| {
+            assert_eq!(shown(line, TlsAlone, false).as_deref(), expect, "{line}");
+            assert_eq!(shown(line, WithoutAuth, false), None, "{line}");
+        };
+        check(" AUTH TLS;TLS-C;SSL;TLS-P;\r\n", Some(" AUTH TLS;SSL;\r\n"));
+        check(" auth GSSAPI;tls\r\n", Some(" AUTH tls;\r\n"));
+        check(" AUTH GSSAPI\r\n", None);
+        check(" AUTH\r\n", None);
+        for line in [" SSCN\r\n", " ADAT\r\n"] {
+            assert_eq!(shown(line, TlsAlone, false), None);
+            assert_eq!(shown(line, Hidden, false), None);
+            assert_eq!(shown(line, Shown, false).as_deref(), Some(line));
         }
     }
 }

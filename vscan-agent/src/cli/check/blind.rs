@@ -59,7 +59,7 @@ fn so_far(counted: &BlindSpots, reason: Blind) -> String {
 /// What passes unread, in words, and the meter's reason for it where it has one.
 fn configured(config: &Config) -> Vec<(Option<Blind>, String)> {
     let mut spots = Vec::new();
-    let ftp = !config.ftp.ports.is_empty();
+    let ftp = config.ftp.all_ports().next().is_some();
     let smtp = config.smtp.all_ports().next().is_some();
     let passes = match (
         smtp && config.smtp.starttls == TlsAction::Pass,

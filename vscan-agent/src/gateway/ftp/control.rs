@@ -3,8 +3,15 @@
 //! An idle session holds two sockets and the machine, no buffers: it waits for readiness, reads
 //! into the stack, and writes what a step produced in one call.
 
-use super::{Place, data::Data};
-use crate::observe::{Denied, wire};
+use super::{
+    Place,
+    data::{Data, Protected},
+    secure::{self, Change},
+};
+use crate::{
+    observe::{Denied, wire},
+    tls::Wire,
+};
 use bytes::BytesMut;
 use std::{
     future::poll_fn,
@@ -17,10 +24,9 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::TcpStream,
     time::{Sleep, sleep_until, timeout},
 };
-use vscan_proto::ftp::{Addresses, Leg, Note, Output, Session, Settings, VerbName};
+use vscan_proto::ftp::{Addresses, Broken, Event, Leg, Note, Output, Session, Settings, VerbName};
 
 /// Bytes read at a time; commands and replies are short.
 const READ_SIZE: usize = 8 << 10;
@@ -38,8 +44,10 @@ pub(super) enum Ended {
     Closed,
     /// Something was wrong: nobody shall take what arrived for whole.
     Reset,
-    /// TLS begins.
+    /// TLS begins, and is not opened.
     Blind,
+    /// The same; the client's first record was read already.
+    BlindBehind,
 }
 
 pub(super) struct Control<'a> {
@@ -48,6 +56,14 @@ pub(super) struct Control<'a> {
     client: Line,
     upstream: Line,
     data: Option<Box<Data<'a>>>,
+    /// How data connections are made.
+    protected: Protected,
+    /// TLS is to begin, or to end, when what was said is out.
+    due: Option<Due>,
+    /// TLS begins or ends.
+    changing: Option<Pin<Box<dyn Future<Output = Change> + Send + 'a>>>,
+    /// What was read of a client whose session is relayed.
+    received: Vec<u8>,
     /// Fires at the machine's deadline, or before one that has moved since.
     timer: Option<Pin<Box<Sleep>>>,
     /// What the flow table was told: state and command.
@@ -55,9 +71,17 @@ pub(super) struct Control<'a> {
     ended: Option<Ended>,
 }
 
+/// A change of both control connections.
+#[derive(Clone, Copy)]
+enum Due {
+    Secure,
+    Clear,
+}
+
 /// One control connection.
 struct Line {
-    stream: TcpStream,
+    /// None while it changes, and when that has failed.
+    wire: Option<Wire>,
     /// Bytes to be written.
     pending: BytesMut,
     /// The peer may still send.
@@ -67,8 +91,8 @@ struct Line {
 }
 
 impl Line {
-    fn new(stream: TcpStream, urgent: bool) -> Self {
-        Self { stream, pending: BytesMut::new(), open: true, urgent }
+    fn new(wire: Wire, urgent: bool) -> Self {
+        Self { wire: Some(wire), pending: BytesMut::new(), open: true, urgent }
     }
 
     fn is_full(&self) -> bool {
@@ -81,18 +105,19 @@ impl Line {
         cx: &mut Context<'_>,
         handle: impl FnOnce(Option<&[u8]>) -> T,
     ) -> Poll<T> {
+        let Some(wire) = &mut self.wire else { return Poll::Pending };
         let mut space = [MaybeUninit::uninit(); READ_SIZE];
         let mut buffer = ReadBuf::uninit(&mut space);
-        let read = loop {
-            if !self.urgent {
-                // After a short read this knows that nothing is left.
-                break ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
-            }
-            let ready = ready!(self.stream.poll_read_ready(cx));
-            match ready.and_then(|()| self.stream.try_read_buf(&mut buffer)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => break read.map(drop),
-            }
+        let read = match wire {
+            Wire::Plain(tcp) if self.urgent => loop {
+                let ready = ready!(tcp.poll_read_ready(cx));
+                match ready.and_then(|()| tcp.try_read_buf(&mut buffer)) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    read => break read.map(drop),
+                }
+            },
+            // After a short read this knows that nothing is left.
+            wire => ready!(AsyncRead::poll_read(Pin::new(wire), cx, &mut buffer)),
         };
         let bytes = buffer.filled();
         if read.is_err() || bytes.is_empty() {
@@ -104,15 +129,16 @@ impl Line {
 
     /// Writes what is pending as soon as the socket takes it.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(wire) = &mut self.wire else { return Poll::Ready(()) };
         while !self.pending.is_empty() {
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.pending)) {
+            match ready!(Pin::new(&mut *wire).poll_write(cx, &self.pending)) {
                 Ok(count) => drop(self.pending.split_to(count)),
                 // A broken connection is noticed by reading it.
                 Err(_) => self.pending.clear(),
             }
         }
         self.pending = BytesMut::new();
-        Poll::Ready(())
+        Pin::new(wire).poll_flush(cx).map(|_noticed_by_reading| ())
     }
 }
 
@@ -120,8 +146,9 @@ impl<'a> Control<'a> {
     pub(super) fn new(
         place: Place<'a>,
         settings: Settings,
-        client: TcpStream,
-        upstream: TcpStream,
+        client: Wire,
+        upstream: Wire,
+        protected: Protected,
     ) -> Self {
         let addresses = Addresses { client: place.client, dialled: place.dialled };
         Self {
@@ -130,6 +157,10 @@ impl<'a> Control<'a> {
             client: Line::new(client, true),
             upstream: Line::new(upstream, false),
             data: None,
+            protected,
+            due: None,
+            changing: None,
+            received: Vec::new(),
             timer: None,
             state: ("", None),
             ended: None,
@@ -161,13 +192,69 @@ impl<'a> Control<'a> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         loop {
             self.execute(cx);
-            // Whether all was written does not matter here: a full leg stops the other's reading.
-            let _ = (self.client.poll_flush(cx), self.upstream.poll_flush(cx));
+            // Whether all was written matters only before a change: a full leg stops the other's reading.
+            let out = (self.client.poll_flush(cx), self.upstream.poll_flush(cx));
             if let Some(ended) = self.ended {
                 return Poll::Ready(ended);
             }
-            ready!(self.poll_event(cx));
+            if self.due.is_some() || self.changing.is_some() {
+                if out.0.is_ready() && out.1.is_ready() {
+                    self.change();
+                }
+                ready!(self.poll_change(cx));
+            } else {
+                ready!(self.poll_event(cx));
+            }
         }
+    }
+
+    /// Begins the change that is due.
+    fn change(&mut self) {
+        let Some(due) = self.due.take() else { return };
+        let (Some(client), Some(upstream)) = (self.client.wire.take(), self.upstream.wire.take())
+        else {
+            return;
+        };
+        let place = self.place;
+        self.changing = match (due, client, upstream) {
+            (Due::Secure, Wire::Plain(client), Wire::Plain(upstream)) => {
+                Some(Box::pin(secure::secure(place, client, upstream)))
+            }
+            (_, client, upstream) => Some(Box::pin(secure::clear(place, client, upstream))),
+        };
+    }
+
+    /// Nothing is read from either leg until the change is over.
+    fn poll_change(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(changing) = &mut self.changing else { return Poll::Pending };
+        let change = ready!(changing.as_mut().poll(cx));
+        self.changing = None;
+        let event = match change {
+            Change::Secured { client, upstream, security } => {
+                (self.client.wire, self.upstream.wire) = (Some(client), Some(upstream));
+                self.protected.security = Some(security);
+                Event::Secured(Ok(()))
+            }
+            Change::Cleared { client, upstream, received } => {
+                (self.client.wire, self.upstream.wire) = (Some(client), Some(upstream));
+                self.session.handle_event(Instant::now(), Event::Cleared(Ok(())));
+                if !received.is_empty() {
+                    self.place.flow.add_bytes(received.len() as u64, 0);
+                    self.session.handle_client(Instant::now(), &received);
+                }
+                return Poll::Ready(());
+            }
+            Change::Passes { client, upstream, received } => {
+                self.client.wire = Some(Wire::Plain(client));
+                self.upstream.wire = Some(Wire::Plain(upstream));
+                self.received = received;
+                self.ended = Some(Ended::BlindBehind);
+                return Poll::Ready(());
+            }
+            Change::Failed(leg) => Event::Secured(Err(Broken { leg })),
+        };
+        self.session.handle_event(Instant::now(), event);
+        Poll::Ready(())
     }
 
     /// Hands the next thing that happens to the machine.
@@ -216,9 +303,10 @@ impl<'a> Control<'a> {
         Poll::Pending
     }
 
-    /// The control connections: client, upstream.
-    pub(super) fn into_legs(self) -> (TcpStream, TcpStream) {
-        (self.client.stream, self.upstream.stream)
+    /// The control connections, client and upstream, and what was read of the client's beyond the dialogue. None are left
+    /// where a handshake failed.
+    pub(super) fn into_legs(self) -> (Option<Wire>, Option<Wire>, Vec<u8>) {
+        (self.client.wire, self.upstream.wire, self.received)
     }
 
     /// Carries out what the machine asks for, in its order.
@@ -241,6 +329,9 @@ impl<'a> Control<'a> {
                         self.place.flow.anomaly(name, wire::text(&detail));
                     }
                 },
+                Output::Secure => self.due = Some(Due::Secure),
+                Output::Clear => self.due = Some(Due::Clear),
+                Output::Protect(private) => self.protected.private = private,
                 Output::Blind => self.ended = Some(Ended::Blind),
                 Output::Close => self.ended = Some(Ended::Closed),
                 Output::Reset => self.ended = Some(Ended::Reset),
@@ -274,6 +365,7 @@ impl<'a> Control<'a> {
 
     fn execute_data(&mut self, cx: &mut Context<'_>, output: Output) {
         let data = self.data.get_or_insert_with(|| Box::new(Data::new(self.place)));
+        data.protected.clone_from(&self.protected);
         let sends = matches!(output, Output::Send(Leg::Client));
         let mut event = data.execute(output);
         // A small file is written at once, and both its replies then go out together.
@@ -306,9 +398,11 @@ impl<'a> Control<'a> {
     async fn last_words(&mut self) {
         for leg in [&mut self.client, &mut self.upstream] {
             let pending = std::mem::take(&mut leg.pending);
-            if !pending.is_empty() {
+            if let Some(wire) = &mut leg.wire
+                && !pending.is_empty()
+            {
                 // A peer that takes nothing any more does not hear the rest.
-                let _ = timeout(LAST_WORDS, leg.stream.write_all(&pending)).await;
+                let _ = timeout(LAST_WORDS, wire.write_all(&pending)).await;
             }
         }
     }

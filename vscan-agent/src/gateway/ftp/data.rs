@@ -9,17 +9,20 @@ use super::{
     judging::{Case, Judged},
     partial::{self, Found, Partial},
     passing::{self, Checked, Streamed},
+    secure::{self, Security},
     sniff,
     transfer::{self, Held, Record, Watch},
 };
 use crate::{
     kernel::marks::Marks,
     net::{self, DataListener},
+    tls::Wire,
 };
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 use tokio::{net::TcpStream, runtime::Handle};
@@ -74,12 +77,12 @@ enum Channel<'a> {
     /// Finding out where to listen; `None` comes out when nothing could be bound.
     Binding(Pending<'a, Option<(SocketAddr, DataListener)>>),
     /// Listening or connecting; `None` comes out when it failed.
-    Pending(Pending<'a, Option<TcpStream>>),
-    Open(TcpStream),
+    Pending(Pending<'a, Option<Wire>>),
+    Open(Wire),
 }
 
 impl Channel<'_> {
-    fn take(&mut self) -> Option<TcpStream> {
+    fn take(&mut self) -> Option<Wire> {
         match std::mem::replace(self, Channel::None) {
             Channel::Open(stream) => Some(stream),
             Channel::None | Channel::Binding(_) | Channel::Pending(_) => None,
@@ -89,7 +92,8 @@ impl Channel<'_> {
 
 /// What the work came to.
 pub(super) enum Done {
-    Received(Result<Held, Broken>),
+    /// With the leg, if it still has to be closed.
+    Received(Result<(Held, Option<Wire>), Broken>),
     /// With what is sent in the place of the object, if it was treated.
     Recalled(Found),
     /// From this leg.
@@ -97,10 +101,11 @@ pub(super) enum Done {
     Checked(Checked),
     Judged(Judged),
     /// With the leg, which still has to be closed.
-    Sent(Result<TcpStream, Broken>),
-    Spliced(Result<TcpStream, Broken>),
+    Sent(Result<Wire, Broken>),
+    /// With the receiving leg, which still has to be closed, as may the other.
+    Spliced(Result<(Wire, Option<Wire>), Broken>),
     /// Whether the file that comes on this leg passes unscanned.
-    Sniffed(Leg, TcpStream, bool),
+    Sniffed(Leg, Result<Wire, Broken>, bool),
 }
 
 struct Work<'a> {
@@ -109,8 +114,33 @@ struct Work<'a> {
     legs: [bool; 2],
 }
 
+/// How data connections are made.
+#[derive(Clone, Default)]
+pub(super) struct Protected {
+    /// With TLS (PROT P).
+    pub(super) private: bool,
+    /// What they resume then.
+    pub(super) security: Option<Arc<Security>>,
+}
+
+impl Protected {
+    /// Makes TLS of a leg where it is to be and is not yet. The server begins when it has the command, clients at the 150
+    /// or before.
+    async fn protect(self, place: Place<'_>, leg: Leg, wire: Wire) -> io::Result<Wire> {
+        match (wire, self.security) {
+            (Wire::Plain(tcp), Some(security)) if self.private => {
+                secure::data(place, &security, leg, tcp).await
+            }
+            // Without what is to be resumed there is no TLS on the dialogue either.
+            (Wire::Plain(_), None) if self.private => Err(io::ErrorKind::NotConnected.into()),
+            (wire, _) => Ok(wire),
+        }
+    }
+}
+
 pub(super) struct Data<'a> {
     place: Place<'a>,
+    pub(super) protected: Protected,
     client: Channel<'a>,
     upstream: Channel<'a>,
     work: Option<Work<'a>>,
@@ -137,6 +167,7 @@ impl<'a> Data<'a> {
     pub(super) fn new(place: Place<'a>) -> Self {
         Self {
             place,
+            protected: Protected::default(),
             client: Channel::None,
             upstream: Channel::None,
             work: None,
@@ -196,6 +227,9 @@ impl<'a> Data<'a> {
             Output::ToClient(_)
             | Output::ToUpstream(_)
             | Output::Note(_)
+            | Output::Secure
+            | Output::Clear
+            | Output::Protect(_)
             | Output::Blind
             | Output::Close
             | Output::Reset => {}
@@ -233,21 +267,24 @@ impl<'a> Data<'a> {
         let Poll::Ready(done) = work.future.as_mut().poll(cx) else { return Poll::Pending };
         self.work = None;
         let event = match done {
-            Done::Received(Ok(held)) => {
+            Done::Received(Ok((held, leg))) => {
                 self.held = Some(held);
+                self.close_left(leg);
                 Event::Received(Ok(()))
             }
             Done::Received(Err(broken)) => Event::Received(Err(broken)),
             Done::Recalled(found) => Event::Recalled(self.partial.found(found)),
             Done::Streamed(from, Ok(streamed)) => {
                 self.held = Some(streamed.held);
+                self.close_left(streamed.from);
                 self.partial.sent = streamed.sent;
                 *self.channel(from.other()) = Channel::Open(streamed.to);
                 Event::Received(Ok(()))
             }
             Done::Streamed(_, Err(broken)) => Event::Received(Err(broken)),
-            Done::Checked(Checked::Belongs(leg)) => {
+            Done::Checked(Checked::Belongs(leg, from)) => {
                 self.close(leg);
+                self.close_left(from);
                 Event::Sent(Ok(()))
             }
             Done::Checked(Checked::Differs { client, released }) => {
@@ -267,14 +304,18 @@ impl<'a> Data<'a> {
                 Event::Judged { judgement: judged.judgement, words }
             }
             Done::Sent(result) => Event::Sent(result.map(|leg| self.close(leg))),
-            Done::Sniffed(leg, stream, skip) => {
-                *self.channel(leg) = Channel::Open(stream);
+            Done::Sniffed(leg, wire, skip) => {
+                // One that broke is found out about by whoever takes it next.
+                *self.channel(leg) = wire.map_or(Channel::None, Channel::Open);
                 if let Some(record) = &mut self.record {
                     record.begin.inspected = !skip;
                 }
                 Event::Sniffed(skip)
             }
-            Done::Spliced(result) => Event::Spliced(result.map(|leg| self.close(leg))),
+            Done::Spliced(result) => Event::Spliced(result.map(|(to, from)| {
+                self.close(to);
+                self.close_left(from);
+            })),
         };
         Poll::Ready(event)
     }
@@ -291,8 +332,17 @@ impl<'a> Data<'a> {
         // Behind a port forward the client arrives at either address.
         let bound = bind(place, &[place.dialled.ip(), place.server.ip()]);
         let here = bound.as_ref().map(|(here, _)| *here);
+        let protected = self.protected.clone();
         self.client = bound.map_or(Channel::None, |(_, listener)| {
-            Channel::Pending(Box::pin(accept(place, listener, place.client.ip())))
+            Channel::Pending(Box::pin(async move {
+                let wire = accept(place, listener, place.client.ip()).await?;
+                if !protected.private {
+                    return Some(wire);
+                }
+                // Some clients do not wait for the 150.
+                secure::begun(wire.tcp()).await.ok()?;
+                protected.protect(place, Leg::Client, wire).await.ok()
+            }))
         });
         Event::Listening(Leg::Client, here)
     }
@@ -332,14 +382,17 @@ impl<'a> Data<'a> {
     }
 
     fn receive(&mut self, leg: Leg) -> Option<Event> {
-        let Some(stream) = self.channel(leg).take() else {
+        let Some(wire) = self.channel(leg).take() else {
             return Some(Event::Received(Err(Broken { leg })));
         };
-        let (place, watch) = (self.place, self.watch());
+        let (place, watch, protected) = (self.place, self.watch(), self.protected.clone());
         let intake = self.partial.intake(leg, self.record.as_ref().map(|record| &record.begin));
         self.begin([leg == Leg::Client, leg == Leg::Upstream], async move {
-            let received = transfer::receive(place, stream, leg, watch, intake).await;
-            Done::Received(received.map_err(|_| Broken { leg }))
+            let received = async {
+                let wire = protected.protect(place, leg, wire).await?;
+                transfer::receive(place, wire, leg, watch, intake).await
+            };
+            Done::Received(received.await.map_err(|_| Broken { leg }))
         });
         None
     }
@@ -377,11 +430,15 @@ impl<'a> Data<'a> {
         let (Some(from), Some(to)) = (from, to) else {
             return Some(Event::Received(Err(Broken { leg })));
         };
-        let (place, watch) = (self.place, self.watch());
+        let (place, watch, protected) = (self.place, self.watch(), self.protected.clone());
         let remembered = self.record.as_ref().filter(|r| partial::remembers(place, &r.begin));
         let trail = remembered.map(|r| (partial::key(place, &r.begin), r.started));
         self.begin([true, true], async move {
-            Done::Streamed(leg, passing::stream(place, from, to, leg, watch, trail).await)
+            let streamed = async {
+                let (from, to) = protect_both(place, protected, leg, from, to).await?;
+                passing::stream(place, from, to, leg, watch, trail).await
+            };
+            Done::Streamed(leg, streamed.await)
         });
         None
     }
@@ -394,9 +451,13 @@ impl<'a> Data<'a> {
             return Some(Event::Sent(Err(Broken { leg: Leg::Upstream })));
         };
         let (place, watch, restart) = (self.place, self.watch(), record.begin.restart);
+        let protected = self.protected.clone();
         let key = partial::key(place, &record.begin);
         self.begin([true, true], async move {
-            let legs = (from, to);
+            let legs = match protect_both(place, protected, Leg::Upstream, from, to).await {
+                Ok(legs) => legs,
+                Err(broken) => return Done::Checked(Checked::Broken(broken)),
+            };
             let memory = &place.gateway.memory;
             let checked = passing::check(place, memory, &key, &version, restart, legs, watch);
             Done::Checked(checked.await)
@@ -405,7 +466,7 @@ impl<'a> Data<'a> {
     }
 
     fn send(&mut self, leg: Leg) -> Option<Event> {
-        let stream = self.channel(leg).take();
+        let wire = self.channel(leg).take();
         let (object, from) = match &self.held {
             Some(held @ Held::Object(object)) => (Some(object.clone()), self.send_from(held)),
             Some(held @ Held::Joined(joined)) => {
@@ -413,13 +474,16 @@ impl<'a> Data<'a> {
             }
             Some(Held::Refused { .. } | Held::Unheld(..)) | None => (None, 0),
         };
-        let (Some(stream), Some(object)) = (stream, object) else {
+        let (Some(wire), Some(object)) = (wire, object) else {
             return Some(Event::Sent(Err(Broken { leg })));
         };
-        let place = self.place;
+        let (place, protected) = (self.place, self.protected.clone());
         self.begin([leg == Leg::Client, leg == Leg::Upstream], async move {
-            let sent = transfer::send(place, &object, from, stream).await;
-            Done::Sent(sent.map_err(|_| Broken { leg }))
+            let sent = async {
+                let wire = protected.protect(place, leg, wire).await?;
+                transfer::send(place, &object, from, wire).await
+            };
+            Done::Sent(sent.await.map_err(|_| Broken { leg }))
         });
         None
     }
@@ -429,13 +493,19 @@ impl<'a> Data<'a> {
     }
 
     fn sniff(&mut self, leg: Leg) -> Option<Event> {
-        let (Some(stream), Some(record)) = (self.channel(leg).take(), &self.record) else {
+        let (Some(wire), Some(record)) = (self.channel(leg).take(), &self.record) else {
             return Some(Event::Sniffed(false));
         };
         let (place, name) = (self.place, record.begin.name.clone());
+        let protected = self.protected.clone();
         self.begin([leg == Leg::Client, leg == Leg::Upstream], async move {
-            let skip = sniff::passes(place, &stream, &name).await;
-            Done::Sniffed(leg, stream, skip)
+            match protected.protect(place, leg, wire).await {
+                Ok(mut wire) => {
+                    let skip = sniff::passes(place, &mut wire, &name).await;
+                    Done::Sniffed(leg, Ok(wire), skip)
+                }
+                Err(_) => Done::Sniffed(leg, Err(Broken { leg }), false),
+            }
         });
         None
     }
@@ -445,10 +515,14 @@ impl<'a> Data<'a> {
         let (Some(from), Some(to)) = (from, to) else {
             return Some(Event::Spliced(Err(Broken { leg })));
         };
-        let (place, watch) = (self.place, self.watch());
+        let (place, watch, protected) = (self.place, self.watch(), self.protected.clone());
         self.begin([true, true], async move {
-            let spliced = transfer::splice(place, from, to, leg, watch).await;
-            Done::Spliced(spliced.map_err(|_| Broken { leg }))
+            let spliced = async {
+                let (from, to) = protect_both(place, protected, leg, from, to).await?;
+                let spliced = transfer::splice(place, from, to, leg, watch).await;
+                spliced.map_err(|_| Broken { leg })
+            };
+            Done::Spliced(spliced.await)
         });
         None
     }
@@ -464,21 +538,44 @@ impl<'a> Data<'a> {
             // In the middle of its bytes a leg can only be reset.
             self.work = None;
         }
-        if let Channel::Open(stream) = std::mem::replace(self.channel(leg), Channel::None)
+        if let Channel::Open(wire) = std::mem::replace(self.channel(leg), Channel::None)
             && !reset
         {
-            self.close(stream);
+            self.close(wire);
+        }
+    }
+
+    /// Closes a leg that may be left.
+    fn close_left(&mut self, leg: Option<Wire>) {
+        if let Some(leg) = leg {
+            self.close(leg);
         }
     }
 
     /// Closes a leg in good order, beside what follows: its peer may take its time.
-    fn close(&mut self, leg: TcpStream) {
+    fn close(&mut self, leg: Wire) {
         if self.closing.len() == CLOSING_MAX {
             drop(self.closing.remove(0));
         }
         // A peer that resets instead has what it wanted.
-        self.closing.push(Box::pin(async move { drop(net::close_gracefully(leg).await) }));
+        self.closing.push(Box::pin(async move { drop(leg.close_gracefully().await) }));
     }
+}
+
+/// Makes TLS of both legs where it is to be; `source` is the leg of `from`.
+async fn protect_both(
+    place: Place<'_>,
+    protected: Protected,
+    source: Leg,
+    from: Wire,
+    to: Wire,
+) -> Result<(Wire, Wire), Broken> {
+    let broken = |leg| move |_: io::Error| Broken { leg };
+    let (from, to) = tokio::join!(
+        protected.clone().protect(place, source, from),
+        protected.protect(place, source.other(), to)
+    );
+    Ok((from.map_err(broken(source))?, to.map_err(broken(source.other()))?))
 }
 
 /// Listens on these addresses; the first is where the peer is told to go.
@@ -496,7 +593,7 @@ fn bind(place: Place<'_>, addresses: &[IpAddr]) -> Option<(SocketAddr, DataListe
 }
 
 /// Takes the first connection of the right peer; the listener closes with it.
-async fn accept(place: Place<'_>, listener: DataListener, peer: IpAddr) -> Option<TcpStream> {
+async fn accept(place: Place<'_>, listener: DataListener, peer: IpAddr) -> Option<Wire> {
     let mut strangers = 0;
     loop {
         match listener.accept().await {
@@ -515,9 +612,9 @@ async fn accept(place: Place<'_>, listener: DataListener, peer: IpAddr) -> Optio
     }
 }
 
-fn made(place: Place<'_>, stream: io::Result<TcpStream>) -> Option<TcpStream> {
+fn made(place: Place<'_>, stream: io::Result<TcpStream>) -> Option<Wire> {
     match stream {
-        Ok(stream) => Some(stream),
+        Ok(stream) => Some(Wire::Plain(stream)),
         Err(error) => {
             tracing::debug!(flow = %place.flow.id(), "no data connection: {error}");
             None

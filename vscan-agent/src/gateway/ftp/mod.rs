@@ -2,7 +2,8 @@
 //!
 //! `control` moves the dialogue and carries out what the machine asks for, `data` owns the data
 //! channels and what runs on them, `transfer` and `passing` move a file, `judging` says whether it may
-//! go on, `memory` is what sessions know from one another, `tls` relays what is encrypted. No FTP is understood here.
+//! go on, `memory` is what sessions know from one another, `secure` makes TLS of legs, `tls` relays what is not opened. No FTP
+//! is understood here.
 
 mod ascii;
 mod control;
@@ -11,6 +12,7 @@ mod judging;
 mod memory;
 mod partial;
 mod passing;
+mod secure;
 mod sniff;
 mod tls;
 mod transfer;
@@ -21,14 +23,17 @@ mod tests;
 use super::{Accepted, Gateway, refuse};
 use crate::{
     access::Rules,
-    config::{Config, FtpTls, Protocol},
+    config::{Config, Protocol, TlsAction},
     net,
     observe::FlowHandle,
+    tls::Wire,
 };
 use control::{Control, Ended};
+use data::Protected;
 pub use memory::Memory;
 use socket2::SockRef;
 use std::{net::SocketAddr, sync::Arc};
+use tokio::net::TcpStream;
 use vscan_proto::ftp::{Permit, Settings, Sniff, Timing, Tls};
 
 /// What every part of one session's driver needs.
@@ -42,6 +47,8 @@ struct Place<'a> {
     server: SocketAddr,
     /// The gateway's end of the upstream leg: the client's address and another port.
     upstream: SocketAddr,
+    /// What clients are shown, and how servers are verified.
+    tls: &'a crate::tls::Tls,
 }
 
 /// Serves one FTP session to its end.
@@ -63,6 +70,7 @@ pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
     let prepared = net::keep_alive(&conn.client).and_then(|()| net::keep_alive(&upstream));
     let Ok(local) = prepared.and_then(|()| upstream.local_addr()) else { return };
     let Accepted { client, client_addr, dialled, server } = conn;
+    let tls = gateway.tls();
     let place = Place {
         gateway,
         config: &config,
@@ -71,23 +79,71 @@ pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
         dialled,
         server,
         upstream: local,
+        tls: &tls,
     };
-    let mut control = Control::new(place, settings(place), client, upstream);
+    let settings = settings(place);
+    let (client, upstream, protected) = if config.ftp.is_implicit(server.port()) {
+        match Box::pin(implicit(place, &settings, client, upstream)).await {
+            Some(begun) => begun,
+            None => return,
+        }
+    } else {
+        (Wire::Plain(client), Wire::Plain(upstream), Protected::default())
+    };
+    let mut control = Control::new(place, settings, client, upstream, protected);
     let ended = control.run().await;
-    let (client, upstream) = control.into_legs();
-    match ended {
-        Ended::Closed => {
+    let (client, upstream, received) = control.into_legs();
+    match (ended, client, upstream) {
+        (Ended::Closed, Some(client), Some(upstream)) => {
             // Each leg waits for its peer; that one of them is gone already changes nothing.
             let _ = Box::pin(async {
-                tokio::join!(net::close_gracefully(client), net::close_gracefully(upstream))
+                tokio::join!(client.close_gracefully(), upstream.close_gracefully())
             })
             .await;
         }
-        Ended::Reset => {
+        (
+            Ended::Blind | Ended::BlindBehind,
+            Some(Wire::Plain(client)),
+            Some(Wire::Plain(upstream)),
+        ) => Box::pin(tls::relay(place, client, upstream, received)).await,
+        (Ended::Closed | Ended::Reset | Ended::Blind | Ended::BlindBehind, client, upstream) => {
+            secure::reset(client);
+            secure::reset(upstream);
+        }
+    }
+}
+
+/// A connection that begins with TLS (port 990): both handshakes, unless it is not opened or refused. None: it is over.
+async fn implicit<'a>(
+    place: Place<'a>,
+    settings: &Settings,
+    client: TcpStream,
+    upstream: TcpStream,
+) -> Option<(Wire, Wire, Protected)> {
+    match settings.tls {
+        Tls::Implicit => {}
+        Tls::Pass => {
+            tls::relay(place, client, upstream, Vec::new()).await;
+            return None;
+        }
+        Tls::Refuse | Tls::Terminate => {
+            place.flow.set_state("refused");
             net::abort(client);
             net::abort(upstream);
+            return None;
         }
-        Ended::Blind => Box::pin(tls::relay(place, client, upstream)).await,
+    }
+    place.flow.set_state("tls handshake");
+    match secure::secure(place, client, upstream).await {
+        secure::Change::Secured { client, upstream, security } => {
+            let protected = Protected { private: true, security: Some(security) };
+            Some((client, upstream, protected))
+        }
+        secure::Change::Passes { client, upstream, received } => {
+            tls::relay(place, client, upstream, received).await;
+            None
+        }
+        secure::Change::Cleared { .. } | secure::Change::Failed(_) => None,
     }
 }
 
@@ -96,10 +152,13 @@ fn settings(place: Place<'_>) -> Settings {
     let config = place.config;
     let rules = Rules::of(config, Protocol::Ftp, place.client.ip(), place.dialled.ip());
     Settings {
-        tls: match config.ftp.tls {
+        tls: match (secure::decide(place), config.ftp.is_implicit(place.server.port())) {
+            // The name decides later.
+            (Some(TlsAction::Terminate) | None, false) => Tls::Terminate,
+            (Some(TlsAction::Terminate) | None, true) => Tls::Implicit,
             // Behind TLS no rule could be kept.
-            FtpTls::Pass if rules.is_none() => Tls::Pass,
-            FtpTls::Pass | FtpTls::Refuse => Tls::Refuse,
+            (Some(TlsAction::Pass), _) if rules.is_none() => Tls::Pass,
+            (Some(TlsAction::Pass | TlsAction::Refuse | TlsAction::Strip), _) => Tls::Refuse,
         },
         permit: rules.map(|rules| rules as Arc<dyn Permit>),
         delivery: partial::delivery(config.ftp.delivery),

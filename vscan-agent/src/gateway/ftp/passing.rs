@@ -3,22 +3,24 @@
 use super::{
     Place,
     memory::{Key, Memory, Version},
-    transfer::{BUFFER_SIZE, Held, Step, Watch, count_bytes, with_buffer},
+    transfer::{self, BUFFER_SIZE, Held, Step, Watch},
 };
 use crate::{
     blocks::BLOCK,
     spool::{Object, SpoolError, Writer},
+    tls::Wire,
 };
-use socket2::SockRef;
 use std::{io, sync::Arc, time::Instant};
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::io::AsyncWriteExt;
 use vscan_proto::ftp::{Broken, Leg};
 
 /// A streamed file that has arrived, but for its last bytes also at the receiver.
 pub(super) struct Streamed {
     pub(super) held: Held,
     /// The receiving leg; the rest is still to be written to it.
-    pub(super) to: TcpStream,
+    pub(super) to: Wire,
+    /// The sending leg, if it is still to be closed.
+    pub(super) from: Option<Wire>,
     /// Bytes that went on.
     pub(super) sent: u64,
 }
@@ -68,8 +70,8 @@ impl Drop for Trail<'_> {
 /// The leg that was reset, or was silent for too long. A client that sends is heard to its end even then.
 pub(super) async fn stream(
     place: Place<'_>,
-    from: TcpStream,
-    to: TcpStream,
+    from: Wire,
+    to: Wire,
     source: Leg,
     watch: Watch,
     key: Option<(Key, Instant)>,
@@ -85,50 +87,47 @@ pub(super) async fn stream(
         relays: true,
         looked: false,
         receiver_broke: false,
+        ended: false,
     };
     let idle = place.config.gateway.idle_timeout;
     let held = watch.over(idle, flow.run(&mut trail)).await.map_err(|_| Broken { leg: source })?;
     if flow.receiver_broke {
         return Err(Broken { leg: source.other() });
     }
-    Ok(Streamed { held, to: flow.to, sent: trail.sent })
+    // A server whose file could not be held is in the middle of its bytes: reset.
+    let from = if flow.ended { transfer::end(flow.from) } else { Ok(None) };
+    let from = from.map_err(|_| Broken { leg: source })?;
+    Ok(Streamed { held, to: flow.to, from, sent: trail.sent })
 }
 
 struct Flow<'a> {
     place: Place<'a>,
     source: Leg,
     watch: Watch,
-    from: TcpStream,
-    to: TcpStream,
+    from: Wire,
+    to: Wire,
     /// Bytes go on.
     relays: bool,
     /// The first block was looked up.
     looked: bool,
     receiver_broke: bool,
+    /// The sender has said all.
+    ended: bool,
 }
 
 impl Flow<'_> {
     async fn run(&mut self, trail: &mut Trail<'_>) -> io::Result<Held> {
         let hold_back = self.place.config.ftp.hold_back;
         loop {
-            self.from.readable().await?;
-            let step = with_buffer(|buffer| match self.from.try_read(buffer) {
-                Ok(0) => Ok(Step::End),
-                Ok(count) => {
-                    self.watch.moved(count as u64);
-                    count_bytes(self.place, self.source, count as u64);
-                    if let Some(Ok(open)) = &mut trail.writer
-                        && let Err(error) = open.write(&buffer[..count])
-                    {
-                        trail.writer = Some(Err(error));
-                    }
-                    Ok(Step::Bytes)
+            let step = transfer::read(self.place, self.source, &mut self.from, |bytes| {
+                self.watch.moved(bytes.len() as u64);
+                if let Some(Ok(open)) = &mut trail.writer
+                    && let Err(error) = open.write(bytes)
+                {
+                    trail.writer = Some(Err(error));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Step::Wait),
-                Err(error) => Err(error),
-            })?;
-            match step {
-                Step::Wait => continue,
+            });
+            match step.await? {
                 Step::End => break,
                 Step::Bytes => {}
             }
@@ -157,17 +156,17 @@ impl Flow<'_> {
                 }
             }
         }
-        SockRef::from(&self.from).set_linger(None)?;
+        self.ended = true;
         Ok(trail.end(&self.watch))
     }
 }
 
 /// What became of a piece.
 pub(super) enum Checked {
-    /// It belongs to the version and is at the client, whose leg still has to be closed.
-    Belongs(TcpStream),
+    /// It belongs to the version and is at the client, whose leg still has to be closed, as may the server's.
+    Belongs(Wire, Option<Wire>),
     /// It does not; the client's leg, and whether bytes of the version have gone there.
-    Differs { client: TcpStream, released: bool },
+    Differs { client: Wire, released: bool },
     /// A leg broke.
     Broken(Broken),
 }
@@ -180,18 +179,27 @@ pub(super) async fn check(
     key: &Key,
     version: &Arc<Version>,
     restart: u64,
-    legs: (TcpStream, TcpStream),
+    legs: (Wire, Wire),
     watch: Watch,
 ) -> Checked {
     let (from, to) = legs;
-    let mut piece =
-        Piece { place, memory, key, version, from, to, watch: watch.clone(), released: false };
+    let mut piece = Piece {
+        place,
+        memory,
+        key,
+        version,
+        from,
+        to,
+        watch: watch.clone(),
+        released: false,
+        ahead: Vec::new(),
+    };
     let end = watch.over(place.config.gateway.idle_timeout, piece.run(restart)).await;
     match end {
         Ok(End::Whole) => {
             // Nothing more comes from the server, so that nothing is to be waited for.
-            match SockRef::from(&piece.from).set_linger(None) {
-                Ok(()) => Checked::Belongs(piece.to),
+            match transfer::end(piece.from) {
+                Ok(from) => Checked::Belongs(piece.to, from),
                 Err(_) => Checked::Broken(Broken { leg: Leg::Upstream }),
             }
         }
@@ -222,10 +230,12 @@ struct Piece<'a> {
     memory: &'a Memory,
     key: &'a Key,
     version: &'a Arc<Version>,
-    from: TcpStream,
-    to: TcpStream,
+    from: Wire,
+    to: Wire,
     watch: Watch,
     released: bool,
+    /// What came behind the block.
+    ahead: Vec<u8>,
 }
 
 impl Piece<'_> {
@@ -277,24 +287,19 @@ impl Piece<'_> {
 
     /// Reads a block, or what is left of the data.
     async fn fill(&mut self, block: &mut Vec<u8>) -> Result<(), Leg> {
+        block.append(&mut self.ahead);
         while block.len() < BLOCK {
-            self.from.readable().await.map_err(|_| Leg::Upstream)?;
-            let before = block.len();
-            let read = with_buffer(|buffer| {
-                let count = self.from.try_read(&mut buffer[..BLOCK - before])?;
-                block.extend_from_slice(&buffer[..count]);
-                Ok::<_, io::Error>(count)
+            let step = transfer::read(self.place, Leg::Upstream, &mut self.from, |bytes| {
+                self.watch.moved(bytes.len() as u64);
+                block.extend_from_slice(bytes);
             });
-            match read {
-                Ok(0) => return Ok(()),
-                Ok(count) => {
-                    self.watch.moved(count as u64);
-                    count_bytes(self.place, Leg::Upstream, count as u64);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            match step.await {
+                Ok(Step::Bytes) => {}
+                Ok(Step::End) => return Ok(()),
                 Err(_) => return Err(Leg::Upstream),
             }
         }
+        self.ahead = block.split_off(BLOCK);
         Ok(())
     }
 }

@@ -1,10 +1,10 @@
 //! Looks at the first bytes of a file before it is settled whether it is scanned: table look-ups, no parsing.
 //!
-//! The bytes stay in the socket: whoever takes the leg next, to splice or to receive it, gets the whole file.
+//! The bytes stay in the socket, or with the TLS over it: whoever takes the leg next, to splice or to receive it, gets the whole file.
 
 use super::Place;
-use crate::policy::types;
-use std::{cell::RefCell, io, time::Duration};
+use crate::{policy::types, tls::Wire};
+use std::{cell::RefCell, future::poll_fn, io, time::Duration};
 use tokio::{io::Interest, net::TcpStream, time::timeout};
 use vscan_scan::formats::HEAD;
 
@@ -17,15 +17,22 @@ thread_local! {
 }
 
 /// Whether the file that comes on this leg passes unscanned.
-pub(super) async fn passes(place: Place<'_>, stream: &TcpStream, name: &[u8]) -> bool {
+pub(super) async fn passes(place: Place<'_>, wire: &mut Wire, name: &[u8]) -> bool {
     let scan = &place.config.scan;
     if !types::may_skip(scan, name) {
         return false;
     }
     // a leg that breaks, or is too slow: what receives the file finds out about that
-    timeout(PATIENCE, look(stream, |head| types::skips(scan, name, head)))
-        .await
-        .is_ok_and(|looked| looked.unwrap_or(false))
+    let judge = |head: &[u8]| types::skips(scan, name, head);
+    let looked = async {
+        match wire {
+            Wire::Plain(tcp) => look(tcp, judge).await,
+            Wire::Tls(tls) => {
+                poll_fn(|cx| tls.poll_head(cx, HEAD)).await.map(|()| judge(tls.head()))
+            }
+        }
+    };
+    timeout(PATIENCE, looked).await.is_ok_and(|looked| looked.unwrap_or(false))
 }
 
 /// Waits until as many bytes are here as tell everything, or the end of data, and shows them.

@@ -1,4 +1,4 @@
-//! What follows the server's 234: TLS, relayed without a look at it.
+//! What follows the server's 234, or begins on port 990: TLS, relayed without a look at it.
 //!
 //! Only its first bytes are looked at: both sides must begin with a TLS record, else plain text
 //! would pass under the name of TLS.
@@ -16,13 +16,18 @@ use vscan_proto::ftp::is_tls_record;
 /// Bytes read at a time until the server has begun, too.
 const READ_SIZE: usize = 4 << 10;
 
-/// Relays both control connections to their end.
-pub(super) async fn relay(place: Place<'_>, mut client: TcpStream, mut upstream: TcpStream) {
+/// Relays both control connections to their end. `received` was read of the client already.
+pub(super) async fn relay(
+    place: Place<'_>,
+    mut client: TcpStream,
+    mut upstream: TcpStream,
+    received: Vec<u8>,
+) {
     let (flow, watch) = (place.flow, Watch::default());
     flow.set_tls_passed();
     let begun = watch.over(
         place.config.gateway.connect_timeout,
-        begin(place, &mut client, &mut upstream, &watch),
+        begin(place, &mut client, &mut upstream, &watch, received),
     );
     match begun.await {
         Ok(true) => {}
@@ -57,8 +62,14 @@ async fn begin(
     client: &mut TcpStream,
     upstream: &mut TcpStream,
     watch: &Watch,
+    received: Vec<u8>,
 ) -> io::Result<bool> {
-    let mut begun = false;
+    let mut begun = !received.is_empty();
+    if begun {
+        watch.moved(received.len() as u64);
+        place.flow.add_bytes(received.len() as u64, 0);
+        upstream.write_all(&received).await?;
+    }
     loop {
         let mut buffer = [0; READ_SIZE];
         tokio::select! {

@@ -8,19 +8,22 @@ use crate::{
     net::relay,
     observe::{Blind, EventKind, FlowHandle, wire},
     spool::{Object, SpoolError, Writer},
+    tls::Wire,
 };
 use serde::Serialize;
 use socket2::SockRef;
 use std::{
     cell::RefCell,
+    future::poll_fn,
     io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Poll, ready},
     time::{Duration, Instant},
 };
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::sleep};
+use tokio::{io::AsyncWriteExt, time::sleep};
 use vscan_proto::ftp::{Begin, Leg, Outcome, Verb};
 use vscan_scan::report::Verdict;
 
@@ -131,6 +134,7 @@ impl Record {
             data: &'static str,
             bytes: u64,
             inspected: bool,
+            tls: bool,
             verdict: Option<&'static str>,
             outcome: &'static str,
             seconds: f64,
@@ -151,6 +155,7 @@ impl Record {
                 data: self.begin.asked.as_str(),
                 bytes: self.watch.total(),
                 inspected: self.begin.inspected,
+                tls: self.begin.private,
                 verdict: self.verdict.map(verdict_str),
                 outcome: outcome.as_str(),
                 seconds: self.started.elapsed().as_secs_f64(),
@@ -162,7 +167,6 @@ impl Record {
 /// What a read has brought.
 pub(super) enum Step {
     Bytes,
-    Wait,
     End,
 }
 
@@ -193,41 +197,83 @@ pub(super) struct Intake {
 /// The leg was reset, or was silent for too long.
 pub(super) async fn receive(
     place: Place<'_>,
-    stream: TcpStream,
+    mut wire: Wire,
     leg: Leg,
     watch: Watch,
     intake: Intake,
-) -> io::Result<Held> {
+) -> io::Result<(Held, Option<Wire>)> {
     let mut spooling = Spooling::begin(place, intake);
     let reading = async {
         loop {
-            stream.readable().await?;
-            let step = with_buffer(|buffer| match stream.try_read(buffer) {
-                Ok(0) => Ok(Step::End),
-                Ok(count) => {
-                    let bytes = count as u64;
-                    watch.moved(bytes);
-                    count_bytes(place, leg, bytes);
-                    spooling.write(&buffer[..count]);
-                    Ok(Step::Bytes)
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Step::Wait),
-                Err(error) => Err(error),
-            })?;
-            match step {
+            let step = read(place, leg, &mut wire, |bytes| {
+                watch.moved(bytes.len() as u64);
+                spooling.write(bytes);
+            });
+            match step.await? {
                 Step::Bytes if spooling.failed() && leg == Leg::Upstream => return Ok(false),
-                Step::Bytes | Step::Wait => {}
+                Step::Bytes => {}
                 Step::End => return Ok(true),
             }
         }
     };
     let ended = watch.over(place.config.gateway.idle_timeout, reading).await?;
-    if ended {
-        // Both directions are at their end now, so that nothing is left to wait for.
-        SockRef::from(&stream).set_linger(None)?;
+    let left = if ended { end(wire)? } else { None };
+    Ok((spooling.finish(&watch), left))
+}
+
+/// Reads once into the thread's buffer and hands on what came.
+///
+/// # Errors
+/// The leg was reset, or TLS was cut off on it: it ended without close_notify, and its peer is none of those that never
+/// say it (RFC 8446 section 6.1).
+pub(super) async fn read(
+    place: Place<'_>,
+    leg: Leg,
+    wire: &mut Wire,
+    mut handle: impl FnMut(&[u8]),
+) -> io::Result<Step> {
+    let count = poll_fn(|cx| {
+        with_buffer(|buffer| {
+            let read = ready!(wire.poll_read(cx, buffer));
+            if let Ok(count) = read
+                && count > 0
+            {
+                count_bytes(place, leg, count as u64);
+                handle(&buffer[..count]);
+            }
+            Poll::Ready(read)
+        })
+    });
+    match count.await {
+        Ok(0) => Ok(Step::End),
+        Ok(_) => Ok(Step::Bytes),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => cut_off(place, leg, error),
+        Err(error) => Err(error),
     }
-    drop(stream);
-    Ok(spooling.finish(&watch))
+}
+
+/// TLS ended without close_notify: whether that is an end.
+fn cut_off(place: Place<'_>, leg: Leg, error: io::Error) -> io::Result<Step> {
+    let peer = match leg {
+        Leg::Client => place.client.ip(),
+        Leg::Upstream => place.server.ip(),
+    };
+    let peer = peer.to_canonical();
+    let lenient = place.config.ftp.no_close_notify.iter().any(|net| net.contains(&peer));
+    place.flow.anomaly("ftp_tls_truncated", format!("{peer}: {error}"));
+    if lenient { Ok(Step::End) } else { Err(error) }
+}
+
+/// A leg whose data have ended. A plain one is closed by it: both directions are at their end, so that nothing is left
+/// to wait for. Behind TLS the peer still waits for our close_notify.
+pub(super) fn end(wire: Wire) -> io::Result<Option<Wire>> {
+    match wire {
+        Wire::Plain(tcp) => {
+            SockRef::from(&tcp).set_linger(None)?;
+            Ok(None)
+        }
+        wire @ Wire::Tls(_) => Ok(Some(wire)),
+    }
 }
 
 /// An object that is being received.
@@ -332,36 +378,76 @@ pub(super) async fn send(
     place: Place<'_>,
     object: &Object,
     from: u64,
-    mut stream: TcpStream,
-) -> io::Result<TcpStream> {
+    mut stream: Wire,
+) -> io::Result<Wire> {
     // A receiver that takes nothing for as long as a session may be silent is given up, also while
     // its window is closed (tcp(7)).
-    SockRef::from(&stream).set_tcp_user_timeout(Some(place.config.gateway.idle_timeout))?;
+    SockRef::from(stream.tcp()).set_tcp_user_timeout(Some(place.config.gateway.idle_timeout))?;
     object.copy_to(&mut stream, from).await?;
+    catch_up(&mut stream).await;
     stream.shutdown().await?;
     Ok(stream)
 }
 
 /// Relays from one leg to the other up to the end of data; the receiving leg comes back and still
-/// has to be closed.
+/// has to be closed, as may the other.
 ///
 /// # Errors
 /// Either leg was reset, or nothing moved for too long; both are reset then.
 pub(super) async fn splice(
     place: Place<'_>,
-    from: TcpStream,
-    mut to: TcpStream,
+    mut from: Wire,
+    mut to: Wire,
     source: Leg,
     watch: Watch,
-) -> io::Result<TcpStream> {
-    let relaying = relay::relay(&from, &mut to, |bytes| {
-        watch.moved(bytes);
-        count_bytes(place, source, bytes);
-    });
-    watch.over(place.config.gateway.idle_timeout, relaying).await?;
-    SockRef::from(&from).set_linger(None)?;
-    drop(from);
-    Ok(to)
+) -> io::Result<(Wire, Option<Wire>)> {
+    let idle = place.config.gateway.idle_timeout;
+    if let (Wire::Plain(from), Wire::Plain(to)) = (&from, &mut to) {
+        let relaying = relay::relay(from, to, |bytes| {
+            watch.moved(bytes);
+            count_bytes(place, source, bytes);
+        });
+        watch.over(idle, relaying).await?;
+    } else {
+        watch.over(idle, recode(place, &mut from, &mut to, source, &watch)).await?;
+    }
+    Ok((to, end(from)?))
+}
+
+/// Decrypts and encrypts again: many records at a time, each read as large as what the sender has ready.
+async fn recode(
+    place: Place<'_>,
+    from: &mut Wire,
+    to: &mut Wire,
+    source: Leg,
+    watch: &Watch,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_SIZE];
+    loop {
+        let count = match poll_fn(|cx| from.poll_read(cx, &mut buffer)).await {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                cut_off(place, source, error).map(|_end| 0)
+            }
+            read => read,
+        }?;
+        if count == 0 {
+            catch_up(to).await;
+            return to.shutdown().await;
+        }
+        watch.moved(count as u64);
+        count_bytes(place, source, count as u64);
+        to.write_all(&buffer[..count]).await?;
+    }
+}
+
+/// Takes the tickets of a leg that was written to: the session's next data connection resumes with one of them. Those of
+/// a leg that is reset are left alone: servers forget a session that did not end in order.
+async fn catch_up(wire: &mut Wire) {
+    poll_fn(|cx| {
+        wire.catch_up(cx);
+        Poll::Ready(())
+    })
+    .await;
 }
 
 /// Lends the thread's buffer.

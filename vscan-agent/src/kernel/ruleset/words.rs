@@ -102,7 +102,7 @@ pub(super) fn ports(config: &Config, protocols: &[Protocol]) -> Expression<'stat
     let mut all: Vec<NonZeroU16> = Vec::new();
     for protocol in protocols {
         match protocol {
-            Protocol::Ftp => all.extend(&config.ftp.ports),
+            Protocol::Ftp => all.extend(config.ftp.all_ports()),
             Protocol::Smtp => all.extend(config.smtp.all_ports()),
             // the scanner of mailboxes opens its connections itself
             Protocol::Mailbox => {}

@@ -16,6 +16,10 @@ pub enum Tls {
     Pass,
     /// Refused with 534 and not offered in FEAT.
     Refuse,
+    /// The server decides; after its 234 both legs are TLS that ends here, and the dialogue goes on inside.
+    Terminate,
+    /// Both legs are TLS that ends here from their first byte on (port 990).
+    Implicit,
 }
 
 /// Bytes of a block of a file: a piece is checked against what is known of the whole file block by
@@ -240,6 +244,10 @@ pub enum Event {
     Sniffed(bool),
     /// Outcome of [`Output::Splice`], likewise.
     Spliced(Result<(), Broken>),
+    /// Outcome of [`Output::Secure`]: both legs are TLS now, or this one could not be.
+    Secured(Result<(), Broken>),
+    /// Outcome of [`Output::Clear`]: both legs are plain again, or this one broke.
+    Cleared(Result<(), Broken>),
 }
 
 /// The transfer that begins.
@@ -262,6 +270,8 @@ pub struct Begin {
     pub path: Bytes,
     /// Line ends are recoded on the way (TYPE A): the receiver stores other bytes than it receives.
     pub ascii: bool,
+    /// The data connections are TLS (PROT P).
+    pub private: bool,
 }
 
 /// How a transfer ended.
@@ -368,6 +378,13 @@ pub enum Output {
     End(Outcome),
     /// Something for the log.
     Note(Box<Note>),
+    /// Make TLS of both control connections: nothing was read of either behind what was said last. Once that is out, the
+    /// client's first record comes. The driver may go over to relaying blindly instead; then the session is over.
+    Secure,
+    /// End TLS on both control connections in good order, behind what was said last; both stay open (RFC 4217 section 7).
+    Clear,
+    /// Data connections of either side that are made from now on are TLS (PROT P), or are not (PROT C).
+    Protect(bool),
     /// From now on relay blindly what either side sends; TLS records must come first.
     Blind,
     /// Write what is pending, close both control connections in good order. The session is over.

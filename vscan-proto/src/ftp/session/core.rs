@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::api::{Addresses, Leg, Note, Output, Settings};
+use super::api::{Addresses, Leg, Note, Output, Settings, Tls};
 use super::job::Way;
 use super::paths;
 use crate::ftp::address;
@@ -49,8 +49,10 @@ pub(super) enum Expect {
     Login(Login),
     /// FEAT: relayed without some lines.
     Feat,
-    /// AUTH: relayed, 234 ends our reading.
+    /// AUTH: relayed, 234 ends our reading, or what is read in the clear.
     Auth,
+    /// CCC: relayed, and with a 2yz TLS ends.
+    Ccc,
     /// PASV, EPSV, PORT or EPRT of our own.
     Arrange,
     /// A transfer command: kept back.
@@ -78,6 +80,7 @@ impl Expect {
             | Self::Relay
             | Self::Feat
             | Self::Auth
+            | Self::Ccc
             | Self::Login(_)
             | Self::Transfer
             | Self::Abort => true,
@@ -156,10 +159,22 @@ pub(super) enum Effect {
     Ascii(bool),
     Directory(Bytes),
     Parent,
+    /// PROT: whether data connections are TLS.
+    Protect(bool),
     /// RNFR: whether the file that is renamed next passes unscanned.
     RenamesSkipped(bool),
     /// Back to the beginning (REIN).
     Reset,
+}
+
+/// What protects the session. Both legs always have the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protection {
+    None,
+    /// TLS on the control connections.
+    Tls,
+    /// No more since CCC; data connections may still be TLS.
+    Cleared,
 }
 
 #[derive(Debug)]
@@ -193,6 +208,9 @@ pub(super) struct Core {
     directory: Vec<u8>,
     /// Of the command that is being relayed.
     pub(super) effect: Option<Effect>,
+    pub(super) protection: Protection,
+    /// Data connections are TLS.
+    pub(super) private: bool,
     anomalies: u8,
     /// Whom the server takes the client for; kept where access rules ask for it.
     pub(super) identity: Identity,
@@ -206,7 +224,11 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(now: Instant, settings: Arc<Settings>, addresses: Addresses) -> Self {
         let method = if addresses.dialled.is_ipv4() { Method::Pasv } else { Method::Epsv };
+        let implicit = settings.tls == Tls::Implicit;
         Self {
+            protection: if implicit { Protection::Tls } else { Protection::None },
+            // What RFC 4217 section 9 has for a session that begins with AUTH; port 990 has always meant both.
+            private: implicit,
             settings,
             addresses,
             outputs: VecDeque::new(),
@@ -360,6 +382,7 @@ impl Core {
             Some(Effect::Ascii(ascii)) => self.ascii = ascii,
             Some(Effect::Directory(to)) => self.directory = paths::below(&self.directory, &to),
             Some(Effect::Parent) => self.directory = paths::below(&self.directory, b".."),
+            Some(Effect::Protect(private)) => self.protect(private),
             Some(Effect::RenamesSkipped(skipped)) => self.renames_skipped = skipped,
             Some(Effect::Reset) => {
                 self.ascii = true;
@@ -369,6 +392,16 @@ impl Core {
                 self.position = Position::Unknown;
             }
             None => {}
+        }
+    }
+
+    /// Data connections are TLS from now on, or are not. Those that stand are neither's.
+    pub(super) fn protect(&mut self, private: bool) {
+        if self.private != private {
+            self.drop_client(false);
+            self.drop_upstream(false);
+            self.private = private;
+            self.output(Output::Protect(private));
         }
     }
 

@@ -55,6 +55,7 @@ impl Job {
             restart,
             path: core.path(command.argument()),
             ascii: core.ascii,
+            private: core.private,
         })));
         Self {
             command,

@@ -35,7 +35,7 @@ pub use api::{
 };
 
 use self::abort::Abort;
-use self::core::{ClientChannel, Core, Expect, UpstreamChannel};
+use self::core::{ClientChannel, Core, Expect, Protection, UpstreamChannel};
 use self::download::Download;
 use self::unscanned::Unscanned;
 use self::upload::Upload;
@@ -73,6 +73,8 @@ enum State {
     Unscanned(Box<Unscanned>),
     /// ABOR of a transfer is with the server.
     Abort(Box<Abort>),
+    /// TLS begins or ends on both legs.
+    Changing,
     /// The last word was said; the server closes, or we do.
     Ending {
         until: Instant,
@@ -100,6 +102,7 @@ impl State {
             | Self::Relay { .. }
             | Self::Prepare(_)
             | Self::Abort(_)
+            | Self::Changing
             | Self::Ending { .. }
             | Self::Blind
             | Self::Over => None,
@@ -172,6 +175,7 @@ impl Session {
             State::Upload(_) => "upload",
             State::Unscanned(_) => "unscanned transfer",
             State::Abort(_) => "abort",
+            State::Changing => "tls handshake",
             State::Ending { .. } | State::Over => "ending",
             State::Blind => "tls",
         }
@@ -186,7 +190,9 @@ impl Session {
             | State::Upload(_)
             | State::Unscanned(_)
             | State::Abort(_) => Some(self.command).filter(|name| !name.as_str().is_empty()),
-            State::Idle | State::Ending { .. } | State::Blind | State::Over => None,
+            State::Idle | State::Changing | State::Ending { .. } | State::Blind | State::Over => {
+                None
+            }
         }
     }
 
@@ -198,7 +204,8 @@ impl Session {
     /// Bytes of the client's control connection.
     pub fn handle_client(&mut self, now: Instant, bytes: &[u8]) {
         self.core.now = now;
-        if matches!(self.state, State::Over | State::Blind | State::Ending { .. }) {
+        if matches!(self.state, State::Over | State::Blind | State::Changing | State::Ending { .. })
+        {
             return;
         }
         if self.is_idle() {
@@ -212,7 +219,7 @@ impl Session {
     /// Bytes of the server's control connection.
     pub fn handle_upstream(&mut self, now: Instant, bytes: &[u8]) {
         self.core.now = now;
-        if matches!(self.state, State::Over | State::Blind) {
+        if matches!(self.state, State::Over | State::Blind | State::Changing) {
             return;
         }
         self.core.spoke = now;
@@ -228,7 +235,7 @@ impl Session {
                     self.close();
                 }
             }
-            if matches!(self.state, State::Over | State::Blind) {
+            if matches!(self.state, State::Over | State::Blind | State::Changing) {
                 return;
             }
         }
@@ -244,7 +251,7 @@ impl Session {
                 self.abandon(Outcome::Aborted);
                 self.close();
             }
-            State::Ending { .. } => self.close(),
+            State::Ending { .. } | State::Changing => self.close(),
             State::Idle
             | State::Relay { .. }
             | State::Prepare(_)
@@ -260,6 +267,8 @@ impl Session {
         let rest = self.replies.take_rest();
         match self.state {
             State::Over => return,
+            // Half of a handshake: there are no words for it.
+            State::Changing => {}
             State::Idle | State::Ending { .. } | State::Blind => {
                 self.core.tell_client(rest);
             }
@@ -364,6 +373,8 @@ impl Session {
                     unscanned.spliced(core, now, result);
                 }
             }
+            Event::Secured(result) => self.changed_wire(Protection::Tls, result),
+            Event::Cleared(result) => self.changed_wire(Protection::Cleared, result),
         }
         self.pump(now);
     }
@@ -397,6 +408,7 @@ impl Session {
             | State::Relay { .. }
             | State::Prepare(_)
             | State::Abort(_)
+            | State::Changing
             | State::Ending { .. }
             | State::Blind
             | State::Over) => state,
@@ -435,6 +447,7 @@ impl Session {
             | State::Prepare(_)
             | State::Unscanned(_)
             | State::Abort(_)
+            | State::Changing
             | State::Ending { .. }
             | State::Blind
             | State::Over => false,
@@ -493,6 +506,7 @@ impl Session {
             state @ (State::Idle
             | State::Relay { .. }
             | State::Abort(_)
+            | State::Changing
             | State::Ending { .. }
             | State::Blind
             | State::Over) => state,
@@ -503,7 +517,10 @@ impl Session {
     fn read_commands(&mut self, now: Instant) {
         while self.queue.len() < QUEUE_LIMIT
             && self.queued < QUEUE_BYTES_LIMIT
-            && !matches!(self.state, State::Over | State::Blind | State::Ending { .. })
+            && !matches!(
+                self.state,
+                State::Over | State::Blind | State::Changing | State::Ending { .. }
+            )
         {
             let line = match self.lines.next_line() {
                 Ok(Some(line)) => line,
@@ -557,6 +574,7 @@ impl Session {
             | State::Relay { .. }
             | State::Prepare(_)
             | State::Abort(_)
+            | State::Changing
             | State::Ending { .. }
             | State::Blind
             | State::Over => return None,
@@ -650,6 +668,7 @@ fn state_deadline(state: &State, core: &Core) -> Option<Instant> {
         State::Unscanned(unscanned) => unscanned.deadline(core),
         State::Abort(abort) => Some(abort.until),
         State::Ending { until } => Some(*until),
-        State::Blind | State::Over => None,
+        // The driver has a deadline for it.
+        State::Changing | State::Blind | State::Over => None,
     }
 }

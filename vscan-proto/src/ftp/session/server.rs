@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::api::{Outcome, Output, Resume, Tls};
-use super::core::{Expect, KEPT_REPLY_LIMIT};
+use super::api::{Broken, Leg, Outcome, Output, Resume, Tls};
+use super::core::{Expect, KEPT_REPLY_LIMIT, Protection};
 use super::{Session, State, Transfer, text};
-use crate::ftp::reply::{Reply, ReplyLine, is_hidden_feature};
+use crate::ftp::reply::{Reply, ReplyLine, Security, feature};
 
 impl Session {
     /// One line of a reply.
@@ -35,18 +35,27 @@ impl Session {
                 | Expect::Relay
                 | Expect::Login(_)
                 | Expect::Feat
-                | Expect::Auth),
+                | Expect::Auth
+                | Expect::Ccc),
             ) => {
-                let hide_tls = self.core.settings.tls == Tls::Refuse;
                 let hide_restart = self.core.settings.resume == Resume::Refuse;
                 // Only transfers have a 1yz before their final reply (RFC 959 section 5.4). A
                 // client that takes it for the final one would be one reply behind from here on;
                 // so would one that takes what is no reply for one.
-                let shown = code >= 200
-                    && (expect != Expect::Feat
-                        || !is_hidden_feature(&line.raw, hide_tls, hide_restart));
-                if shown {
-                    self.core.tell_client(line.raw);
+                let shown = match expect {
+                    Expect::Feat => {
+                        let security = match self.core.settings.tls {
+                            Tls::Pass => Security::Shown,
+                            Tls::Refuse => Security::Hidden,
+                            Tls::Terminate => Security::TlsAlone,
+                            Tls::Implicit => Security::WithoutAuth,
+                        };
+                        feature(line.raw, security, hide_restart)
+                    }
+                    _ => Some(line.raw),
+                };
+                if let Some(shown) = shown.filter(|_| code >= 200) {
+                    self.core.tell_client(shown);
                 }
                 if is_final {
                     self.core.expect.pop_front();
@@ -88,7 +97,8 @@ impl Session {
                         | Expect::Relay
                         | Expect::Login(_)
                         | Expect::Feat
-                        | Expect::Auth => false,
+                        | Expect::Auth
+                        | Expect::Ccc => false,
                     };
                     if is_final && !stays {
                         self.core.expect.pop_front();
@@ -108,7 +118,12 @@ impl Session {
         }
         let until = now + self.core.settings.timing.close;
         self.state = if expect == Expect::Auth && code == 234 {
-            self.go_blind()
+            match self.core.settings.tls {
+                Tls::Terminate => self.change_wire(Output::Secure),
+                Tls::Pass | Tls::Refuse | Tls::Implicit => self.change_wire(Output::Blind),
+            }
+        } else if expect == Expect::Ccc && (200..300).contains(&code) {
+            self.change_wire(Output::Clear)
         } else if code == 421 || quit && (200..300).contains(&code) {
             State::Ending { until }
         } else {
@@ -116,17 +131,46 @@ impl Session {
         };
     }
 
-    fn go_blind(&mut self) -> State {
-        // Commands sent in the clear behind AUTH would be taken for protected ones.
+    /// TLS begins, or ends: nothing that was sent before may be taken for what comes after.
+    fn change_wire(&mut self, change: Output) -> State {
         if self.queue.is_empty() && self.lines.is_empty() && self.replies.is_settled() {
             self.core.drop_client(false);
             self.core.drop_upstream(false);
-            self.core.output(Output::Blind);
-            return State::Blind;
+            let blind = change == Output::Blind;
+            self.core.output(change);
+            return if blind { State::Blind } else { State::Changing };
         }
-        self.core.anomaly("ftp_plaintext_behind_auth", b"");
+        let name = if change == Output::Clear {
+            "ftp_pipelined_behind_ccc"
+        } else {
+            // Commands sent in the clear behind AUTH would be taken for protected ones.
+            "ftp_plaintext_behind_auth"
+        };
+        self.core.anomaly(name, b"");
         self.core.output(Output::Reset);
         State::Over
+    }
+
+    /// Both legs changed to TLS or back, or one could not.
+    pub(super) fn changed_wire(&mut self, to: Protection, result: Result<(), Broken>) {
+        if !matches!(self.state, State::Changing) {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                self.core.protection = to;
+                if to == Protection::Tls {
+                    // RFC 4217 section 9.
+                    self.core.protect(false);
+                }
+                self.state = State::Idle;
+            }
+            Err(Broken { leg }) => {
+                let side: &[u8] = if leg == Leg::Client { b"client" } else { b"server" };
+                self.core.anomaly("ftp_tls_failed", side);
+                self.close();
+            }
+        }
     }
 
     fn on_unsolicited(&mut self, now: Instant, line: ReplyLine) {
@@ -192,7 +236,8 @@ impl Session {
             | Expect::Relay
             | Expect::Login(_)
             | Expect::Feat
-            | Expect::Auth => {}
+            | Expect::Auth
+            | Expect::Ccc => {}
         }
         // Several replies may have come in one segment: each finds the state it belongs to.
         self.advance(now);

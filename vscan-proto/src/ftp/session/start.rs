@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::State;
 use super::api::{Leg, Note, Output, Resume, Sniff, Tls};
-use super::core::{ClientChannel, Core, Effect, Expect, UpstreamChannel};
+use super::core::{ClientChannel, Core, Effect, Expect, Protection, UpstreamChannel};
 use super::download::Download;
 use super::text;
 use super::unscanned::Unscanned;
@@ -42,6 +42,7 @@ pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
         Verb::Lprt
         | Verb::Lpsv
         | Verb::Cpsv
+        | Verb::Sscn
         | Verb::Spsv
         | Verb::Spas
         | Verb::Spor
@@ -50,11 +51,21 @@ pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
         | Verb::Eret
         | Verb::Esto
         | Verb::Thmb => answer(core, text::NOT_AVAILABLE),
+        // Commands in a wrapping that is not looked into.
+        Verb::Adat => answer(core, text::NO_EXCHANGE),
         Verb::Type if !is_read_as_sent(command.argument()) => answer(core, text::ONLY_BYTES),
         Verb::Rest => restart(core, now, &command),
         Verb::Mode if !is_word(command.argument(), b"S") => answer(core, text::ONLY_STREAM),
         Verb::Stru if !is_word(command.argument(), b"F") => answer(core, text::ONLY_FILE),
         Verb::Auth => auth(core, now, &command),
+        Verb::Pbsz | Verb::Prot | Verb::Ccc if core.protection == Protection::None => {
+            answer(core, text::NO_TLS)
+        }
+        Verb::Ccc if core.protection == Protection::Cleared => answer(core, text::ALREADY_CLEAR),
+        Verb::Ccc => relay(core, now, &command, Expect::Ccc),
+        Verb::Prot => protect(core, now, &command),
+        // Servers do not agree on whether TLS ends with it.
+        Verb::Rein if core.protection != Protection::None => answer(core, text::NO_REIN),
         Verb::Feat => relay(core, now, &command, Expect::Feat),
         Verb::User => {
             core.note(Note::User(command.argument().clone()));
@@ -87,7 +98,7 @@ pub(super) fn start(core: &mut Core, now: Instant, command: Command) -> State {
         Verb::Other if is_password(&command) => {
             relay(core, now, &command, Expect::Login(Login::Pass))
         }
-        Verb::Mode | Verb::Stru | Verb::Abor | Verb::Stat | Verb::Other => {
+        Verb::Mode | Verb::Stru | Verb::Abor | Verb::Stat | Verb::Pbsz | Verb::Other => {
             relay(core, now, &command, Expect::Relay)
         }
     }
@@ -312,16 +323,36 @@ fn renames_across(core: &mut Core, command: &Command) -> bool {
 
 fn auth(core: &mut Core, now: Instant, command: &Command) -> State {
     let mechanism = command.argument().trim_ascii();
-    if core.settings.tls == Tls::Refuse {
-        return answer(core, text::TLS_REFUSED);
+    let is = |name: &[u8]| mechanism.eq_ignore_ascii_case(name);
+    match core.settings.tls {
+        Tls::Refuse => answer(core, text::TLS_REFUSED),
+        Tls::Pass if is(b"TLS") || is(b"SSL") || is(b"TLS-C") || is(b"TLS-P") => {
+            relay(core, now, command, Expect::Auth)
+        }
+        Tls::Terminate | Tls::Implicit if core.protection != Protection::None => {
+            answer(core, text::ALREADY_TLS)
+        }
+        Tls::Terminate if is(b"TLS") || is(b"SSL") => {
+            // To some servers AUTH SSL means PROT P as well; what it means to the client nobody can tell.
+            core.tell_upstream(now, &b"AUTH TLS\r\n"[..], Expect::Auth);
+            State::Relay { quit: false }
+        }
+        Tls::Terminate if is(b"TLS-C") || is(b"TLS-P") => answer(core, text::OBSOLETE_MECHANISM),
+        Tls::Pass | Tls::Terminate | Tls::Implicit => answer(core, text::UNKNOWN_MECHANISM),
     }
-    if ![&b"TLS"[..], b"SSL", b"TLS-C", b"TLS-P"]
-        .iter()
-        .any(|known| mechanism.eq_ignore_ascii_case(known))
-    {
-        return answer(core, text::UNKNOWN_MECHANISM);
-    }
-    relay(core, now, command, Expect::Auth)
+}
+
+/// PROT: the server decides, for both legs.
+fn protect(core: &mut Core, now: Instant, command: &Command) -> State {
+    let private = match command.argument().trim_ascii() {
+        [b'C' | b'c'] => false,
+        [b'P' | b'p'] => true,
+        // Levels that TLS does not have (RFC 4217 section 9).
+        [b'S' | b's' | b'E' | b'e'] => return answer(core, text::NO_SUCH_LEVEL),
+        _ => return answer(core, text::UNKNOWN_LEVEL),
+    };
+    core.effect = Some(Effect::Protect(private));
+    relay(core, now, command, Expect::Relay)
 }
 
 /// A restart position: digits, and no more than file offsets have (`off_t`).

@@ -4,6 +4,7 @@ mod pair;
 mod partial;
 mod permit;
 mod sniff;
+mod tls;
 mod transfers;
 
 use super::*;
@@ -146,6 +147,8 @@ fn event(text: &str, addresses: &Addresses) -> Event {
         ["received", word] => Event::Received(result(word)),
         ["sent", word] => Event::Sent(result(word)),
         ["sniffed", word] => Event::Sniffed(word == "skip"),
+        ["secured", word] => Event::Secured(result(word)),
+        ["cleared", word] => Event::Cleared(result(word)),
         ["spliced", word] => Event::Spliced(result(word)),
         ["recalled", word] => Event::Recalled(match word {
             "nothing" => Recalled::Nothing,
@@ -194,7 +197,12 @@ fn describe(output: &Output, said: &mut Vec<String>) {
             begin.name.escape_ascii(),
             begin.source,
             if begin.restart > 0 { format!(" from {}", begin.restart) } else { String::new() },
-            if begin.inspected { "" } else { " unscanned" }
+            match (begin.inspected, begin.private) {
+                (true, false) => "",
+                (false, false) => " unscanned",
+                (true, true) => " private",
+                (false, true) => " unscanned private",
+            }
         )),
         Output::End(outcome) => said.push(format!("end {}", outcome.as_str())),
         Output::Note(note) => match &**note {
@@ -207,6 +215,9 @@ fn describe(output: &Output, said: &mut Vec<String>) {
                 what.escape_ascii()
             )),
         },
+        Output::Secure => said.push("secure".into()),
+        Output::Clear => said.push("clear".into()),
+        Output::Protect(private) => said.push(format!("protect {private}")),
         Output::Blind => said.push("blind".into()),
         Output::Close => said.push("CLOSE".into()),
         Output::Reset => said.push("RESET".into()),

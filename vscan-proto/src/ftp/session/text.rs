@@ -36,6 +36,15 @@ pub(super) const ONLY_BYTES: &[u8] = b"504 Only TYPE A, TYPE I and TYPE L 8 are 
 pub(super) const ONLY_FILE: &[u8] = b"504 Only STRU F is available.\r\n";
 pub(super) const TLS_REFUSED: &[u8] = b"534 TLS is refused by policy.\r\n";
 pub(super) const UNKNOWN_MECHANISM: &[u8] = b"504 Unknown security mechanism.\r\n";
+pub(super) const OBSOLETE_MECHANISM: &[u8] =
+    b"504 Obsolete: use AUTH TLS, and PROT C or PROT P.\r\n";
+pub(super) const ALREADY_TLS: &[u8] = b"503 TLS has begun already.\r\n";
+pub(super) const NO_TLS: &[u8] = b"503 Use AUTH TLS first.\r\n";
+pub(super) const ALREADY_CLEAR: &[u8] = b"503 The control connection is clear already.\r\n";
+pub(super) const NO_EXCHANGE: &[u8] = b"503 No security exchange of that kind took place.\r\n";
+pub(super) const NO_SUCH_LEVEL: &[u8] = b"536 Only PROT C and PROT P are available with TLS.\r\n";
+pub(super) const UNKNOWN_LEVEL: &[u8] = b"504 Unknown protection level.\r\n";
+pub(super) const NO_REIN: &[u8] = b"502 REIN is not available inside TLS.\r\n";
 pub(super) const EPSV_ALL: &[u8] = b"200 EPSV ALL ok.\r\n";
 pub(super) const EPSV_ONLY: &[u8] = b"503 Only EPSV is allowed after EPSV ALL.\r\n";
 pub(super) const USE_EPSV: &[u8] = b"501 Not possible over IPv6; use EPSV or EPRT.\r\n";

@@ -226,6 +226,9 @@ impl World {
                 )
             }),
             Output::Begin(_) | Output::Note(_) => {}
+            Output::Secure => self.events.push_back(Event::Secured(Ok(()))),
+            Output::Clear => self.events.push_back(Event::Cleared(Ok(()))),
+            Output::Protect(_) => {}
             Output::Blind | Output::Close | Output::Reset => self.over = true,
         }
     }

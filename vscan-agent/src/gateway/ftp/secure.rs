@@ -1,0 +1,239 @@
+//! TLS that ends here: the handshakes of both control connections, and of the data connections that resume them.
+//!
+//! The client speaks first: its first message says which server it asks for. The server's handshake comes next, so that
+//! what the client is shown can be made from it, and the client's own is completed last: whatever fails, no client is
+//! inside TLS with a server that is not.
+
+use super::Place;
+use crate::{
+    access::Rules,
+    config::{Protocol, TlsAction},
+    net,
+    observe::{Side, TlsRecord},
+    tls::{self, Hello, HelloError, TlsWire, Upstream, Wire, give_up},
+};
+use rustls::ServerConfig;
+use std::{io, sync::Arc};
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use vscan_proto::ftp::Leg;
+
+/// A fatal handshake_failure, in the clear (RFC 8446 section 6): there is no server to speak to.
+const HANDSHAKE_FAILURE: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 40];
+
+/// What the data connections of a session resume.
+pub(super) struct Security {
+    upstream: Upstream,
+    client: Arc<ServerConfig>,
+}
+
+/// What a change of both control connections came to.
+pub(super) enum Change {
+    /// Both are TLS: client, upstream.
+    Secured { client: Wire, upstream: Wire, security: Arc<Security> },
+    /// Both are plain again; these bytes of the client came behind its last word in TLS.
+    Cleared { client: Wire, upstream: Wire, received: Vec<u8> },
+    /// The session is not to be opened; these bytes of the client were read.
+    Passes { client: TcpStream, upstream: TcpStream, received: Vec<u8> },
+    /// It failed on this leg; both are gone.
+    Failed(Leg),
+}
+
+/// What is done with TLS of this session, before the client has named a server; none: that depends on the name.
+pub(super) fn decide(place: Place<'_>) -> Option<TlsAction> {
+    match about(place).decide(place.config) {
+        tls::Decision::Is(action) => Some(action),
+        tls::Decision::ByName => None,
+    }
+}
+
+fn has_rules(place: Place<'_>) -> bool {
+    let (client, dialled) = (place.client.ip(), place.dialled.ip());
+    Rules::of(place.config, Protocol::Ftp, client, dialled).is_some()
+}
+
+fn about(place: Place<'_>) -> tls::About {
+    tls::About {
+        protocol: Protocol::Ftp,
+        direction: place.config.direction(place.client.ip(), place.server.ip()),
+        client: place.client.ip(),
+        server: place.server.ip(),
+        otherwise: place.config.ftp.tls.into(),
+    }
+}
+
+/// Makes TLS of both control connections.
+pub(super) async fn secure(place: Place<'_>, client: TcpStream, upstream: TcpStream) -> Change {
+    let limit = place.config.tls.handshake_timeout;
+    let change = timeout(limit, Box::pin(handshakes(place, client, upstream))).await;
+    change.unwrap_or_else(|_| {
+        place.flow.anomaly("ftp_tls_timeout", format!("no handshake in {limit:?}"));
+        Change::Failed(Leg::Client)
+    })
+}
+
+async fn handshakes(place: Place<'_>, mut client: TcpStream, upstream: TcpStream) -> Change {
+    let failed = |leg, error: &dyn std::fmt::Display| {
+        tracing::debug!(flow = %place.flow.id(), ?leg, "TLS: {error}");
+        let side = if leg == Leg::Client { Side::Client } else { Side::Server };
+        place.flow.tls_failed(side, error);
+        Change::Failed(leg)
+    };
+    let hello = match Hello::read(&mut client, Vec::new()).await {
+        Ok(hello) => hello,
+        Err(HelloError::NotTls) => {
+            place.flow.anomaly("ftp_no_tls_record", "AUTH was accepted, TLS did not follow");
+            return Change::Failed(Leg::Client);
+        }
+        Err(error) => {
+            give_up(client).await;
+            return failed(Leg::Client, &error);
+        }
+    };
+    let names: Vec<String> = hello.server_name.iter().cloned().collect();
+    match about(place).named(place.config, &names) {
+        TlsAction::Terminate => {}
+        // Behind TLS no rule could be kept.
+        TlsAction::Pass if !has_rules(place) => {
+            return Change::Passes { client, upstream, received: hello.bytes };
+        }
+        TlsAction::Pass | TlsAction::Refuse | TlsAction::Strip => {
+            refuse(client).await;
+            return failed(Leg::Client, &"refused by policy");
+        }
+    }
+    let tls = place.tls;
+    let server = place.server.ip();
+    let way = match tls.upstream(place.config, server, hello.server_name.as_deref()) {
+        Ok(way) => way,
+        Err(error) => return failed(Leg::Upstream, &error),
+    };
+    let upstream = match TlsWire::connect(upstream, &way).await {
+        Ok(upstream) => upstream,
+        Err(error) => {
+            refuse(client).await;
+            if way.asked_for_certificate() {
+                place.flow.anomaly("ftp_client_certificate_wanted", &error);
+            }
+            let why = way.refusal().unwrap_or_else(|| error.to_string());
+            return failed(Leg::Upstream, &why);
+        }
+    };
+    let shown = match tls.shown(place.config, server, &hello, Some(&way)) {
+        Ok(shown) => shown,
+        Err(error) => {
+            refuse(client).await;
+            return failed(Leg::Client, &error);
+        }
+    };
+    let config = match shown.config(false) {
+        Ok(config) => config,
+        Err(error) => return failed(Leg::Client, &error),
+    };
+    match TlsWire::accept(client, Arc::clone(&config), hello.bytes).await {
+        Ok(client) => {
+            place.flow.set_tls(TlsRecord {
+                sni: hello.server_name,
+                client: Some(client.settled().into()),
+                server: Some(upstream.settled().into()),
+                trusted: way.is_trusted(),
+            });
+            Change::Secured {
+                client: Wire::Tls(client),
+                upstream: Wire::Tls(upstream),
+                security: Arc::new(Security { upstream: way, client: config }),
+            }
+        }
+        Err(error) => failed(Leg::Client, &error),
+    }
+}
+
+/// Tells a client in the middle of its handshake that there is no way to the server.
+async fn refuse(mut client: TcpStream) {
+    // It may be gone.
+    let _ = client.write_all(&HANDSHAKE_FAILURE).await;
+    give_up(client).await;
+}
+
+/// A data connection on which TLS begins: as the server of the client, once that has begun, or as the client of the
+/// server. Both resume the sessions of the dialogue, which some peers insist on.
+///
+/// # Errors
+/// The handshake failed or took too long.
+pub(super) async fn data(
+    place: Place<'_>,
+    security: &Security,
+    leg: Leg,
+    tcp: TcpStream,
+) -> io::Result<Wire> {
+    let wire = async {
+        match leg {
+            Leg::Client => TlsWire::accept(tcp, Arc::clone(&security.client), Vec::new()).await,
+            Leg::Upstream => TlsWire::connect(tcp, &security.upstream).await,
+        }
+    };
+    let made = match timeout(place.config.tls.handshake_timeout, Box::pin(wire)).await {
+        Ok(made) => made,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    match made {
+        Ok(wire) => Ok(Wire::Tls(wire)),
+        Err(error) => {
+            let side = if leg == Leg::Client { "client" } else { "server" };
+            place.flow.anomaly("ftp_tls_data", format!("{side}: {error}"));
+            Err(error)
+        }
+    }
+}
+
+/// Waits until the client has said something on its data connection. Some say nothing before the 150, which may take as
+/// long as a scan; the time for the handshake runs from then on.
+pub(super) async fn begun(tcp: &TcpStream) -> io::Result<()> {
+    tcp.readable().await
+}
+
+/// Ends TLS on both control connections: our close_notify, then the peer's. What it says behind that is plain.
+pub(super) async fn clear(place: Place<'_>, client: Wire, upstream: Wire) -> Change {
+    let limit = place.config.tls.handshake_timeout;
+    let both = async {
+        let client = plain(client).await.map_err(|error| (Leg::Client, error))?;
+        let upstream = plain(upstream).await.map_err(|error| (Leg::Upstream, error))?;
+        if upstream.1.is_empty() {
+            return Ok::<_, (Leg, io::Error)>((client.0, upstream.0, client.1));
+        }
+        // Nobody has asked it anything.
+        Err((Leg::Upstream, io::Error::other("the server speaks without being asked")))
+    };
+    match timeout(limit, Box::pin(both)).await {
+        Ok(Ok((client, upstream, received))) => Change::Cleared { client, upstream, received },
+        Ok(Err((leg, error))) => {
+            place.flow.anomaly("ftp_ccc", &error);
+            Change::Failed(leg)
+        }
+        Err(_) => {
+            place.flow.anomaly("ftp_ccc", "no close_notify");
+            Change::Failed(Leg::Client)
+        }
+    }
+}
+
+/// The TCP stream, and what was read of it behind the peer's close_notify.
+async fn plain(wire: Wire) -> io::Result<(Wire, Vec<u8>)> {
+    match wire {
+        Wire::Plain(tcp) => Ok((Wire::Plain(tcp), Vec::new())),
+        Wire::Tls(mut tls) => {
+            std::future::poll_fn(|cx| tls.poll_close_notify(cx)).await?;
+            tls.ended().await?;
+            let (tcp, received) = tls.into_plain();
+            Ok((Wire::Plain(tcp), received))
+        }
+    }
+}
+
+/// Ends what is left of a failed session.
+pub(super) fn reset(leg: Option<Wire>) {
+    match leg {
+        Some(Wire::Plain(tcp)) => net::abort(tcp),
+        Some(wire @ Wire::Tls(_)) => wire.abort(),
+        None => {}
+    }
+}
