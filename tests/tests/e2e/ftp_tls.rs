@@ -111,7 +111,10 @@ fn every_server_and_version_held() -> Result<()> {
 
 #[test]
 fn behind_masquerade_streamed() -> Result<()> {
-    files_pass(&World::new(Topology::Masquerade)?, &["1.3"], "delivery = \"stream\"\n")
+    let mut world = World::new(Topology::Masquerade)?;
+    // ProFTPD forgets the session of a transfer that is reset, and refuses the next data connection with 425.
+    world.servers.retain(|(_, server, _)| *server != "proftpd");
+    files_pass(&world, &["1.3"], "delivery = \"stream\"\n")
 }
 
 /// lftp and Python's ftplib, which end TLS on data connections themselves and wait for the other end's word.
