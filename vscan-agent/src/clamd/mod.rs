@@ -27,6 +27,10 @@ pub const ENGINE: &str = "clamd";
 /// How long a version is believed: freshclam changes it a few times a day.
 const VERSION_AGE: Duration = Duration::from_secs(30);
 
+/// How long a failure to tell it is believed: long enough for those who wait behind each other, so that a clamd that
+/// hangs holds all of them as long as one.
+const FAILURE_AGE: Duration = Duration::from_millis(500);
+
 /// Time for the answer to `VERSION`, which needs no file.
 const VERSION_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -52,6 +56,9 @@ pub enum Error {
     /// It did not answer in time.
     #[error("did not answer within {}", crate::clamd::seconds(*.0))]
     Deadline(Duration),
+    /// Another has just asked, and this came of it.
+    #[error("{0}")]
+    Recent(String),
     /// It says that it failed.
     #[error("says: {0}")]
     Refused(String),
@@ -155,6 +162,8 @@ pub struct Clamd {
 struct State {
     version: Option<String>,
     asked: Option<Instant>,
+    /// Why the version was not told, and when.
+    mute: Option<(Instant, String)>,
     requests: u64,
     failures: u64,
     error: Option<String>,
@@ -197,15 +206,20 @@ impl Clamd {
     pub async fn version(&self) -> Result<String, Error> {
         let known = || {
             let state = lock(&self.state);
+            if let Some((at, why)) = &state.mute
+                && at.elapsed() < FAILURE_AGE
+            {
+                return Some(Err(Error::Recent(why.clone())));
+            }
             let fresh = state.asked.is_some_and(|at| at.elapsed() < VERSION_AGE);
-            state.version.clone().filter(|_| fresh)
+            state.version.clone().filter(|_| fresh).map(Ok)
         };
-        if let Some(version) = known() {
-            return Ok(version);
+        if let Some(known) = known() {
+            return known;
         }
         let _asking = self.asking.lock().await;
-        if let Some(version) = known() {
-            return Ok(version);
+        if let Some(known) = known() {
+            return known;
         }
         let deadline = VERSION_DEADLINE.min(self.config.deadline);
         let asked = tokio::time::timeout(deadline, wire::version(&self.config.address)).await;
@@ -213,6 +227,7 @@ impl Clamd {
         let mut state = lock(&self.state);
         state.version = told.as_ref().ok().cloned();
         state.asked = Some(Instant::now());
+        state.mute = told.as_ref().err().map(|error| (Instant::now(), error.to_string()));
         drop(state);
         if told.is_ok()
             && let Some(counters) = &self.counters

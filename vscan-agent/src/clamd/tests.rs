@@ -229,3 +229,23 @@ async fn a_hung_clamd_holds_nobody_longer_than_the_deadline() {
     }
     assert!(started.elapsed() < Duration::from_secs(6));
 }
+
+#[tokio::test]
+async fn those_who_wait_for_the_version_of_a_hung_clamd_wait_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ctl");
+    // Connections lie in its queue, and nobody takes them.
+    let _listener = UnixListener::bind(&path).unwrap();
+    let clamd = std::sync::Arc::new(Clamd::new(config(ClamdAddress::Unix(path)), None));
+    let started = Instant::now();
+    let waiting: Vec<_> = (0..50)
+        .map(|_| {
+            let clamd = clamd.clone();
+            tokio::spawn(async move { clamd.version().await.is_err() })
+        })
+        .collect();
+    for one in waiting {
+        assert!(one.await.unwrap());
+    }
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+}

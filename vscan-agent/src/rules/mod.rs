@@ -66,3 +66,6 @@ pub enum Error {
 pub(crate) fn at(path: &std::path::Path) -> impl FnOnce(io::Error) -> Error + use<'_> {
     move |error| Error::Io { path: path.to_owned(), error }
 }
+
+#[cfg(test)]
+mod tests;

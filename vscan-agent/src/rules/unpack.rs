@@ -80,10 +80,15 @@ fn archive(from: impl Read, to: &Path, most: u64) -> Result<(), Error> {
             if let Some(parent) = to.parent() {
                 fs::create_dir_all(parent).map_err(at(parent))?;
             }
-            left -= write(&mut entry, &to, left).map_err(|e| match e {
+            let told = entry.size();
+            let size = write(&mut entry, &to, left).map_err(|e| match e {
                 Error::TooLarge(_) => Error::TooLarge(most),
                 e => e,
             })?;
+            if size != told {
+                return Err(Error::Malformed(format!("ends within {}", path.display())));
+            }
+            left -= size;
         } else {
             return Err(Error::Malformed(format!(
                 "{} is neither a file nor a directory",

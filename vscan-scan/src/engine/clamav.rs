@@ -449,6 +449,9 @@ fn logic(expression: &str, offsets: &[&str]) -> Option<String> {
 /// Deepest brackets.
 const DEPTH_MAX: u32 = 32;
 
+/// Terms behind each other; ClamAV takes 64 subsignatures.
+const TERMS_MAX: usize = 256;
+
 struct Logic<'a> {
     rest: &'a str,
     offsets: &'a [&'a str],
@@ -462,16 +465,26 @@ struct Counted {
 }
 
 impl Logic<'_> {
+    /// Terms with `&` and `|` between them. Neither binds tighter: the first stands against all that follows, as
+    /// ClamAV reads it.
     fn alternatives(&mut self) -> Option<Counted> {
-        let mut left = self.term()?;
+        let mut terms = vec![(self.term()?, "")];
         while let Some(operator) = self.rest.chars().next().filter(|c| matches!(c, '&' | '|')) {
             self.rest = &self.rest[1..];
-            let right = self.term()?;
-            let word = if operator == '&' { "and" } else { "or" };
-            left.text = format!("({} {word} {})", left.text, right.text);
-            left.subsignatures.extend(right.subsignatures);
+            terms.push((self.term()?, if operator == '&' { "and" } else { "or" }));
+            if terms.len() > TERMS_MAX {
+                return None;
+            }
         }
-        Some(left)
+        let (mut right, mut word) = terms.pop()?;
+        while let Some((left, before)) = terms.pop() {
+            let mut subsignatures = left.subsignatures;
+            subsignatures.append(&mut right.subsignatures);
+            right =
+                Counted { text: format!("({} {word} {})", left.text, right.text), subsignatures };
+            word = before;
+        }
+        Some(right)
     }
 
     fn term(&mut self) -> Option<Counted> {

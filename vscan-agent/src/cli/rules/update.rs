@@ -269,6 +269,10 @@ impl Job<'_> {
 }
 
 fn about(origin: &Origin, error: Error) -> Failure {
+    let named = matches!(error, Error::Http { .. });
     let failure = Failure::from(error);
+    if named {
+        return failure;
+    }
     Failure::new(failure.code, format!("{origin}: {failure}"))
 }

@@ -185,3 +185,17 @@ fn databases_are_unpacked() {
     let uncompressed = [&header[..], &tar].concat();
     assert_eq!(unpack(&uncompressed).unwrap().len(), 1);
 }
+
+#[test]
+fn the_first_term_stands_against_all_that_follow() {
+    let all = ["*"; 4];
+    for (expression, condition) in [
+        ("0&1|2", "($_a0 and ($_a1 or $_a2))"),
+        ("0|1&2", "($_a0 or ($_a1 and $_a2))"),
+        ("(0&1)|2", "(($_a0 and $_a1) or $_a2)"),
+        ("0|1|2&3", "($_a0 or ($_a1 or ($_a2 and $_a3)))"),
+    ] {
+        assert_eq!(logic(expression, &all).as_deref(), Some(condition), "{expression}");
+    }
+    assert_eq!(logic(&vec!["0"; TERMS_MAX + 1].join("|"), &all), None);
+}
