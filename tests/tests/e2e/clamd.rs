@@ -10,6 +10,7 @@ use vscan_tests::fixtures;
 use vscan_tests::ftp::{Client, Mode};
 use vscan_tests::lab::{Family, Lab, Topology};
 use vscan_tests::peers::{CLAMD_NAME, CLAMD_ONLY, Clamd, Vsftpd};
+use vscan_tests::wait;
 
 /// What only clamd knows is blocked, unless an allow list names it; without clamd nothing passes.
 #[test]
@@ -76,8 +77,11 @@ fn a_file_that_only_clamd_knows_is_blocked() -> Result<()> {
     let status = vscan.cli(&["status"])?;
     ensure!(status.out.contains("objects are refused"), "{status:?}");
     clamd.restart(&lab.gateway)?;
-    let up = client.upload("again.bin", &fixtures::random(1000, 11))?;
-    ensure!(up.reply.starts_with("226"), "{}", up.reply);
+    // What failed is believed for half a second.
+    wait::until_true("nothing passes by the new clamd", Duration::from_secs(10), || {
+        let up = client.upload("again.bin", &fixtures::random(1000, 11));
+        up.is_ok_and(|up| up.reply.starts_with("226"))
+    })?;
     for name in ["small.bin", "large.bin", "late.bin", "hung.bin", "killed.bin"] {
         ensure!(!ftp.files().join(name).exists(), "{name} was delivered");
     }

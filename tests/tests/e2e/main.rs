@@ -7,6 +7,7 @@
 mod access;
 mod agent_down;
 mod bad_input;
+mod clamav;
 mod clamd;
 mod firewall;
 mod ftp;
