@@ -1,7 +1,7 @@
 //! A clamd beside the scanner: asked about every object, and whatever it cannot do is never taken for clean.
 //!
 //! What lives here: which object goes to it and how, its deadline, its version, and what its answer adds to a report.
-//! The bytes of its protocol are in [`wire`]. Who asks is [`crate::scanner`], so that every object is asked about,
+//! The bytes of its protocol are in `wire`. Who asks is [`crate::scanner`], so that every object is asked about,
 //! wherever it came from.
 //!
 //! clamd calls clean what it has not read: a member over `MaxFileSize` is skipped without a word unless it is told to
