@@ -284,10 +284,10 @@ vscan.toml:5:1: unknown key `gateway.max_sesions`
 vscan.toml:8:10: `ftp.ports[0]`: must be a port from 1 to 65535, this is 0
   8 | ports = [0]
     |          ^
-vscan.toml:9:7: `ftp.tls`: this version does not have "terminate": TLS is passed or refused, not opened
+vscan.toml:9:7: TLS is to be opened, and there is no certificate to show clients
   9 | tls = "terminate"
     |       ^^^^^^^^^^^
-  help: choose one of "pass", "refuse"
+  help: write [[tls.certificate]] with chain and key for servers of your own, [tls.authority] with certificate and key for those of others
 vscan.toml:10:10: `ftp.resume`: "part" is not known here
   10 | resume = "part"
      |          ^^^^^^
