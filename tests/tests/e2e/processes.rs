@@ -101,8 +101,9 @@ fn scanner_processes_may_die_at_work(steering: Steering) -> Result<()> {
     let line = format!("rules = [\"{}\", \"{}\"]", shipped.display(), rules.display());
     let settings = Settings::new(steering).with("scan", &line);
     let vscan = Vscan::start(&lab, &settings)?;
-    let large = fixtures::random(24_000_000, 1);
-    for victim in ["worker", "zygote"] {
+    for (seed, victim) in [(1, "worker"), (2, "zygote")] {
+        // Another content each time: what was scanned once is known.
+        let large = fixtures::random(24_000_000, seed);
         let before = vscan.processes();
         let hit = std::thread::scope(|scope| {
             let upload = scope.spawn(|| -> Result<String> {

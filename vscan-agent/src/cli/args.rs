@@ -341,7 +341,7 @@ pub enum QuarantineCommand {
 pub enum MailboxCommand {
     /// Scan the mailboxes of the configuration, and nothing else.
     ///
-    /// Needs no privilege: any user can run it for his own account, with a configuration that has no [gateway]. Where one
+    /// Needs no privilege: any user can run it for his own account, with a configuration that has no `[gateway]`. Where one
     /// runs with the same configuration, `vscan run` scans its mailboxes already. SIGHUP reloads, SIGTERM ends it after the
     /// messages in hand.
     Run,

@@ -1,8 +1,8 @@
 //! One IMAP connection (RFC 3501, RFC 9051): connecting, running a command, and the bounds of both. What goes over the wire
 //! is `vscan_proto::imap`'s, logging in is [`super::login`]'s, what the answers mean for a scan is decided elsewhere.
 //!
-//! A command has an answer within [`Patience::answer`] of the last byte that came, and ends within [`COMMAND_TIME`] and
-//! [`COMMAND_BYTES`], or the connection is given up: nothing waits for a server for ever, whatever it sends.
+//! A command has an answer within [`Patience::answer`] of the last byte that came, and ends within `COMMAND_TIME` and
+//! `COMMAND_BYTES`, or the connection is given up: nothing waits for a server for ever, whatever it sends.
 
 use super::tls;
 pub use super::{
