@@ -24,6 +24,7 @@
 mod ftp_tls;
 mod hold;
 mod known;
+mod mailbox;
 mod rules;
 mod smtp_tls;
 
@@ -253,6 +254,7 @@ pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
         .chain(OTHERS)
         .chain(hold::NAMES)
         .chain(known::NAMES)
+        .chain(mailbox::NAMES)
         .chain(smtp_tls::NAMES)
         .chain(rules::names())
         .chain(ftp_tls::NAMES)
@@ -302,6 +304,7 @@ pub(crate) fn run(names: &[String], output: Output) -> Result<()> {
     }
     hold::run(|name| names.is_empty() || named(name), output)?;
     known::run(|name| names.is_empty() || named(name), output)?;
+    mailbox::run(|name| names.is_empty() || named(name), output)?;
     smtp_tls::run(|name| names.is_empty() || named(name), output)?;
     rules::run(|name| names.is_empty() || named(name), output)?;
     ftp_tls::run(|name| names.is_empty() || named(name), output)?;
