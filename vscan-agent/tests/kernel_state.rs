@@ -676,15 +676,18 @@ fn active_data_keeps_a_secondary_address() -> Result<()> {
     let config = config(Way::Tcx, &bpffs, "", "");
     let kernel = install(&lab, &config)?;
     let marks = kernel::marks::Marks::of(&config.gateway.marks);
-    let listener = vscan_tests::raw::listen(&lab.outside, 40000)?;
-    for (mark, seen) in [(marks.upstream, "192.0.2.1"), (marks.active, "192.0.2.9")] {
+    // A port for each: the ends of a connection that has just ended are not free at once.
+    for (mark, seen, port) in
+        [(marks.upstream, "192.0.2.1", 40000), (marks.active, "192.0.2.9", 40001)]
+    {
+        let listener = vscan_tests::raw::listen(&lab.outside, port)?;
         let socket = lab.gateway.within(|| {
             let socket = transparent("192.0.2.9".parse()?)?;
             socket.set_reuse_address(true)?;
             socket.set_mark(mark)?;
             socket.bind(&"192.0.2.9:20".parse::<SocketAddr>()?.into())?;
             socket.connect_timeout(
-                &"192.0.2.2:40000".parse::<SocketAddr>()?.into(),
+                &SocketAddr::from(([192, 0, 2, 2], port)).into(),
                 Duration::from_secs(3),
             )?;
             Ok(std::net::TcpStream::from(socket))
