@@ -5,34 +5,17 @@
 #[cfg(feature = "engine")]
 #[expect(dead_code, reason = "shared with the test of the process, which uses all of it")]
 mod common;
+mod mark;
 
 use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+use mark::{MARK, Mark, fixture};
 use std::io::Write;
-use std::path::Path;
 use std::time::{Duration, Instant};
 use vscan_scan::limits::Limits;
-use vscan_scan::object::{Engine, Hit, Object, Part, scan};
+use vscan_scan::object::{Object, scan};
 use vscan_scan::report::{Reason, Report, Verdict};
 use vscan_scan::wire::ObjectKind;
-
-const MARK: &[u8] = b"the-mark-of-the-tests-which-is-68-bytes-long-like-the-real-test-file";
-
-/// Finds parts that begin with the mark.
-struct Mark;
-
-impl Engine for Mark {
-    fn name(&self) -> &'static str {
-        "mark"
-    }
-
-    fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<Hit>) -> Result<(), String> {
-        if part.data.starts_with(MARK) {
-            hits.push("Mark".into());
-        }
-        Ok(())
-    }
-}
 
 /// Longer than any of these takes on a slow machine, and far shorter than the limit of time.
 const SOON: Duration = Duration::from_secs(20);
@@ -338,10 +321,6 @@ fn a_hundred_thousand_members_end() {
     let object = Object::new(ObjectKind::File, &object, started + Duration::from_secs(60));
     assert_eq!(scan(&mut Mark, &Limits::default(), &object).verdict, Verdict::Clean);
     assert!(started.elapsed() < SOON);
-}
-
-fn fixture(name: &str) -> Vec<u8> {
-    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)).unwrap()
 }
 
 fn crc32(data: &[u8]) -> u32 {

@@ -3,9 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test outside of #[test] functions")]
 
+mod mark;
 #[path = "fixtures/rar.rs"]
 mod rar;
 
+use mark::{MARK, Mark, fixture};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vscan_scan::limits::Limits;
@@ -81,31 +83,6 @@ fn debians_containers_are_opened() {
         }
     }
     assert!(missed.is_empty(), "{missed:#?}");
-}
-
-/// Finds parts in which the mark stands.
-struct Mark;
-
-const MARK: &[u8] = b"the-mark-of-the-tests-which-is-68-bytes-long-like-the-real-test-file";
-
-impl Engine for Mark {
-    fn name(&self) -> &'static str {
-        "mark"
-    }
-
-    fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<Hit>) -> Result<(), String> {
-        if part.data.starts_with(MARK)
-            || part.data.get(500_000..).is_some_and(|d| d.starts_with(MARK))
-        {
-            hits.push("Mark".into());
-        }
-        Ok(())
-    }
-}
-
-fn fixture(name: &str) -> Vec<u8> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    std::fs::read(dir.join(name)).unwrap()
 }
 
 #[test]

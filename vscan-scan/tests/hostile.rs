@@ -8,43 +8,22 @@ mod checks;
 #[path = "../fuzz/checks/forms.rs"]
 #[expect(dead_code, reason = "the fuzz targets use the rest")]
 mod forms;
+mod mark;
 
+use mark::{MARK, Mark, fixture};
 use rustix::time::{ClockId, clock_gettime};
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use vscan_scan::limits::Limits;
-use vscan_scan::object::{Engine, Hit, Object, Part, scan};
+use vscan_scan::object::{Object, scan};
 use vscan_scan::report::{Reason, Report, Verdict};
 use vscan_scan::sniff::Kind;
 use vscan_scan::wire::ObjectKind;
 
-const MARK: &[u8] = b"the-mark-of-the-tests-which-is-68-bytes-long-like-the-real-test-file";
-
-/// Finds parts that begin with the mark.
-struct Mark;
-
-impl Engine for Mark {
-    fn name(&self) -> &'static str {
-        "mark"
-    }
-
-    fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<Hit>) -> Result<(), String> {
-        if part.data.starts_with(MARK) {
-            hits.push("Mark".into());
-        }
-        Ok(())
-    }
-}
-
 fn report(data: &[u8]) -> Report {
     let deadline = Instant::now() + Duration::from_secs(60);
     scan(&mut Mark, &Limits::default(), &Object::new(ObjectKind::File, data, deadline))
-}
-
-fn fixture(name: &str) -> Vec<u8> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    std::fs::read(dir.join(name)).unwrap()
 }
 
 /// What is over a bound of a decoder is found, or said not to be read: behind so many decoys nothing is clean.

@@ -3,10 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of #[test] functions")]
 
 mod common;
+#[expect(dead_code, reason = "only the mark itself is of use here")]
+mod mark;
 #[path = "fixtures/rar.rs"]
 mod rar;
 
 use common::{Scanner, eicar, rules};
+use mark::MARK;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -419,7 +422,6 @@ fn wrong_arguments_are_refused() {
 /// Containers as their own tools make them, each opened under the system-call filter by a worker that lives on.
 #[test]
 fn every_container_is_opened_inside_the_sandbox() {
-    const MARK: &[u8] = b"the-mark-of-the-tests-which-is-68-bytes-long-like-the-real-test-file";
     let dir = tempfile::tempdir().unwrap();
     let rule = dir.path().join("mark.yar");
     let mark = std::str::from_utf8(MARK).unwrap();
