@@ -1,20 +1,26 @@
 //! One look at one folder: what is new is fetched without a trace, judged, noted in the buffer, and treated.
 //!
-//! What to do with a message is a [`Judge`]'s business; how a folder is read and changed is here.
+//! What to do with a message is a [`Judge`]'s business; how a folder is read and changed is here: which messages are
+//! looked at in `choice`, how they are fetched in `fetch`, what follows in `carry_out`.
+
+mod carry_out;
+mod choice;
+mod fetch;
 
 use super::{
     buffer::{Buffer, BufferError, Entry, FolderState, Status},
     connection::{Connection, Error},
-    folder::{Change, Opened, SearchKey, Store, Summary, Uid},
+    folder::{Change, Opened, SearchKey, Summary, Uid},
     name::FolderName,
     orders::Progress,
-    replace::{self, Place, ReplaceError, Replaced},
+    replace::ReplaceError,
 };
 use crate::spool::{Object, Spool, SpoolError};
 use bytes::Bytes;
+use fetch::Retrieved;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroU64},
     time::{SystemTime, UNIX_EPOCH},
@@ -23,17 +29,8 @@ use thiserror::Error as ThisError;
 use tokio::sync::mpsc;
 use vscan_proto::imap::Flag;
 
-/// Bytes of a message that are fetched at a time: what is in memory of it, whatever its length.
-const PIECE: NonZeroU32 = NonZeroU32::new(1 << 20).unwrap();
-
-/// Messages below this many bytes are fetched several at a time.
-const SMALL: NonZeroU32 = NonZeroU32::new(64 << 10).unwrap();
-
 /// So many of them: a megabyte at most.
 const AHEAD: usize = 16;
-
-/// Pieces of a message that end before they should: a server that goes on like that never comes to an end.
-const SHORT_MAX: u32 = 4;
 
 /// Messages whose particulars, headers included, are held in memory at a time.
 const BATCH: usize = 64;
@@ -226,16 +223,6 @@ pub async fn copies<J: Judge>(
     pass.end(done).await
 }
 
-/// What came of fetching a message.
-enum Retrieved {
-    /// Its bytes, or why they could not be held.
-    Object(Result<Object, SpoolError>),
-    /// It has vanished.
-    Gone,
-    /// The server does not give it out: why not.
-    Refused(String),
-}
-
 struct Pass<'a, J> {
     connection: &'a mut Connection,
     buffer: &'a Buffer,
@@ -369,55 +356,6 @@ impl<'a, J: Judge> Pass<'a, J> {
         Ok(whole.then_some(now))
     }
 
-    fn known(&self) -> Result<HashMap<Uid, Entry>, BufferError> {
-        let known = self.buffer.known(self.scope.account, self.folder, self.validity)?;
-        Ok(known.into_iter().collect())
-    }
-
-    /// The change up to which everything is known, where the server says what has changed since.
-    fn since(&self, last: Option<FolderState>, now: FolderState) -> Option<u64> {
-        let last = last.filter(|last| {
-            last.uid_validity == now.uid_validity
-                && last.scope == now.scope
-                && self.scope.keyword.is_none()
-                && !self.scope.anew
-        })?;
-        now.highest_modseq.and(last.highest_modseq)
-    }
-
-    /// Of the messages that have changed: those that are looked at, ascending, and those that are not any more.
-    async fn changed(
-        &mut self,
-        since: u64,
-        now: FolderState,
-    ) -> Result<(Vec<Uid>, HashSet<Uid>), PassError> {
-        if now.highest_modseq == Some(since) {
-            return Ok((Vec::new(), HashSet::new()));
-        }
-        let changes = self.connection.changes(since).await?;
-        let unread = self.scope.unread;
-        let left_out = |change: &&Change| change.deleted || (unread && change.seen);
-        let uid = |change: &Change| change.uid;
-        let listed = changes.changed.iter().filter(|change| !left_out(change)).map(uid).collect();
-        let left = changes.changed.iter().filter(left_out).map(uid);
-        let vanished = changes.vanished.unwrap_or_default();
-        let known = self.buffer.known(self.scope.account, self.folder, self.validity)?;
-        let vanished = known.iter().map(|(uid, _)| *uid).filter(|uid| vanished.contains(uid.get()));
-        Ok((listed, left.chain(vanished).collect()))
-    }
-
-    /// The messages that are looked at, ascending.
-    async fn listed(&mut self) -> Result<Vec<Uid>, PassError> {
-        let mut keys = vec![SearchKey::Undeleted];
-        if self.scope.unread {
-            keys.push(SearchKey::Unseen);
-        }
-        if let (Some(keyword), false) = (self.scope.keyword, self.scope.anew) {
-            keys.push(SearchKey::Unkeyword(flag(keyword)?));
-        }
-        Ok(self.connection.search(self.tally.messages, &keys).await?)
-    }
-
     /// Judges messages, notes and treats them; those that are still there.
     async fn batch(
         &mut self,
@@ -480,39 +418,6 @@ impl<'a, J: Judge> Pass<'a, J> {
         Ok(())
     }
 
-    /// What the buffer knows of the folder under its former identifiers, by header.
-    fn former(&self, last: FolderState) -> Result<HashMap<[u8; 16], Entry>, PassError> {
-        let Some(validity) = NonZeroU32::new(last.uid_validity) else { return Ok(HashMap::new()) };
-        let known = self.buffer.known(self.scope.account, self.folder, validity)?;
-        let uids: Vec<Uid> = known.iter().map(|(uid, _)| *uid).collect();
-        self.buffer.forget(self.scope.account, self.folder, validity, &uids)?;
-        Ok(known.into_iter().map(|(_, entry)| (entry.digest, entry)).collect())
-    }
-
-    fn wants(&self, known: &HashMap<Uid, Entry>, uid: Uid) -> bool {
-        self.scope.anew
-            || match known.get(&uid).map(|entry| entry.status) {
-                None => true,
-                Some(Status::Failed(count)) => count < FAILURES_MAX,
-                Some(Status::Told) => !self.scope.dry_run,
-                Some(Status::Plain) => !self.scope.skip_plain,
-                Some(Status::Clean | Status::Left | Status::Treated) => false,
-            }
-    }
-
-    /// Messages that were scanned by other rules, the youngest first.
-    fn rescans_due(&self, known: &HashMap<Uid, Entry>, rules: u64) -> Vec<Uid> {
-        let Some(age) = self.scope.rescan_age else { return Vec::new() };
-        let since = now().saturating_sub(age);
-        let mut due: Vec<Uid> = known
-            .iter()
-            .filter(|(_, entry)| entry.rules != rules && entry.at >= since)
-            .map(|(uid, _)| *uid)
-            .collect();
-        due.sort_unstable_by(|a, b| b.cmp(a));
-        due
-    }
-
     async fn one(
         &mut self,
         summary: Summary,
@@ -573,197 +478,6 @@ impl<'a, J: Judge> Pass<'a, J> {
             self.noted.push((summary.uid, entry));
         }
         Ok(())
-    }
-
-    /// Fetches the small ones of these messages in few commands, ahead of their turn: most of the time that a small message takes
-    /// is the way to the server and back.
-    async fn fetch_ahead(
-        &mut self,
-        summaries: &[Summary],
-        renumbered: &HashMap<[u8; 16], Entry>,
-    ) -> Result<(), PassError> {
-        self.ahead.clear();
-        let settled = |summary: &Summary| {
-            (self.scope.skip_plain && summary.plain == Some(true))
-                || renumbered.contains_key(&digest(summary))
-        };
-        let small: Vec<Uid> = summaries
-            .iter()
-            .take_while(|summary| summary.size < u64::from(SMALL.get()))
-            .filter(|summary| !settled(summary))
-            .map(|summary| summary.uid)
-            .collect();
-        match self.connection.pieces(&small, 0, SMALL).await {
-            Ok(pieces) => self.ahead = pieces,
-            // Then one by one, so that it shows which of them the server does not give out.
-            Err(error) if error.is_refusal() => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
-    }
-
-    /// Fetches a message piece by piece.
-    async fn retrieve(&mut self, summary: &Summary) -> Result<Retrieved, PassError> {
-        let mut writer = self.spool.writer();
-        let mut offset = 0_u32;
-        let mut short = 0;
-        loop {
-            let (piece, asked) = match self.ahead.remove(&summary.uid) {
-                Some(piece) => (Some(piece), SMALL),
-                None => match self.connection.piece(summary.uid, offset, PIECE).await {
-                    Ok(piece) => (piece, PIECE),
-                    // Some servers refuse what lies behind the end.
-                    Err(error) if error.is_refusal() && short > 0 => (Some(Bytes::new()), PIECE),
-                    Err(error) if error.is_refusal() => {
-                        return Ok(Retrieved::Refused(error.to_string()));
-                    }
-                    Err(error) => return Err(error.into()),
-                },
-            };
-            self.judge.moved(self.connection.take_moved());
-            let Some(piece) = piece else { return Ok(Retrieved::Gone) };
-            let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
-            if let Err(error) = writer.write(&piece) {
-                return Ok(Retrieved::Object(Err(error)));
-            }
-            let Some(next) = offset.checked_add(length) else {
-                let limit = u64::from(u32::MAX);
-                return Ok(Retrieved::Object(Err(SpoolError::TooLarge { limit })));
-            };
-            offset = next;
-            // Where a piece is short the message ends, unless there should be more of it: not all servers count right, so
-            // one that announced more is asked until nothing comes.
-            let is_short = length < asked.get();
-            if length == 0 || (is_short && u64::from(offset) >= summary.size) {
-                return Ok(Retrieved::Object(writer.finish()));
-            }
-            short += u32::from(is_short);
-            if short > SHORT_MAX {
-                let why = "the server gives it out in pieces without end".to_owned();
-                return Ok(Retrieved::Refused(why));
-            }
-        }
-    }
-
-    /// Notes what was judged; the messages that are settled by that.
-    fn flush(&mut self, state: Option<FolderState>) -> Result<Vec<Uid>, PassError> {
-        if self.scope.leaves_no_note() {
-            self.noted.clear();
-        }
-        if self.noted.is_empty() && state.is_none() {
-            return Ok(Vec::new());
-        }
-        let account = self.scope.account;
-        self.buffer.note(account, self.folder, self.validity, &self.noted, state)?;
-        let settled = |(_, entry): &(Uid, Entry)| match entry.status {
-            Status::Failed(count) => count >= FAILURES_MAX,
-            Status::Told => false,
-            Status::Clean | Status::Plain | Status::Left | Status::Treated => true,
-        };
-        let uids = self.noted.drain(..).filter(settled).map(|(uid, _)| uid);
-        Ok(uids.collect())
-    }
-
-    /// Treats what was sentenced and marks what is settled, in the folder opened for changes; then it is only looked at again.
-    async fn carry_out(&mut self, marked: &mut Vec<Uid>) -> Result<(), PassError> {
-        if self.scope.keyword.is_none() || self.scope.dry_run {
-            marked.clear();
-        }
-        if self.sentenced.is_empty() && marked.is_empty() {
-            return Ok(());
-        }
-        self.held = 0;
-        let opened = self.connection.select(self.folder).await?;
-        if opened.uid_validity != Some(self.validity) {
-            // Nobody knows which message is which any more: the next look begins anew.
-            return Err(Error::Missing("the former UIDVALIDITY").into());
-        }
-        for (summary, entry, sentence) in std::mem::take(&mut self.sentenced) {
-            self.treat_one(opened.writable, summary, entry, sentence).await?;
-        }
-        marked.append(&mut self.flush(None)?);
-        if let (Some(keyword), true) = (self.scope.keyword, opened.takes_keywords) {
-            let flag = flag(keyword)?;
-            for uid in marked.drain(..) {
-                match self.connection.store(uid, Store::Add, std::slice::from_ref(&flag)).await {
-                    Err(error) if !error.is_refusal() => return Err(error.into()),
-                    _ => {}
-                }
-            }
-        }
-        marked.clear();
-        self.connection.examine(self.folder).await?;
-        Ok(())
-    }
-
-    async fn treat_one(
-        &mut self,
-        writable: bool,
-        summary: Summary,
-        mut entry: Entry,
-        sentence: Sentence,
-    ) -> Result<(), PassError> {
-        let uid = summary.uid;
-        let done = if writable {
-            self.treat(&summary, sentence).await
-        } else {
-            Err(PassError::Server(Error::No {
-                command: "SELECT",
-                text: "the folder is read-only".to_owned(),
-                over_quota: false,
-            }))
-        };
-        match done {
-            Ok(new) => {
-                self.tally.treated += 1;
-                entry.status = Status::Treated;
-                if let Some(new) = new {
-                    self.noted.push((new, entry));
-                }
-                self.buffer.forget(self.scope.account, self.folder, self.validity, &[uid])?;
-            }
-            Err(PassError::Server(error))
-                if error.is_refusal() || matches!(error, Error::Missing(_)) =>
-            {
-                self.judge.failed(self.folder, uid, &error.to_string());
-                let again = matches!(entry.status, Status::Failed(count) if count < FAILURES_MAX);
-                self.unfinished |= again;
-                self.noted.push((uid, entry));
-            }
-            Err(error) => {
-                self.flush(None)?;
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    async fn treat(
-        &mut self,
-        summary: &Summary,
-        sentence: Sentence,
-    ) -> Result<Option<Uid>, PassError> {
-        let place =
-            Place { account: self.scope.account, folder: self.folder, validity: self.validity };
-        match sentence {
-            Sentence::Leave | Sentence::Again => Ok(Some(summary.uid)),
-            Sentence::Replace { with, token } => {
-                let (connection, buffer) = (&mut *self.connection, self.buffer);
-                let with = with.into();
-                match replace::replace(connection, buffer, place, summary, &token, with).await? {
-                    Replaced::By(new) => Ok(new),
-                    Replaced::Gone => Ok(None),
-                }
-            }
-            Sentence::Move(folder) => {
-                self.connection.move_to(summary.uid, &folder).await?;
-                Ok(None)
-            }
-            Sentence::Remove => {
-                self.connection.remove(summary.uid).await?;
-                Ok(None)
-            }
-        }
     }
 }
 
