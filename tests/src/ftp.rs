@@ -380,7 +380,8 @@ pub struct Transfer {
 }
 
 enum Arranged {
-    To(SocketAddr),
+    /// Real clients connect before they ask for the file.
+    Connected(TcpStream),
     Here(TcpListener),
 }
 
@@ -415,12 +416,13 @@ impl Client {
                 let inner = reply.split(['(', ')']).nth(1).context("no address in the 227")?;
                 let to = port_argument(inner).context("a wrong address in the 227")?;
                 ensure!(to.ip() == server.ip(), "the 227 announces {to}, dialled was {server}");
-                Ok(Arranged::To(to))
+                Ok(Arranged::Connected(raw::connect(None, to, LIMIT)?))
             }
             Mode::Epsv => {
                 let reply = self.control.ask("EPSV", "229")?;
                 let port = reply.split('|').nth(3).context("no port in the 229")?.parse()?;
-                Ok(Arranged::To(SocketAddr::new(server.ip(), port)))
+                let to = SocketAddr::new(server.ip(), port);
+                Ok(Arranged::Connected(raw::connect(None, to, LIMIT)?))
             }
             Mode::Port | Mode::Eprt => {
                 let listener = TcpListener::bind((local.ip(), 0))?;
@@ -440,13 +442,21 @@ impl Client {
         }
     }
 
-    fn open(arranged: &Arranged, server: IpAddr) -> Result<TcpStream> {
+    /// Arranges a data connection and asks for the transfer; the connection, or the reply that refuses.
+    fn begin(&mut self, command: &str) -> Result<std::result::Result<TcpStream, String>> {
+        let server = self.control.stream().peer_addr()?.ip();
+        let arranged = self.arrange()?;
+        self.control.send(format!("{command}\r\n"))?;
+        let first = self.control.reply()?;
+        if !first.starts_with('1') {
+            return Ok(Err(first));
+        }
         match arranged {
-            Arranged::To(to) => raw::connect(None, *to, LIMIT),
+            Arranged::Connected(stream) => Ok(Ok(stream)),
             Arranged::Here(listener) => {
                 let (stream, from) = listener.accept()?;
                 ensure!(from.ip() == server, "data came from {from}, dialled was {server}");
-                Ok(stream)
+                Ok(Ok(stream))
             }
         }
     }
@@ -481,21 +491,9 @@ impl Client {
         command: &str,
         sink: &mut dyn FnMut(&[u8]),
     ) -> Result<(Option<raw::End>, String)> {
-        let server = self.control.stream().peer_addr()?.ip();
-        let arranged = self.arrange()?;
-        // Real clients connect before they ask for the file.
-        let early = match &arranged {
-            Arranged::To(_) => Some(Self::open(&arranged, server)?),
-            Arranged::Here(_) => None,
-        };
-        self.control.send(format!("{command}\r\n"))?;
-        let first = self.control.reply()?;
-        if !first.starts_with('1') {
-            return Ok((None, first));
-        }
-        let mut stream = match early {
-            Some(stream) => stream,
-            None => Self::open(&arranged, server)?,
+        let mut stream = match self.begin(command)? {
+            Ok(stream) => stream,
+            Err(refusal) => return Ok((None, refusal)),
         };
         stream.set_read_timeout(Some(LIMIT))?;
         let end = loop {
@@ -543,20 +541,9 @@ impl Client {
         pieces: impl Iterator<Item = &'a [u8]>,
         pause: Duration,
     ) -> Result<Transfer> {
-        let server = self.control.stream().peer_addr()?.ip();
-        let arranged = self.arrange()?;
-        let early = match &arranged {
-            Arranged::To(_) => Some(Self::open(&arranged, server)?),
-            Arranged::Here(_) => None,
-        };
-        self.control.send(format!("{command}\r\n"))?;
-        let first = self.control.reply()?;
-        if !first.starts_with('1') {
-            return Ok(Transfer { data: None, reply: first });
-        }
-        let mut stream = match early {
-            Some(stream) => stream,
-            None => Self::open(&arranged, server)?,
+        let mut stream = match self.begin(command)? {
+            Ok(stream) => stream,
+            Err(refusal) => return Ok(Transfer { data: None, reply: refusal }),
         };
         for piece in pieces {
             stream.write_all(piece).context("sending the file")?;
