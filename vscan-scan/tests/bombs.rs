@@ -6,6 +6,8 @@
 #[expect(dead_code, reason = "shared with the test of the process, which uses all of it")]
 mod common;
 mod mark;
+#[path = "fixtures/sevenz.rs"]
+mod sevenz;
 
 use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
@@ -354,15 +356,11 @@ fn dictionaries_that_nobody_needs_are_refused() {
     ends(b"\x28\xb5\x2f\xfd\x00\xa8\x01\0\0", Reason::Memory);
 
     // 7z: the dictionary in the header, whose checksums are made anew.
-    let mut sevenz = fixture("plain-header.7z");
-    let property = sevenz.windows(5).rposition(|w| w == [3, 1, 1, 5, 0x5d]).unwrap() + 5;
-    sevenz[property..property + 4].copy_from_slice(&0xc000_0000u32.to_le_bytes());
-    let header = 32 + u64::from_le_bytes(sevenz[12..20].try_into().unwrap()) as usize;
-    let crc = crc32(&sevenz[header..]);
-    sevenz[28..32].copy_from_slice(&crc.to_le_bytes());
-    let crc = crc32(&sevenz[12..32]);
-    sevenz[8..12].copy_from_slice(&crc.to_le_bytes());
-    ends(&sevenz, Reason::Memory);
+    let mut archive = fixture("plain-header.7z");
+    let property = archive.windows(5).rposition(|w| w == [3, 1, 1, 5, 0x5d]).unwrap() + 5;
+    archive[property..property + 4].copy_from_slice(&0xc000_0000u32.to_le_bytes());
+    sevenz::seal(&mut archive);
+    ends(&archive, Reason::Memory);
 
     // zip: the memory of PPMd, and the dictionary of LZMA.
     let mut ppmd = fixture("PPMd.zip");

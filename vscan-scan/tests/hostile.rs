@@ -9,6 +9,8 @@ mod checks;
 #[expect(dead_code, reason = "the fuzz targets use the rest")]
 mod forms;
 mod mark;
+#[path = "fixtures/sevenz.rs"]
+mod sevenz;
 
 use mark::{MARK, Mark, fixture};
 use rustix::time::{ClockId, clock_gettime};
@@ -61,6 +63,20 @@ fn streams_behind_many_empty_ones_are_not_clean() {
     };
     assert!(scan(2).unread.iter().any(|u| u.reason == Reason::Members));
     assert_eq!(scan(100).unread, []);
+}
+
+#[test]
+fn a_wrong_checksum_hides_nothing() {
+    let mut archive = fixture("plain-header.7z");
+    let mut crc = flate2::Crc::new();
+    crc.update(MARK);
+    let crc = crc.sum().to_le_bytes();
+    let place = archive.windows(4).rposition(|w| *w == crc).unwrap();
+    archive[place] ^= 1;
+    sevenz::seal(&mut archive);
+    let report = report(&archive);
+    assert_eq!(report.verdict, Verdict::Infected, "{report:?}");
+    assert_eq!(report.unread[0].reason, Reason::Malformed, "{report:?}");
 }
 
 #[test]

@@ -64,7 +64,12 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         }
         let mut each = |entry: &ArchiveEntry, reader: &mut dyn Read| {
             if entry.size > 0 {
-                walk.decoded(&entry.name, encoded, reader);
+                let mut member = Member { reader, left: entry.size, wrong: None, broken: false };
+                walk.decoded(&entry.name, encoded, &mut member);
+                if member.broken {
+                    // A decoder that failed is not asked again, which the crate would do to reach the next member.
+                    return Err(io::Error::other("the rest of a block is out of reach").into());
+                }
             }
             Ok(!walk.stopped())
         };
@@ -73,6 +78,46 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
             Ok(Ok(_)) => {}
             Ok(Err(e)) => fail(walk, &e),
             Err(e) => walk.failed("7z", &e),
+        }
+    }
+}
+
+/// Reads a member. The crate's reader gives a wrong checksum instead of the bytes that it read last: here they come first.
+struct Member<'a> {
+    reader: &'a mut dyn Read,
+    /// Bytes to come.
+    left: u64,
+    /// What is told at the end.
+    wrong: Option<io::Error>,
+    /// The decoder failed.
+    broken: bool,
+}
+
+impl Read for Member<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(wrong) = self.wrong.take() {
+            return Err(wrong);
+        }
+        match caught(|| self.reader.read(buffer)) {
+            Ok(length) => {
+                self.left = self.left.saturating_sub(length as u64);
+                Ok(length)
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Err(e),
+            Err(e) => {
+                let inner = e.get_ref().and_then(|inner| inner.downcast_ref());
+                match (inner, usize::try_from(self.left)) {
+                    (Some(Error::ChecksumVerificationFailed), Ok(left)) if left <= buffer.len() => {
+                        self.wrong = Some(e);
+                        self.left = 0;
+                        Ok(left)
+                    }
+                    _ => {
+                        self.broken = true;
+                        Err(e)
+                    }
+                }
+            }
         }
     }
 }
