@@ -1,4 +1,4 @@
-//! What is sent: the EICAR test file, random bytes, messages.
+//! What is sent: the EICAR test file, random bytes, archives, messages.
 
 /// The EICAR test file (68 bytes), put together at run time so that no scanner stumbles over this source.
 pub fn eicar() -> Vec<u8> {
@@ -42,6 +42,33 @@ pub fn base64(bytes: &[u8]) -> String {
         out.push_str("\r\n");
     }
     out
+}
+
+/// A zip archive of these members, uncompressed.
+pub fn zip(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let (mut archive, mut directory) = (Vec::new(), Vec::new());
+    for (name, content) in members {
+        let mut crc = flate2::Crc::new();
+        crc.update(content);
+        let length = content.len() as u32;
+        // Version 2.0, no flags, stored, 1980-01-01 (APPNOTE 4.3.7 and 4.3.12).
+        let mut common = vec![20, 0, 0, 0, 0, 0, 0, 0, 0x21, 0];
+        for word in [crc.sum(), length, length] {
+            common.extend(word.to_le_bytes());
+        }
+        common.extend((name.len() as u16).to_le_bytes());
+        common.extend([0; 2]);
+        directory.extend([&b"PK\x01\x02\x14\0"[..], &common, &[0; 10]].concat());
+        directory.extend((archive.len() as u32).to_le_bytes());
+        directory.extend(name.as_bytes());
+        archive.extend([&b"PK\x03\x04"[..], &common, name.as_bytes(), content].concat());
+    }
+    let (start, length) = (archive.len() as u32, directory.len() as u32);
+    let count = (members.len() as u16).to_le_bytes();
+    archive.extend([&directory[..], b"PK\x05\x06\0\0\0\0", &count, &count].concat());
+    archive.extend([length.to_le_bytes(), start.to_le_bytes()].concat());
+    archive.extend([0; 2]);
+    archive
 }
 
 /// A plain message with CRLF line ends, ready for DATA except for dot-stuffing and the final dot.

@@ -355,6 +355,95 @@ fn what_is_wrong_is_said() -> Result<()> {
     Ok(())
 }
 
+/// Every way in and every kind of account, through the configuration; a keyword; an archive that is cleaned in its mailbox.
+#[test]
+fn every_way_to_a_server() -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let host = &lab.gateway;
+    let dir = host.dir().display().to_string();
+    lab.server().sh(&format!(
+        "cd {}; exec 2>&1
+         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj /CN=mail \
+           -addext subjectAltName=IP:{SERVER} -addext basicConstraints=CA:FALSE -keyout mail.key -out mail.pem",
+        lab.dir().display()
+    ))?;
+    let (certificate, key) = (lab.dir().join("mail.pem"), lab.dir().join("mail.key"));
+    let _dovecot = Dovecot::start_with(lab.server(), Some((&certificate, &key)), "")?;
+    lab.server().wait_for_port(993)?;
+    let ca = certificate.display();
+    let tables = format!(
+        r#"
+[mailbox.tls]
+host = "{SERVER}"
+ca = "{ca}"
+user = "ann"
+secret_command = ["/bin/echo", "secret"]
+auth = "login"
+[mailbox.start]
+host = "{SERVER}"
+port = 143
+security = "starttls"
+ca = "{ca}"
+accounts_file = "{dir}/accounts"
+[mailbox.doubtful]
+host = "{SERVER}"
+user = "ann"
+secret_file = "{dir}/secret"
+[mailbox.whole]
+host = "{SERVER}"
+security = "insecure"
+user = "admin"
+secret_file = "{dir}/master"
+users_file = "{dir}/users"
+master = "*"
+which = "all"
+keyword = "$VscanScanned"
+[[treat]]
+user = "tls"
+protocol = "mailbox"
+action = "clean"
+"#
+    );
+    for (name, text) in [
+        ("accounts", "bob secret\ncarl secret\n"),
+        ("secret", "secret\n"),
+        ("users", "dora\neve\n"),
+    ] {
+        fs::write(host.dir().join(name), text)?;
+    }
+    let archive = [("read.me", &b"all is well"[..]), ("invoice.com", &fixtures::eicar())];
+    let archive = fixtures::message_with_attachment("zip", "a.zip", &fixtures::zip(&archive));
+    user(&lab, "ann")?.append("INBOX", "", &[&archive])?;
+    for name in ["bob", "carl", "eve"] {
+        user(&lab, name)?.append("INBOX", "", &[&infected("infected"), &clean("clean")])?;
+    }
+    user(&lab, "dora")?.append("INBOX", "\\Seen", &[&clean("read")])?;
+    user(&lab, "dora")?.append("INBOX", "", &[&clean("unread")])?;
+    let vscan = Vscan::start_mailboxes(host, configuration(host, &shipped_rules(), &tables)?)?;
+    let doubtful = account(&vscan, "doubtful", |a| a["state"] == "failed")?;
+    let why = doubtful["error"][1].as_str().context("no reason")?;
+    ensure!(why.contains("certificate"), "{why}");
+
+    let cleaned = user(&lab, "ann")?
+        .wait("INBOX", "the archive", |mails| mails.iter().any(|m| m.text.contains("X-Vscan")))?;
+    let kept = fixtures::base64(&fixtures::zip(&[("read.me", b"all is well")]));
+    ensure!(cleaned.len() == 1 && cleaned[0].text.contains(&kept), "{cleaned:?}");
+    ensure!(cleaned[0].is_unread(), "{cleaned:?}");
+    for name in ["bob", "carl", "eve"] {
+        let left = user(&lab, name)?
+            .wait("INBOX", "the treatment", |mails| mails.len() == 1)
+            .with_context(|| name.to_owned())?;
+        ensure!(left[0].subject() == "clean" && left[0].is_unread(), "{left:?}");
+    }
+    let marked = user(&lab, "dora")?.wait("INBOX", "the keyword", |mails| {
+        mails.iter().all(|mail| mail.flags.iter().any(|flag| flag == "$VscanScanned"))
+    })?;
+    ensure!(marked.iter().filter(|mail| mail.is_unread()).count() == 1, "{marked:?}");
+    let (status, left) = vscan.stop()?;
+    ensure!(status.success() && left.is_empty(), "{status} {left:?}");
+    Ok(())
+}
+
 /// Whoever a rule names is told of what was found in a mailbox, and the original goes where the rule says.
 #[test]
 fn everybody_concerned_is_told() -> Result<()> {

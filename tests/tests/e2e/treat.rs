@@ -1,15 +1,19 @@
 //! Treatments: what a real server gets of a message with an infected portion, byte for byte, and what clients hear.
 
 use anyhow::{Context, Result, ensure};
+use std::fs;
 use std::time::Duration;
 use vscan_tests::agent::{Settings, Steering, Vscan};
+use vscan_tests::ftp::{self, Mode};
 use vscan_tests::lab::{Family, Lab, Topology};
-use vscan_tests::peers::Postfix;
+use vscan_tests::peers::{Postfix, Vsftpd};
+use vscan_tests::raw::End;
 use vscan_tests::smtp::{Behaviour, Client, Sink, wire};
 use vscan_tests::{fixtures, on_both, wait};
 
 on_both!(
     each_treatment_changes_what_it_says,
+    an_archive_without_its_infected_member_is_delivered,
     a_real_server_takes_treated_mail,
     a_real_server_takes_treated_chunks,
     what_a_lenient_server_unstuffs_is_scanned_so
@@ -170,6 +174,43 @@ fn each_treatment_changes_what_it_says(steering: Steering) -> Result<()> {
 }
 
 /// swaks to Postfix: the treated message is stored whole, with the clean attachment in it.
+/// By mail and by FTP, in both directions.
+fn an_archive_without_its_infected_member_is_delivered(steering: Steering) -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let text = fixtures::random(5000, 11);
+    let infected =
+        fixtures::zip(&[("read.me", &text), ("invoice.com", &fixtures::eicar()), ("b.txt", b"b")]);
+    let cleaned = fixtures::zip(&[("read.me", &text), ("b.txt", b"b")]);
+
+    let sink = Sink::start(lab.server(), 25, Behaviour::default())?;
+    let server = Vsftpd::start(lab.server(), 21)?;
+    let rule = "[[treat]]\nprotocol = \"ftp\"\naction = \"clean\"\n";
+    let vscan = Vscan::start(&lab, &settings(steering).with("", rule))?;
+    let mut client = Client::connect(lab.client(), lab.dial(Family::V4, 25))?;
+    let mail = fixtures::message_with_attachment("an archive", "invoices.zip", &infected);
+    let reply = client.send_as("a@client.example", &["clean@server.example"], &wire(&mail))?;
+    ensure!(reply.starts_with("250"), "{reply}");
+    let got = String::from_utf8(sink.messages().pop().context("accepted and not delivered")?)?;
+    ensure!(got.starts_with("X-Vscan: cleaned 1 portion (EICAR_Test_File)"), "{got}");
+    ensure!(got.contains(&fixtures::base64(&cleaned)), "{got}");
+    client.quit()?;
+
+    fs::write(server.files().join("down.zip"), &infected)?;
+    let dial = lab.dial(Family::V4, 21);
+    let mut client = ftp::Client::connect(lab.client(), dial, Mode::Epsv)?;
+    let down = client.download("RETR down.zip")?;
+    ensure!(down.data == Some((cleaned.clone(), End::Fin)), "{}", down.reply);
+    let up = client.upload("up.zip", &infected)?;
+    ensure!(up.reply.starts_with("226"), "{}", up.reply);
+    ensure!(fs::read(server.files().join("up.zip"))? == cleaned, "another file arrived");
+    client.quit()?;
+    for protocol in ["smtp", "ftp"] {
+        let event = vscan.wait_for_event("alert", |event| event["app_proto"] == protocol)?;
+        ensure!(event["object"]["action"] == "clean", "{event}");
+    }
+    Ok(())
+}
+
 fn a_real_server_takes_treated_mail(steering: Steering) -> Result<()> {
     let lab = Lab::new(Topology::Masquerade)?;
     let server = Postfix::start(lab.server())?;
