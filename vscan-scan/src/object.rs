@@ -4,11 +4,14 @@
 //! left out without being noted. Decoders live in `mail`, `archive` and `document`, engines in
 //! [`crate::engine`].
 
+mod opened;
+
 use crate::limits::{Limits, RATIO_FLOOR, RATIO_FLOOR_ALL};
 use crate::report::{self, Detail, Hashes, Reason, Report, TREE_DETAIL_MAX, TREE_MAX, Verdict};
 use crate::sniff::{self, Kind};
 use crate::wire::ObjectKind;
 use crate::{archive, document, mail, repair};
+use opened::Opened;
 use std::io::Read;
 use std::rc::Rc;
 use std::time::Instant;
@@ -143,6 +146,7 @@ fn walk(
         kind: object.kind,
         known: object.passwords,
         passwords: None,
+        opened: Opened::new(OPENED_BUDGET),
     };
     let mut data = object.data;
     if data.len() as u64 > limits.object_size {
@@ -258,10 +262,15 @@ pub(crate) struct Walk<'e> {
     kind: ObjectKind,
     known: &'e [String],
     passwords: Option<Rc<[String]>>,
+    /// Archives that were opened.
+    opened: Opened,
 }
 
 /// Bytes decoded between two looks at the limits.
 const CHUNK: usize = 64 * 1024;
+
+/// Bytes hashed to know again archives that were opened: an image of many stored ones, seen on some levels. Half a second.
+const OPENED_BUDGET: u64 = 1 << 30;
 
 impl Walk<'_> {
     /// A part with its type by its bytes.
@@ -437,6 +446,9 @@ impl Walk<'_> {
         }
         if self.depth > 0 {
             self.unpacked += data.len() as u64;
+            if sniff::is_carried(data) {
+                self.opened.keep(data);
+            }
         }
         let parent = self.number.replace(self.report.parts);
         for (reason, detail) in std::mem::take(&mut about.notes) {
@@ -490,7 +502,8 @@ impl Walk<'_> {
         if self.depth >= self.limits.depth {
             // Only what could hold parts is unread here: in mail texts do.
             let text = matches!(kind, Kind::Text | Kind::Html) && place == Place::Mail;
-            if text || !kind.is_leaf() || !sniff::also(data, kind).found.is_empty() {
+            let other = || !sniff::also(data, kind, &mut |_| false).found.is_empty();
+            if text || !kind.is_leaf() || other() {
                 self.note(Reason::Depth, &format!("more than {} levels", self.limits.depth));
             }
             return;
@@ -533,13 +546,16 @@ impl Walk<'_> {
             let name = self.path.last().cloned().unwrap_or_default();
             self.part(&name, &text, place);
         }
-        let also = sniff::also(data, kind);
+        let also = sniff::also(data, kind, &mut |archive| self.opened.knows(archive));
         if also.more {
             self.note(Reason::Members, "more archives behind other bytes than are opened");
         }
         for (kind, at) in also.found {
             if self.stopped() {
                 return;
+            }
+            if sniff::is_carried(&data[at..]) {
+                self.opened.keep(&data[at..]);
             }
             self.open_as(&data[at..], kind, place, false);
         }

@@ -151,24 +151,6 @@ impl Kind {
         }
     }
 
-    /// True for what can have an archive behind it and still be what it is; the containers hand on themselves what
-    /// follows them.
-    fn may_carry(self) -> bool {
-        matches!(
-            self,
-            Kind::Data
-                | Kind::Text
-                | Kind::Html
-                | Kind::Rtf
-                | Kind::Exe
-                | Kind::Elf
-                | Kind::Ole
-                | Kind::Pdf
-                | Kind::Lnk
-                | Kind::Media
-        )
-    }
-
     /// True when nothing is taken out of this type, so that nothing is lost when it is not opened.
     pub(crate) fn is_leaf(self) -> bool {
         matches!(self, Kind::Data | Kind::Text | Kind::Exe | Kind::Elf | Kind::Lnk | Kind::Media)
@@ -336,8 +318,9 @@ pub(crate) struct Also {
 }
 
 /// The other types that a part has besides `kind`: polyglots, self-extracting archives, junk in front. Readers of these
-/// types find them there, so they are opened too.
-pub(crate) fn also(data: &[u8], kind: Kind) -> Also {
+/// types find them there, so they are opened too. `opened` says of the bytes where an archive begins whether they were
+/// opened before: members that are stored as they are lie plainly in their container.
+pub(crate) fn also(data: &[u8], kind: Kind, opened: &mut dyn FnMut(&[u8]) -> bool) -> Also {
     let mut also = Also::default();
     let mut found = |kind, at| also.found.push((kind, at));
     if kind != Kind::Zip && has_zip_end(data) {
@@ -370,19 +353,25 @@ pub(crate) fn also(data: &[u8], kind: Kind) -> Also {
     if page && html::may_carry(data) {
         found(Kind::Html, 0);
     }
-    if kind.may_carry() {
-        for one in CARRIED {
-            also.carried(data, one);
-        }
+    for one in CARRIED {
+        also.carried(data, one, opened);
     }
     also
 }
 
+/// True when the data begins with an archive that is found behind other bytes as well.
+pub(crate) fn is_carried(data: &[u8]) -> bool {
+    CARRIED.iter().any(|one| {
+        data.get(one.offset..).is_some_and(|d| d.starts_with(one.magic)) && (one.begins)(data)
+    })
+}
+
 impl Also {
     /// Adds the archives of one type that lie behind other bytes.
-    fn carried(&mut self, data: &[u8], one: &Carried) {
+    fn carried(&mut self, data: &[u8], one: &Carried, opened: &mut dyn FnMut(&[u8]) -> bool) {
         let places = memmem::find_iter(data, one.magic).filter_map(|at| at.checked_sub(one.offset));
-        let mut places = places.filter(|&at| at > 0 && (one.begins)(&data[at..]));
+        let begins = |at: &usize| *at > 0 && (one.begins)(&data[*at..]);
+        let mut places = places.filter(begins).filter(|&at| !opened(&data[at..]));
         self.found.extend(places.by_ref().take(CARRIED_MAX).map(|at| (one.kind, at)));
         self.more |= places.next().is_some();
     }

@@ -437,3 +437,32 @@ fn an_engine_that_fails_never_yields_clean() {
         scan(&mut Fails, &Limits::default(), &Object::new(ObjectKind::File, b"x", deadline));
     assert_eq!((report.verdict, report.error.as_deref()), (Verdict::Error, Some("broken")));
 }
+
+/// Members that are stored as they are lie plainly in their container: they are opened as members alone, however many
+/// there are, and what no member is made of is opened besides.
+#[test]
+fn stored_archives_are_opened_once() {
+    let cabinet = |number: u16| {
+        let mut cabinet = include_bytes!("../../tests/fixtures/stored.cab").to_vec();
+        // The number of its set: no two are the same.
+        cabinet[32..34].copy_from_slice(&number.to_le_bytes());
+        cabinet
+    };
+    let one = file(&cabinet(0)).parts;
+    let cabinets: Vec<Vec<u8>> = (0..200).map(cabinet).collect();
+    let members: Vec<(&[u8], u8, &[u8])> =
+        cabinets.iter().map(|c| (&b"a.cab"[..], b'0', &c[..])).collect();
+    let archive = tar(&members);
+    let report = file(&archive);
+    assert_eq!((report.parts, &report.unread[..]), (1 + 200 * one, &[][..]));
+    // The same in a stored member of another container.
+    let outer = file(&Zip::default().stored("a.tar", &archive).done());
+    assert_eq!((outer.parts, &outer.unread[..]), (2 + 200 * one, &[][..]));
+    // Behind the end record of a zip there is no member.
+    let mut zip = Zip::default().stored("a.cab", &cabinets[0]).done();
+    zip.extend(&cabinets[1]);
+    let report = file(&zip);
+    assert_eq!((report.parts, &report.unread[..]), (2 * one, &[][..]));
+    zip.extend(cabinets[2..].concat());
+    assert_eq!(reasons(&file(&zip)), [Reason::Members]);
+}
