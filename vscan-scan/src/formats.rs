@@ -285,7 +285,7 @@ static FORMATS: &[Format] = &[
     ),
     format("rar", Class::Archive, &["rar", "cbr"], &[&[(0, b"Rar!\x1a\x07")], &[(0, b"RE~^")]]),
     format("7z", Class::Archive, &["7z", "cb7"], &[&[(0, b"7z\xbc\xaf\x27\x1c")]]),
-    format("gzip", Class::Archive, &["gz", "tgz", "svgz", "emz"], &[&[(0, b"\x1f\x8b")]]),
+    format("gzip", Class::Archive, &["gz", "tgz", "svgz", "emz"], &[&[(0, b"\x1f\x8b\x08")]]),
     format("bzip2", Class::Archive, &["bz2", "tbz", "tbz2"], &[&[(0, b"BZh"), (4, b"1AY&SY")]]),
     format("xz", Class::Archive, &["xz", "txz"], &[&[(0, b"\xfd7zXZ\0")]]),
     format("lzip", Class::Archive, &["lz"], &[&[(0, b"LZIP\x01")]]),

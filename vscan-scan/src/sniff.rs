@@ -3,7 +3,7 @@
 //! Containers that this crate cannot open are known here too, so that they are reported as unread
 //! instead of passing as clean.
 
-use crate::archive::{arj, cab, cpio, iso, lha, lz4, nsis, rar, sevenz, sis};
+use crate::archive::{arj, cab, cpio, iso, lha, lz4, nsis, rar, sevenz, sis, stream};
 use crate::document::{html, ooxml};
 use memchr::memmem;
 
@@ -177,7 +177,7 @@ const MAGIC: &[(usize, &[u8], Kind)] = &[
     (0, b"PK\x05\x06", Kind::Zip),
     (0, b"PK00PK\x03\x04", Kind::Zip),
     (0, b"PK\x07\x08PK\x03\x04", Kind::Zip),
-    (0, b"\x1f\x8b", Kind::Gzip),
+    (0, stream::GZIP, Kind::Gzip),
     (0, b"!<arch>\n", Kind::Ar),
     (0, b"Rar!\x1a\x07", Kind::Rar),
     (0, b"RE~^", Kind::Unsupported("rar")),
@@ -204,6 +204,12 @@ const MAGIC: &[(usize, &[u8], Kind)] = &[
     (0, b"hsqs", Kind::Unsupported("squashfs")),
     (0, b"xar!\0", Kind::Unsupported("xar")),
     (0, b"zPQ\0", Kind::Unsupported("zpaq")),
+    (0, b"ALZ\x01", Kind::Unsupported("alz")),
+    (0, b"EGGA", Kind::Unsupported("egg")),
+    (0, b"LRZI", Kind::Unsupported("lrzip")),
+    (20, b"\xdc\xa7\xc4\xfd", Kind::Unsupported("zoo")),
+    (0, b"\x37\xe4\x53\x96\xc9\xdb\xd6\x07", Kind::Unsupported("zisofs")),
+    (0, b"\x1e\xb5\x2f\xfd", Kind::Unsupported("zstd-0.1")),
     (0, b"PAR\0", Kind::Unsupported("par")),
     (0, b"StuffIt (c)1997", Kind::Unsupported("stuffit")),
     (0, b"(This file must be converted with BinHex", Kind::Binhex),
@@ -258,6 +264,10 @@ pub fn sniff(data: &[u8]) -> Kind {
         if data.get(offset..).is_some_and(|d| d.starts_with(magic)) {
             return kind;
         }
+    }
+    // What zstd wrote before its format was fixed, and still reads.
+    if matches!(data, [0x22..=0x27, 0xb5, 0x2f, 0xfd, ..]) {
+        return Kind::Unsupported("zstd-0");
     }
     // Zstandard frames may have frames to be skipped before them.
     if matches!(data, [0x50..0x60, 0x2a, 0x4d, 0x18, ..]) {
@@ -452,7 +462,7 @@ fn text_kind(data: &[u8]) -> Kind {
     {
         return Kind::Html;
     }
-    if crate::mail::uu::begin_line(head).is_some() {
+    if crate::mail::uu::begin_line(data).is_some() {
         return Kind::Uuencoded;
     }
     if head.starts_with(b"From ") {

@@ -12,8 +12,8 @@ const HEADER_MAX: usize = 2600;
 const GARBLED: u8 = 1;
 /// Flag: the member goes on in the next volume.
 const VOLUME: u8 = 4;
-/// File types that have data: binary and text.
-const TYPES_WITH_DATA: [u8; 2] = [0, 1];
+/// The file type of a directory; all others may have data.
+const DIRECTORY: u8 = 3;
 
 /// True when an ARJ header begins the data: a plausible size, first size and host system, and the right checksum.
 pub(crate) fn begins(data: &[u8]) -> bool {
@@ -91,7 +91,7 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         if body.len() < packed as usize || flags & VOLUME != 0 {
             walk.within(&name, |walk| walk.note(Reason::Malformed, "the arj member is cut off"));
         }
-        if !TYPES_WITH_DATA.contains(&kind) || body.is_empty() {
+        if kind == DIRECTORY || body.is_empty() {
             continue;
         }
         if flags & GARBLED != 0 {

@@ -25,6 +25,9 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     let Some((entries, content)) = directory(data, walk.limits.members as usize) else {
         return walk.note(Reason::Malformed, "help file without a directory");
     };
+    if entries.len() > walk.limits.members as usize {
+        walk.note(Reason::Members, "too many entries in the directory of a help file");
+    }
     let stored = |entry: &Entry| {
         let at = usize::try_from(entry.offset).ok()?.checked_add(content)?;
         Some(clipped(data, at, usize::try_from(entry.len).ok()?))
@@ -33,8 +36,12 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         if walk.stopped() {
             return;
         }
-        if let Some(body) = stored(entry) {
+        let body = stored(entry).unwrap_or_default();
+        if !body.is_empty() {
             walk.part(&entry.name, body, Place::File);
+        }
+        if (body.len() as u64) < entry.len {
+            walk.within(&entry.name, |walk| walk.note(Reason::Malformed, "the file is cut off"));
         }
     }
     let mut packed: Vec<&Entry> = entries.iter().filter(|e| e.section == 1 && e.len > 0).collect();
@@ -83,10 +90,11 @@ fn directory(data: &[u8], most: usize) -> Option<(Vec<Entry>, usize)> {
         return None;
     }
     let mut entries = Vec::new();
-    for chunk in header.get(header_len..)?.chunks(chunk_len) {
+    // Readers go from chunk to chunk by number: what is none may lie among them, as index chunks do.
+    let count = u32_le(header, 44)? as usize;
+    for chunk in header.get(header_len..)?.chunks(chunk_len).take(count) {
         if !chunk.starts_with(b"PMGL") {
-            // Index chunks lie among them; behind the last chunk lies the content.
-            if chunk.starts_with(b"PMGI") { continue } else { break }
+            continue;
         }
         let quick = u32_le(chunk, 4)? as usize;
         let mut rest = chunk.get(20..chunk.len().saturating_sub(quick).max(20)).unwrap_or_default();

@@ -42,11 +42,12 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
             volume(walk, data, root, joliet, &mut seen);
         }
     }
+    walk.note(Reason::Members, "more volume descriptors than are read");
 }
 
 #[derive(Default)]
 struct Seen {
-    directories: HashSet<(u32, bool)>,
+    directories: HashSet<(u32, u32, bool)>,
     files: HashSet<(u32, u32)>,
 }
 
@@ -102,7 +103,7 @@ fn rock_ridge(mut area: &[u8]) -> Option<String> {
 fn volume(walk: &mut Walk<'_>, data: &[u8], root: Record, joliet: bool, seen: &mut Seen) {
     let mut directories = vec![(root, String::new())];
     while let Some((directory, path)) = directories.pop() {
-        if !seen.directories.insert((directory.extent, joliet)) {
+        if !seen.directories.insert((directory.extent, directory.size, joliet)) {
             continue;
         }
         if seen.directories.len() > walk.limits.members as usize {
@@ -151,6 +152,11 @@ fn volume(walk: &mut Walk<'_>, data: &[u8], root: Record, joliet: bool, seen: &m
                 } else if !body.is_empty() && seen.files.insert((record.extent, record.size)) {
                     walk.part(&name, body, Place::File);
                 }
+            }
+            if rest.first().is_some_and(|&len| len > 0) {
+                walk.within(&path, |walk| {
+                    walk.note(Reason::Malformed, "a directory record is wrong")
+                });
             }
             if !pieces.is_empty() {
                 walk.part(&path, &pieces, Place::File);

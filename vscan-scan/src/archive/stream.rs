@@ -14,6 +14,10 @@ use ruzstd::decoding::errors::FrameDecoderError;
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 use std::io::{self, Read};
 
+/// What begins a gzip member, its method included: there is no other than 8, and gzip(1), 7-Zip, libarchive and zlib refuse
+/// them. The two bytes of its magic alone are chance in one of 65,536 files.
+pub(crate) const GZIP: &[u8] = b"\x1f\x8b\x08";
+
 /// Memory for a dictionary or window, in KiB: 64 MiB is that of `xz -9`, 128 MiB that of `zstd --long`; what
 /// needs more is said to be over the limit.
 pub(crate) const WINDOW_KIB: u32 = 160 * 1024;
@@ -144,7 +148,7 @@ impl<D: Read> Read for Chain<'_, D> {
 }
 
 fn gzip(data: &[u8]) -> Option<io::Result<GzDecoder<&[u8]>>> {
-    data.starts_with(b"\x1f\x8b").then(|| Ok(GzDecoder::new(data)))
+    data.starts_with(GZIP).then(|| Ok(GzDecoder::new(data)))
 }
 
 pub(crate) fn bzip2_stream(data: &[u8]) -> Option<io::Result<BzDecoder<&[u8]>>> {

@@ -65,9 +65,19 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
                             walk.note(Reason::Malformed, "the map of a sparse tar member is wrong");
                         }),
                     }
-                } else if let Some(mut sparse) = Sparse::pax(std::mem::take(&mut pax_records), body)
-                {
-                    walk.decoded(&name, size, &mut sparse);
+                } else {
+                    let records = std::mem::take(&mut pax_records);
+                    match Sparse::pax(records, body) {
+                        Some(mut sparse) => walk.decoded(&name, size, &mut sparse),
+                        None if memchr::memmem::find(records, b" GNU.sparse.").is_some() => walk
+                            .within(&name, |walk| {
+                                walk.note(
+                                    Reason::Malformed,
+                                    "the map of a sparse tar member is wrong",
+                                );
+                            }),
+                        None => {}
+                    }
                 }
                 if truncated {
                     walk.within(&name, |walk| {

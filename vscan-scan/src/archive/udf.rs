@@ -58,7 +58,16 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         };
         if directory {
             let room = (walk.limits.members as usize + 1).saturating_sub(entries.len());
-            entries.extend(names(&content, &path).into_iter().take(room));
+            let (names, whole) = names(&content, &path);
+            if !whole {
+                walk.within(&path, |walk| {
+                    walk.note(Reason::Malformed, "a directory record is wrong")
+                });
+            }
+            if names.len() > room {
+                walk.note(Reason::Members, "too many files");
+            }
+            entries.extend(names.into_iter().take(room));
         } else if !content.is_empty() {
             walk.part(&path, &content, Place::File);
         }
@@ -233,8 +242,8 @@ impl<'a> Volume<'a> {
     }
 }
 
-/// The files that a directory names.
-fn names(directory: &[u8], path: &str) -> Vec<(Address, String)> {
+/// The files that a directory names, and whether all of it could be read.
+fn names(directory: &[u8], path: &str) -> (Vec<(Address, String)>, bool) {
     let mut found = Vec::new();
     let mut at = 0;
     while let Some(entry) = directory.get(at..).filter(|e| udf_tag(e) == Some(FILE_IDENTIFIER)) {
@@ -255,5 +264,6 @@ fn names(directory: &[u8], path: &str) -> Vec<(Address, String)> {
         }
         at += (38 + used + usize::from(name)).next_multiple_of(4);
     }
-    found
+    let rest = directory.get(at..).unwrap_or_default();
+    (found, rest.iter().all(|&b| b == 0))
 }

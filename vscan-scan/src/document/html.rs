@@ -2,9 +2,10 @@
 
 use crate::mail::encoding::base64;
 use crate::object::{Place, Walk};
+use crate::report::Reason;
 use memchr::memmem;
 
-/// The media type of a `data:` URI with its parameters; longer ones are none.
+/// The media type of a `data:` URI with its parameters; longer ones are not looked at, and told.
 const TYPE_MAX: usize = 16 * 1024;
 
 /// Bytes at the beginning of other files in which a page shows.
@@ -31,14 +32,21 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         }
         from = at + 5;
         let head = &data[from..data.len().min(from + TYPE_MAX)];
-        let Some(comma) = memchr::memchr(b',', head) else { continue };
-        let kind = &head[..comma];
+        let comma = memchr::memchr(b',', head);
+        let kind = &head[..comma.unwrap_or(head.len())];
         // In prose the word is followed by a blank.
         if kind.iter().any(|b| b.is_ascii_control() || b"<>\"'".contains(b))
             || kind.starts_with(b" ")
         {
             continue;
         }
+        let Some(comma) = comma else {
+            if head.len() == TYPE_MAX {
+                walk.note(Reason::Size, "a data: URI with a longer media type than is read");
+                from += TYPE_MAX;
+            }
+            continue;
+        };
         let encoded = memmem::find(&kind.to_ascii_lowercase(), b"base64").is_some();
         if !encoded && !kind.is_empty() && memchr::memchr(b'/', kind).is_none() {
             continue;

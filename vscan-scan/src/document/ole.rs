@@ -48,8 +48,15 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
             });
         }
         if entry.name.eq_ignore_ascii_case("dir") {
-            let dir = vba::decompress(&content).unwrap_or_default();
-            offsets.extend(vba::modules(&dir).into_iter().take(MODULES_MAX));
+            let dir = vba::decompress(&content);
+            if dir.as_ref().is_some_and(|dir| dir.cut) {
+                walk.note(Reason::Size, "a VBA project's directory is longer than is read");
+            }
+            offsets.extend(vba::modules(&dir.map(|dir| dir.text).unwrap_or_default()));
+            if offsets.len() > MODULES_MAX {
+                walk.note(Reason::Members, "more VBA modules than are looked for");
+                offsets = offsets.into_iter().take(MODULES_MAX).collect();
+            }
         }
         streams.push((&entry.name, content));
         // Streams cannot hold more than the file, unless they share sectors.
@@ -138,7 +145,7 @@ pub(super) fn package(data: &[u8]) -> Option<(String, &[u8])> {
     let mut at = 2;
     let string = |at: &mut usize| {
         let rest = data.get(*at..)?;
-        let end = memchr::memchr(0, &rest[..rest.len().min(1024)])?;
+        let end = memchr::memchr(0, rest)?;
         *at += end + 1;
         Some(&rest[..end])
     };
@@ -165,8 +172,11 @@ fn sources(walk: &mut Walk<'_>, name: &str, content: &[u8], offsets: &BTreeSet<u
             return;
         }
         let name = format!("{name}.bas");
-        if seen.insert(source.clone()) {
-            walk.part(&name, &source, Place::File);
+        if source.cut {
+            walk.within(&name, |walk| walk.note(Reason::Size, "VBA source longer than is read"));
+        }
+        if seen.insert(source.text.clone()) {
+            walk.part(&name, &source.text, Place::File);
         }
     }
 }

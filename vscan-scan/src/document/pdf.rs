@@ -15,14 +15,16 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
 
-/// A dictionary before `stream`; those of real files have below 2 KiB.
-const DICTIONARY_MAX: usize = 64 * 1024;
+/// Bytes of an object that another one refers to; those of real files have below 2 KiB.
+const OBJECT_MAX: usize = 64 * 1024;
+/// Bytes of a line at whose end a comment is looked for before `stream`.
+const LINE_MAX: usize = 1024;
 /// Pictures are looked at up to here: their pixels carry no file.
 const PICTURE_MAX: u64 = 64 * 1024;
 /// Dictionaries of embedded files that are looked at.
 const MENTIONS_MAX: usize = 10_000;
 /// Bytes of such a dictionary, which has a few references in it.
-const MENTION_MAX: usize = 1024;
+const MENTION_MAX: usize = 4096;
 /// Passwords that are tried on one file, which is parsed anew for each.
 const PASSWORDS_MAX: usize = 16;
 /// Objects whose place is kept: a PDF of this many has a gigabyte.
@@ -30,6 +32,9 @@ const OBJECTS_MAX: usize = 1 << 20;
 
 pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     let mut file = Pdf { data, objects: objects(data), embedded: HashSet::new() };
+    if file.objects.len() > OBJECTS_MAX {
+        walk.note(Reason::Members, "too many objects in a PDF");
+    }
     file.mentions(walk, &outside_streams(data));
     if file.encrypted() {
         return file.encrypted_streams(walk);
@@ -80,22 +85,32 @@ impl<'a> Pdf<'a> {
 
     fn stream(&mut self, walk: &mut Walk<'_>, stream: &Stream<'_>) {
         let name = format!("object-{}", stream.number);
-        let encoded = stream.content.len() as u64;
         let filters = self.filters(&stream.dictionary);
         if filters.len() > FILTERS_MAX {
             let what = format!("a PDF stream with more than {FILTERS_MAX} filters");
             walk.within(&name, |walk| walk.note(Reason::Depth, &what));
         }
-        match undo(stream.content, &filters) {
+        // A comment may hide a filter, and a string may look like a comment: both ways are taken.
+        let other = uncommented(&stream.dictionary).map(|plain| self.filters(&plain));
+        for filters in
+            [Some(&filters), other.as_ref().filter(|o| **o != filters)].into_iter().flatten()
+        {
+            self.decode(walk, stream, &name, filters);
+        }
+    }
+
+    fn decode(&mut self, walk: &mut Walk<'_>, stream: &Stream<'_>, name: &str, filters: &[Filter]) {
+        let encoded = stream.content.len() as u64;
+        match undo(stream.content, filters) {
             // Object streams hold dictionaries with scripts and the names of embedded files.
             Filtered::Reader(mut reader) if value(&stream.dictionary, b"ObjStm").is_some() => {
-                let objects = walk.decoded_too(&name, encoded, &mut reader);
+                let objects = walk.decoded_too(name, encoded, &mut reader);
                 self.mentions(walk, &objects);
             }
             Filtered::Reader(mut reader) | Filtered::Picture(mut reader) => {
-                walk.decoded(&name, encoded, &mut reader);
+                walk.decoded(name, encoded, &mut reader);
             }
-            Filtered::Encrypted => walk.within(&name, |walk| {
+            Filtered::Encrypted => walk.within(name, |walk| {
                 walk.note(Reason::Encrypted, "encrypted PDF stream");
             }),
         }
@@ -117,16 +132,16 @@ impl<'a> Pdf<'a> {
 
     /// The stream whose keyword comes next at or after `at`, which is set behind it.
     fn next(&self, at: &mut usize) -> Option<Stream<'a>> {
+        let floor = *at;
         loop {
             let found = *at + memmem::find(self.data.get(*at..)?, b"stream")?;
             *at = found + 6;
-            let before = self.data[..found].trim_ascii_end();
+            let before = trim_end(&self.data[..found]);
             if !before.ends_with(b">>") {
                 continue;
             }
-            // The object begins at the last `obj` before it.
-            let floor = found.saturating_sub(DICTIONARY_MAX);
-            let from = memmem::rfind(&before[floor.min(before.len())..], b"obj")
+            // The object begins at the last `obj` before it, behind the last stream.
+            let from = memmem::rfind(before.get(floor..).unwrap_or_default(), b"obj")
                 .map_or(floor, |i| floor + i + 3);
             let dictionary = plain_names(&before[from.min(before.len())..]);
             let begin = match self.data.get(*at..)? {
@@ -167,7 +182,7 @@ impl<'a> Pdf<'a> {
 
     fn object(&self, number: u32) -> Option<&'a [u8]> {
         let at = *self.objects.get(&number)?;
-        Some(self.data[at..self.data.len().min(at + DICTIONARY_MAX)].trim_ascii_start())
+        Some(clipped(trim(&self.data[at..]), 0, OBJECT_MAX))
     }
 
     /// A value, or that of the object to which it refers.
@@ -258,10 +273,24 @@ impl<'a> Pdf<'a> {
                 walk.note(Reason::Members, "too many embedded files in a PDF");
                 break;
             }
-            let rest = clipped(&text, at + 3, MENTION_MAX).trim_ascii_start();
+            let rest = clipped(trim(&text[at + 3..]), 0, MENTION_MAX);
             let files = self.resolved(rest);
             let files = extent(&files[..files.len().min(MENTION_MAX)]);
+            if files.len() == MENTION_MAX && !files.ends_with(b">>") {
+                walk.note(Reason::Size, "a dictionary of embedded files longer than is read");
+            }
             self.embedded.extend(references(files));
+        }
+        // Scripts and forms in streams are read, whatever else these say that they are.
+        for key in [&b"/JS"[..], b"/XFA"] {
+            for (number, at) in memmem::find_iter(&text, key).enumerate() {
+                if number >= MENTIONS_MAX {
+                    walk.note(Reason::Members, "too many scripts in a PDF");
+                    break;
+                }
+                let rest = clipped(trim(&text[at + key.len()..]), 0, MENTION_MAX);
+                self.embedded.extend(references(extent(rest)));
+            }
         }
         let mut at = 0;
         while let Some(found) = memmem::find(&text[at..], b"/JS") {
@@ -269,7 +298,7 @@ impl<'a> Pdf<'a> {
                 return;
             }
             at += found + 3;
-            let rest = text[at..].trim_ascii_start();
+            let rest = trim(&text[at..]);
             let Some((script, len)) = string(rest) else { continue };
             // What lies inside the string is no further script.
             at = text.len() - rest.len() + len;
@@ -284,7 +313,7 @@ impl<'a> Pdf<'a> {
 fn objects(data: &[u8]) -> HashMap<u32, usize> {
     memmem::find_iter(data, b"obj")
         .filter(|&at| !data[..at].ends_with(b"end"))
-        .take(OBJECTS_MAX)
+        .take(OBJECTS_MAX + 1)
         .map(|at| (number_before(&data[..at + 3]), at + 3))
         .collect()
 }
@@ -354,13 +383,71 @@ fn plain_names(data: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
+/// Without blanks and comments (7.2.3, 7.2.4) at the beginning.
+fn trim(mut data: &[u8]) -> &[u8] {
+    loop {
+        let blanks = data.iter().take_while(|b| is_blank(**b)).count();
+        data = &data[blanks..];
+        if data.first() != Some(&b'%') {
+            return data;
+        }
+        data = &data[line_end(data)..];
+    }
+}
+
+/// Without blanks and comments at the end.
+fn trim_end(mut data: &[u8]) -> &[u8] {
+    loop {
+        let blanks = data.iter().rev().take_while(|b| is_blank(**b)).count();
+        data = &data[..data.len() - blanks];
+        if data.ends_with(b">>") {
+            return data;
+        }
+        let tail = &data[data.len().saturating_sub(LINE_MAX)..];
+        let line = tail.iter().rposition(|b| matches!(b, b'\r' | b'\n')).map_or(0, |i| i + 1);
+        match memchr::memchr(b'%', &tail[line..]) {
+            Some(at) => data = &data[..data.len() - (tail.len() - line - at)],
+            None => return data,
+        }
+    }
+}
+
+fn is_blank(byte: u8) -> bool {
+    matches!(byte, 0 | b'\t' | b'\n' | 0x0c | b'\r' | b' ')
+}
+
+/// Bytes up to the end of the line.
+fn line_end(data: &[u8]) -> usize {
+    memchr::memchr2(b'\r', b'\n', data).unwrap_or(data.len())
+}
+
+/// A dictionary without its comments; None: it has none. Strings keep what looks like one.
+fn uncommented(dictionary: &[u8]) -> Option<Vec<u8>> {
+    memchr::memchr(b'%', dictionary)?;
+    let mut out = Vec::with_capacity(dictionary.len());
+    let mut at = 0;
+    while let Some(&byte) = dictionary.get(at) {
+        let len = match byte {
+            b'%' => {
+                at += line_end(&dictionary[at..]);
+                continue;
+            }
+            b'(' => 1 + literal(&dictionary[at + 1..]).1,
+            _ => 1,
+        };
+        out.extend_from_slice(clipped(dictionary, at, len));
+        at += len;
+    }
+    Some(out)
+}
+
 /// What follows a key.
 fn value<'d>(dictionary: &'d [u8], key: &[u8]) -> Option<&'d [u8]> {
     memmem::find_iter(dictionary, key).find_map(|at| {
         let behind = &dictionary[at + key.len()..];
         let named = at > 0 && dictionary[at - 1] == b'/';
         let ends = behind.first().is_none_or(|&b| !is_regular(b));
-        (named && ends).then(|| behind.trim_ascii_start())
+        (named && ends).then(|| trim(behind))
     })
 }
 
@@ -423,8 +510,8 @@ fn integer(data: &[u8]) -> Option<(u32, &[u8])> {
 /// The number of the object in `N G R`.
 fn reference(data: &[u8]) -> Option<u32> {
     let (number, rest) = integer(data)?;
-    let (_, rest) = integer(rest.trim_ascii_start())?;
-    rest.trim_ascii_start().starts_with(b"R").then_some(number)
+    let (_, rest) = integer(trim(rest))?;
+    trim(rest).starts_with(b"R").then_some(number)
 }
 
 /// All references in a value.

@@ -4,21 +4,34 @@ use crate::bytes::{clipped, u16_le, u32_le};
 
 /// Bytes that one chunk decodes to, at most (MS-OVBA 2.4.1.1.3).
 const CHUNK: usize = 4096;
-/// Bytes of one module; the editor takes 65,534 lines.
+/// Bytes of one module; the editor takes 65,534 lines. A chunk of two bytes makes thousands.
 const SOURCE_MAX: usize = 16 << 20;
 
+/// A container's content.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) text: Vec<u8>,
+    /// There is more of it than is decoded.
+    pub(crate) cut: bool,
+}
+
 /// Decompresses the container at the beginning of `data` as far as it goes. None: there is none.
-pub(crate) fn decompress(data: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn decompress(data: &[u8]) -> Option<Source> {
     container(data).map(|(source, _)| source)
 }
 
 /// What the container at the beginning decodes to, and its length.
-fn container(data: &[u8]) -> Option<(Vec<u8>, usize)> {
+fn container(data: &[u8]) -> Option<(Source, usize)> {
     let mut rest = data.strip_prefix(&[1])?;
     let mut out = Vec::new();
-    while let Some(header) = u16_le(rest, 0).filter(|_| out.len() < SOURCE_MAX) {
+    let mut cut = false;
+    while let Some(header) = u16_le(rest, 0) {
         // Three bits of signature.
         if header >> 12 & 7 != 3 {
+            break;
+        }
+        cut = out.len() >= SOURCE_MAX;
+        if cut {
             break;
         }
         let body = clipped(rest, 2, usize::from(header & 0xfff) + 1);
@@ -29,7 +42,7 @@ fn container(data: &[u8]) -> Option<(Vec<u8>, usize)> {
         }
         rest = &rest[2 + body.len()..];
     }
-    (!out.is_empty()).then_some((out, data.len() - rest.len()))
+    (!out.is_empty()).then_some((Source { text: out, cut }, data.len() - rest.len()))
 }
 
 /// Decodes the tokens of one chunk (MS-OVBA 2.4.1.3.2). False: they are wrong.
@@ -84,7 +97,7 @@ pub(crate) fn modules(dir: &[u8]) -> Vec<usize> {
 
 /// The sources of a stream without regard to the project's directory: containers whose text begins as every
 /// module does, `Attribut`, then `e VB_Nam`.
-pub(crate) fn search(stream: &[u8]) -> Vec<Vec<u8>> {
+pub(crate) fn search(stream: &[u8]) -> Vec<Source> {
     let mut found = Vec::new();
     let mut at = 0;
     while let Some(hit) = memchr::memmem::find(&stream[at..], b"\0Attribut\0e ") {
@@ -110,13 +123,13 @@ mod tests {
     fn the_examples_of_the_standard_are_decompressed() {
         // MS-OVBA 3.2.1 to 3.2.3
         let none = b"\x01\x19\xb0\x00\x61\x62\x63\x64\x65\x66\x67\x68\x00\x69\x6a\x6b\x6c\x6d\x6e\x6f\x70\x00\x71\x72\x73\x74\x75\x76\x2e";
-        assert_eq!(decompress(none).unwrap(), b"abcdefghijklmnopqrstuv.");
+        assert_eq!(decompress(none).unwrap().text, b"abcdefghijklmnopqrstuv.");
         let normal = b"\x01\x2f\xb0\x00\x23\x61\x61\x61\x62\x63\x64\x65\x82\x66\x00\x70\x61\x67\x68\x69\x6a\x01\x38\x08\x61\x6b\x6c\x00\x30\x6d\x6e\x6f\x70\x06\x71\x02\x70\x04\x10\x72\x73\x74\x75\x76\x10\x77\x78\x79\x7a\x00\x3c";
         assert_eq!(
-            decompress(normal).unwrap(),
+            decompress(normal).unwrap().text,
             b"#aaabcdefaaaaghijaaaaaklaaamnopqaaaaaaaaaaaarstuvwxyzaaa"
         );
-        assert_eq!(decompress(b"\x01\x03\xb0\x02\x61\x45\x00").unwrap(), [b'a'; 73]);
-        assert_eq!(decompress(b"\x02\x03\xb0"), None);
+        assert_eq!(decompress(b"\x01\x03\xb0\x02\x61\x45\x00").unwrap().text, [b'a'; 73]);
+        assert!(decompress(b"\x02\x03\xb0").is_none());
     }
 }

@@ -1,6 +1,7 @@
 //! BinHex 4.0 (RFC 1741): six bits a letter, repetitions packed, a data fork and a resource fork.
 
 use super::sweep::Section;
+use crate::bytes::clipped;
 use crate::report::Reason;
 use memchr::memmem;
 
@@ -9,8 +10,12 @@ const MARK: &[u8] = b"(This file must be converted with BinHex";
 /// Sections of one text that are opened.
 const SECTIONS_MAX: usize = 100;
 
-/// Bytes between the first line and the encoded ones: a blank line, by the letter.
+/// Bytes between the first line and the encoded ones: a blank line, by the letter. Within them any line that begins with a
+/// colon is taken for the first.
 const GAP_MAX: usize = 4096;
+
+/// Letters in the first line: 64 with the colon.
+const LINE: usize = 63;
 
 /// Bytes that all sections of a text may unpack to: a repetition makes 255 of three, and files of that time fit
 /// many times.
@@ -20,13 +25,23 @@ const SIZE_MAX: usize = 64 << 20;
 pub(crate) fn sections(data: &[u8]) -> Vec<Section> {
     let mut out: Vec<Section> = Vec::new();
     let mut room = SIZE_MAX;
+    // The next line with a colon at its beginning: looked for once for all marks before it.
+    let mut next: Option<usize> = None;
     for start in memmem::find_iter(data, MARK) {
         if start > 0 && data[start - 1] != b'\n' {
             continue;
         }
         // The encoded lines are between two colons, the first of which begins a line.
-        let near = &data[start..data.len().min(start + GAP_MAX)];
-        let Some(colon) = memmem::find(near, b"\n:").map(|i| start + i + 2) else { continue };
+        if next.is_none_or(|at| at < start) {
+            next = memmem::find(&data[start..], b"\n:").map(|i| start + i);
+        }
+        let Some(colon) = next.map(|at| at + 2) else { break };
+        // Further away it is one if what follows looks like it.
+        let line = clipped(data, colon, LINE);
+        let looks = line.len() == LINE && line.iter().all(|&b| VALUES[usize::from(b)] != 0xff);
+        if colon > start + GAP_MAX && !looks {
+            continue;
+        }
         if let Some(last) = (out.len() >= SECTIONS_MAX).then(|| out.last_mut()).flatten() {
             last.note = Some((Reason::Members, "more BinHex sections than are opened"));
             break;

@@ -3,6 +3,9 @@
 use super::encoding;
 use std::ops::Range;
 
+/// Bytes of a name that are kept for the report.
+const NAME_MAX: usize = 1024;
+
 /// A section, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Section {
@@ -14,23 +17,36 @@ pub(crate) struct Section {
     pub(crate) range: Range<usize>,
 }
 
-/// The line `begin MODE NAME` at the start of the data: its name, its length and whether the form is base64.
+/// The line `begin MODE NAME` at the start of the data: its name, its length and whether the form is base64. However long the
+/// name or the mode is: what decodes it does not mind. The mode may be missing, as some mail readers have it; then, and with a
+/// mode of an unusual length, only a first line that is whole shows that the word begins a section.
 pub(crate) fn begin_line(data: &[u8]) -> Option<(String, usize, bool)> {
-    let end = memchr::memchr(b'\n', &data[..data.len().min(1024)])?;
-    let line = data[..end].trim_ascii_end();
-    let (rest, base64) = match line.strip_prefix(b"begin-base64 ") {
-        Some(rest) => (rest, true),
-        None => (line.strip_prefix(b"begin ")?, false),
+    let (rest, base64) = match data.strip_prefix(b"begin-base64") {
+        Some(rest) => (rest.strip_prefix(b"-encoded").unwrap_or(rest), true),
+        None => (data.strip_prefix(b"begin")?, false),
     };
-    let digits = rest.iter().take_while(|b| (b'0'..=b'7').contains(b)).count();
-    let name = rest[digits..].trim_ascii_start();
-    if !(3..=4).contains(&digits) || name.is_empty() || rest.get(digits) != Some(&b' ') {
+    if rest.first() != Some(&b' ') {
         return None;
     }
+    let end = data.len() - rest.len() + memchr::memchr(b'\n', rest)?;
+    let rest = data[data.len() - rest.len()..end].trim_ascii();
+    let digits = rest.iter().take_while(|b| (b'0'..=b'7').contains(b)).count();
+    let mode = digits > 0 && rest.get(digits).is_none_or(|&b| b == b' ');
+    if base64 && !mode {
+        return None;
+    }
+    let name = if mode { rest[digits..].trim_ascii_start() } else { rest };
+    let name = &name[..name.len().min(NAME_MAX)];
     // The word begins many a line of a letter; a section goes on with a line of the right form.
     let first = &data[end + 1..];
-    if !base64 && line_len(first).is_none() {
-        return None;
+    if !base64 {
+        let len = line_len(first)?;
+        let line = &first[..memchr::memchr(b'\n', first).unwrap_or(first.len())];
+        let whole = len > 0 && line.trim_ascii_end().len() > len.div_ceil(3) * 4;
+        let usual = mode && matches!(digits, 3..=4);
+        if name.is_empty() || !(usual || whole) {
+            return None;
+        }
     }
     Some((String::from_utf8_lossy(name).into_owned(), end + 1, base64))
 }

@@ -103,7 +103,7 @@ fn part(data: &[u8]) -> Option<Part> {
     let mut at = line_end(0);
     let begin = data[..at].trim_ascii_end();
     // `line=` makes it one; the name is the last, and goes to the end of the line.
-    number(begin, b" line=")?;
+    number(begin, b" line=").or_else(|| number(begin, b" size="))?;
     let name = memmem::find(begin, b" name=").map_or(&b""[..], |i| &begin[i + 6..]);
     let mut part = Part {
         name: String::from_utf8_lossy(name.trim_ascii()).into_owned(),
