@@ -84,6 +84,18 @@ pub enum Peer {
     Name(Glob),
 }
 
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Net(net) if net.prefix_len() == net.max_prefix_len() => {
+                write!(f, "{}", net.addr())
+            }
+            Self::Net(net) => write!(f, "{net}"),
+            Self::Name(glob) => f.write_str(glob.as_str()),
+        }
+    }
+}
+
 /// How a server is spoken to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {

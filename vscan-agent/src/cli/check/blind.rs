@@ -74,6 +74,7 @@ fn configured(config: &Config) -> Vec<(Option<Blind>, String)> {
         let text = format!("{who} uninspected (smtp.starttls, ftp.tls)");
         spots.push((Some(Blind::Tls), text));
     }
+    spots.extend(unopened(config));
     if !config.gateway.exempt.is_empty() {
         let nets: Vec<String> = config.gateway.exempt.iter().map(ToString::to_string).collect();
         let text = format!(
@@ -117,6 +118,23 @@ fn configured(config: &Config) -> Vec<(Option<Blind>, String)> {
         spots.push((None, text.to_owned()));
     }
     spots
+}
+
+/// Servers whose TLS passes, where that of others does not.
+fn unopened(config: &Config) -> Option<(Option<Blind>, String)> {
+    let mut what = Vec::new();
+    if !config.tls.never_open.is_empty() {
+        let peers: Vec<String> = config.tls.never_open.iter().map(ToString::to_string).collect();
+        what.push(format!("of {} (tls.never_open)", peers.join(", ")));
+    }
+    let rules = config.tls.rules.iter().enumerate();
+    let passing = rules.filter(|(_, rule)| rule.action == TlsAction::Pass);
+    let rules: Vec<String> = passing.map(|(index, _)| format!("tls.rule[{index}]")).collect();
+    if !rules.is_empty() {
+        what.push(format!("that a rule lets pass ({})", rules.join(", ")));
+    }
+    (!what.is_empty())
+        .then(|| (Some(Blind::Tls), format!("TLS {} passes uninspected", what.join(" and "))))
 }
 
 /// Whether the rule delivers what could not be read whole, as it came.
@@ -163,5 +181,14 @@ mod tests {
             assert!(text.contains(name), "{text}");
         }
         assert!(!open[4].contains("treat[1]"), "{}", open[4]);
+        let listed = said(&format!(
+            "{closed}[tls]\nnever_open = [\"*.bank.example\", \"192.0.2.0/24\"]\n\
+             [[tls.rule]]\naction = \"refuse\"\n[[tls.rule]]\naction = \"pass\"\n"
+        ));
+        assert_eq!(
+            listed[0],
+            "TLS of *.bank.example, 192.0.2.0/24 (tls.never_open) and that a rule lets pass (tls.rule[1]) \
+             passes uninspected"
+        );
     }
 }
