@@ -64,6 +64,14 @@ pub fn abort(stream: TcpStream) {
 /// [`DISCARD_MAX`] bytes meanwhile (the leg is then reset).
 pub async fn close_gracefully(mut stream: TcpStream) -> io::Result<()> {
     stream.shutdown().await?;
+    close_ended(stream).await
+}
+
+/// The second half of [`close_gracefully`]: FIN has been sent.
+///
+/// # Errors
+/// As there.
+pub async fn close_ended(stream: TcpStream) -> io::Result<()> {
     let drained = tokio::time::timeout(CLOSE_TIMEOUT, drain(&stream)).await;
     match drained {
         Ok(Ok(())) => SockRef::from(&stream).set_linger(None),

@@ -15,7 +15,7 @@ use std::{
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Descriptors that one message may carry.
 pub const DESCRIPTORS_MAX: usize = 16;
@@ -81,7 +81,18 @@ impl<F: Descriptor> Seqpacket<F> {
         Ok(Self { fd: registered.map_err(|error| error.into_parts().1)? })
     }
 
-    /// Sends one message.
+    /// Registers a descriptor that is only received from, as [`Self::register`]: room in its buffer, which comes and goes
+    /// with every message, wakes nobody.
+    ///
+    /// # Errors
+    /// As [`Seqpacket::new`].
+    pub fn register_receiver(fd: F) -> io::Result<Self> {
+        // SAFETY: as in `register`.
+        let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        Ok(Self { fd: registered.map_err(|error| error.into_parts().1)? })
+    }
+
+    /// Sends one message; not by one that was registered as a receiver.
     ///
     /// # Errors
     /// `EPIPE` when the other end is gone, `EMSGSIZE` when the message exceeds the socket's buffer.

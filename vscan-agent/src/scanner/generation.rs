@@ -149,8 +149,19 @@ impl Generation {
         let mut busy = Busy { generation: self, worker: Some(worker) };
         let Some(worker) = &mut busy.worker else { return Err(Failure::NoWorker) };
         let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
-        let socket = Seqpacket::register(worker.socket.as_fd()).map_err(Failure::Io)?;
-        match timeout_at(until, socket.send(&[IoSlice::new(&message)], &descriptors)).await {
+        let mut socket =
+            Seqpacket::register_receiver(worker.socket.as_fd()).map_err(Failure::Io)?;
+        let parts = [IoSlice::new(&message)];
+        let sent = match socket.try_send(&parts, &descriptors) {
+            // Its buffer has room for a request, and it has answered the one before.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                drop(socket);
+                socket = Seqpacket::register(worker.socket.as_fd()).map_err(Failure::Io)?;
+                timeout_at(until, socket.send(&parts, &descriptors)).await
+            }
+            sent => Ok(sent),
+        };
+        match sent {
             Ok(Ok(())) => {}
             Ok(Err(error)) if is_gone(&error) => {
                 drop(socket);

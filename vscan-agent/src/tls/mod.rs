@@ -27,13 +27,15 @@ pub use identity::Shown;
 pub use material::{Material, MaterialError};
 pub use policy::{About, Decision};
 pub use upstream::Upstream;
-pub use wire::{Settled, TlsWire, Wire, give_up};
+pub use wire::{Answer, Settled, TlsWire, Wire, give_up};
 
 use crate::config::{Config, UpstreamTls};
 use authority::Authority;
 use facts::Facts;
+use quick_cache::sync::Cache;
 use rustls::crypto::CryptoProvider;
 use std::{
+    io,
     net::IpAddr,
     sync::{Arc, LazyLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -55,6 +57,25 @@ pub struct Tls {
     authority: Option<Authority>,
     roots: Roots,
     ages: Vec<Age>,
+    remembered: Remembered,
+}
+
+/// What clients were shown last, by server and by the name that they asked for.
+struct Remembered(Cache<(IpAddr, Option<String>), Arc<Shown>>);
+
+/// Servers whose clients' certificates are remembered. More, in turns, have their clients' answers made later.
+const REMEMBERED_MAX: usize = 4096;
+
+impl Default for Remembered {
+    fn default() -> Self {
+        Self(Cache::new(REMEMBERED_MAX))
+    }
+}
+
+impl std::fmt::Debug for Remembered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Remembered").field(&self.0.len()).finish()
+    }
 }
 
 /// When a certificate of the operator's expires.
@@ -124,7 +145,7 @@ impl Tls {
             }
         }
         let roots = Roots::new(material, upstream::needs_public(config));
-        Ok(Self { store, authority, roots, ages })
+        Ok(Self { store, authority, roots, ages, remembered: Remembered::default() })
     }
 
     /// Reads what the configuration names, and proves it.
@@ -197,7 +218,52 @@ impl Tls {
                 None => (vec![server.to_string()], false),
             },
         };
-        Ok(authority.certificate(&names, trusted)?)
+        let shown = authority.certificate(&names, trusted)?;
+        let about = (server.to_canonical(), hello.server_name.clone());
+        if self.remembered.0.get(&about).is_none_or(|last| !Arc::ptr_eq(&last, &shown)) {
+            self.remembered.0.insert(about, Arc::clone(&shown));
+        }
+        Ok(shown)
+    }
+
+    /// The answer that a client gets if this server is what it was the last time: made while the server is asked, so that
+    /// its time is not lost. What is shown is decided by [`Self::shown`] as ever, and [`Expected::or_another`] compares.
+    #[must_use]
+    pub fn expect(&self, config: &Config, server: IpAddr, hello: &Hello) -> Option<Expected> {
+        let name = hello.server_name.as_deref();
+        let server = server.to_canonical();
+        let own = self.store.find(server, name, &hello.schemes, config.is_inside(server));
+        let shown = match own {
+            Some(shown) => shown,
+            None => self.remembered.0.get(&(server, hello.server_name.clone()))?,
+        };
+        let answer = Answer::new(shown.config(false).ok()?, hello.bytes.clone()).ok()?;
+        Some(Expected { shown, answer })
+    }
+}
+
+/// An answer to a client's first message, made in advance.
+#[derive(Debug)]
+pub struct Expected {
+    shown: Arc<Shown>,
+    answer: Answer,
+}
+
+impl Expected {
+    /// The answer of this certificate's; if `asks`, the client is asked for one of its own.
+    ///
+    /// # Errors
+    /// As [`Shown::config`] and [`Answer::new`].
+    pub fn or_another(
+        expected: Option<Self>,
+        shown: &Arc<Shown>,
+        asks: bool,
+        hello: Vec<u8>,
+    ) -> io::Result<Answer> {
+        match expected {
+            Some(expected) if !asks && Arc::ptr_eq(&expected.shown, shown) => Ok(expected.answer),
+            Some(_) | None => Answer::new(shown.config(asks).map_err(io::Error::other)?, hello),
+        }
     }
 }
 

@@ -431,3 +431,59 @@ fn ages_are_told() {
     assert_eq!(said, "mx.pem: the certificate has expired 2 days ago");
     assert!(age(day, 30 * day).complaint(warning).unwrap().ends_with("not valid yet"));
 }
+
+/// A handshake of the client's whose answer was made before the server's was over.
+async fn with_expected(lab: &Lab, expected_trust: bool, trusted: bool) -> (bool, bool) {
+    let authority = lab.tls.authority.as_ref().unwrap();
+    let names = ["foreign.example".to_owned()];
+    let last = authority.certificate(&names, expected_trust).unwrap();
+    let key = (OUTSIDE, Some("foreign.example".to_owned()));
+    lab.tls.remembered.0.insert(key, Arc::clone(&last));
+    let (client, mut server) = connected().await;
+    let upstream = lab.tls.upstream(&lab.config, OUTSIDE, Some("foreign.example")).unwrap();
+    let serving = async {
+        let hello = Hello::read(&mut server, Vec::new()).await.unwrap();
+        let expected = lab.tls.expect(&lab.config, OUTSIDE, &hello);
+        assert!(Arc::ptr_eq(&expected.as_ref().unwrap().shown, &last));
+        let shown = authority.certificate(&names, trusted).unwrap();
+        let answer = Expected::or_another(expected, &shown, false, hello.bytes).unwrap();
+        answer.give(server).await
+    };
+    let (client, server) = tokio::join!(TlsWire::connect(client, &upstream), serving);
+    (client.is_ok(), server.is_ok() && upstream.is_trusted())
+}
+
+#[tokio::test]
+async fn an_answer_that_was_made_in_advance_is_given_only_if_it_is_the_right_one() {
+    let lab = lab(|_| {});
+    assert_eq!(with_expected(&lab, true, true).await, (true, true));
+    // The server is not what it was: what the client sees is what it is now.
+    assert!(!with_expected(&lab, true, false).await.0);
+    assert_eq!(with_expected(&lab, false, true).await, (true, true));
+}
+
+#[tokio::test]
+async fn tickets_go_with_what_is_written_next() {
+    let lab = lab(|_| {});
+    let (client, mut server) = pair(&lab, "mx.example").await;
+    let Wire::Tls(client) = client else { unreachable!() };
+    let (tcp, _) = client.into_plain();
+    let mut byte = [0];
+    // The handshake is over on both sides, and the server has said nothing behind it, also when it reads.
+    let read = std::future::poll_fn(|cx| Poll::Ready(server.poll_read(cx, &mut byte))).await;
+    assert!(read.is_pending());
+    let peeked = tokio::time::timeout(Duration::from_millis(50), tcp.peek(&mut byte)).await;
+    assert!(peeked.is_err(), "tickets by themselves");
+    server.write_all(b"220 hello\r\n").await.unwrap();
+    let mut records = vec![0; 4096];
+    tcp.readable().await.unwrap();
+    let count = tcp.try_read(&mut records).unwrap();
+    // Tickets in a record, and the greeting in another, written at once.
+    let mut kinds = Vec::new();
+    let mut at = 0;
+    while at < count {
+        kinds.push(records[at]);
+        at += 5 + usize::from(u16::from_be_bytes([records[at + 3], records[at + 4]]));
+    }
+    assert_eq!((kinds, at), (vec![23, 23], count));
+}

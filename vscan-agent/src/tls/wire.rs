@@ -5,6 +5,7 @@
 
 use super::Upstream;
 use crate::net;
+use rustix::net::SendFlags;
 use rustls::{
     HandshakeKind, ProtocolVersion, ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
@@ -20,7 +21,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf},
     net::TcpStream,
 };
 
@@ -71,6 +72,8 @@ pub struct TlsWire {
     /// Records that are to be written, and how much of them is.
     outgoing: Vec<u8>,
     written: usize,
+    /// While `outgoing` is no longer than this, it can wait for what is written next: tickets.
+    patient: usize,
     ended: Ended,
     /// close_notify was sent.
     closed: bool,
@@ -130,7 +133,7 @@ impl TlsWire {
     /// The handshake failed, of which the server was told, or the connection did. It may take for ever.
     pub async fn connect(tcp: TcpStream, upstream: &Upstream) -> io::Result<Box<Self>> {
         let connection = upstream.connection().map_err(io::Error::other)?;
-        Self::handshake(tcp, Side::Client(Box::new(connection)), Vec::new()).await
+        Begun::new(Side::Client(Box::new(connection)), Vec::new()).finish(tcp).await
     }
 
     /// The client's leg: a handshake as its server. `received` was read before, as by [`super::Hello`].
@@ -142,36 +145,15 @@ impl TlsWire {
         config: Arc<ServerConfig>,
         received: Vec<u8>,
     ) -> io::Result<Box<Self>> {
-        let connection = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
-        Self::handshake(tcp, Side::Server(Box::new(connection)), received).await
-    }
-
-    async fn handshake(tcp: TcpStream, side: Side, incoming: Vec<u8>) -> io::Result<Box<Self>> {
-        let mut wire = Box::new(Self {
-            tcp,
-            side,
-            incoming,
-            plain: Vec::new(),
-            taken: 0,
-            outgoing: Vec::new(),
-            written: 0,
-            ended: Ended::No,
-            closed: false,
-        });
-        let handled = wire.handle_kept();
-        let outcome = match handled {
-            Ok(()) => poll_fn(|cx| wire.poll_handshake(cx)).await,
-            Err(error) => Err(error),
-        };
-        if outcome.is_err() {
-            // The alert; who does not read it needs none.
-            poll_fn(|cx| Poll::Ready(wire.poll_outgoing(cx).is_ready())).await;
-        }
-        outcome.map(|()| wire)
+        Answer::new(config, received)?.give(tcp).await
     }
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         for _ in 0..HANDSHAKE_READS_MAX {
+            if !self.is_handshaking() && self.ends_with_tickets() {
+                self.patient = self.outgoing.len();
+                return Poll::Ready(Ok(()));
+            }
             let written = self.poll_outgoing(cx)?;
             if !self.is_handshaking() {
                 return written.map(Ok);
@@ -186,6 +168,17 @@ impl TlsWire {
 
     fn is_handshaking(&self) -> bool {
         either!(&self.side, connection => connection.is_handshaking())
+    }
+
+    /// Whether all that a server has still to say behind a handshake is tickets: what of its flight comes before the
+    /// client's last message, the client has had (RFC 8446 section 2).
+    fn ends_with_tickets(&self) -> bool {
+        match &self.side {
+            Side::Server(connection) => {
+                connection.protocol_version() == Some(ProtocolVersion::TLSv1_3)
+            }
+            Side::Client(_) => false,
+        }
     }
 
     /// Which version and cipher are in use.
@@ -246,8 +239,7 @@ impl TlsWire {
                 Ended::Failed => return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
             }
             let filled = self.poll_fill(cx, out);
-            // Alerts, answers to key updates: if they cannot be written now, they are with what is written next.
-            let _ = self.poll_outgoing(cx);
+            self.speak_up(cx);
             match ready!(filled)? {
                 0 => {}
                 count => return Poll::Ready(Ok(count)),
@@ -263,7 +255,7 @@ impl TlsWire {
     pub fn poll_head(&mut self, cx: &mut Context<'_>, count: usize) -> Poll<io::Result<()>> {
         while self.ended == Ended::No && self.head().len() < count {
             let filled = self.poll_fill(cx, &mut []);
-            let _ = self.poll_outgoing(cx);
+            self.speak_up(cx);
             ready!(filled)?;
         }
         Poll::Ready(Ok(()))
@@ -311,6 +303,14 @@ impl TlsWire {
         }
     }
 
+    /// Writes what reading gave rise to: alerts, answers to key updates. If they cannot be written now, they are with what
+    /// is written next.
+    fn speak_up(&mut self, cx: &mut Context<'_>) {
+        if self.outgoing.len() > self.patient {
+            let _ = self.poll_outgoing(cx);
+        }
+    }
+
     /// Reads once from the socket and handles what came; tells how many bytes of `out` are filled. What does not fit
     /// there is kept.
     fn poll_fill(&mut self, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
@@ -333,15 +333,6 @@ impl TlsWire {
             self.incoming = records[used..].to_vec();
             Poll::Ready(Ok(filled))
         })
-    }
-
-    /// Handles what was read before.
-    fn handle_kept(&mut self) -> io::Result<()> {
-        let mut incoming = std::mem::take(&mut self.incoming);
-        let (used, _) = self.handle(&mut incoming, &mut [])?;
-        incoming.drain(..used);
-        self.incoming = incoming;
-        Ok(())
     }
 
     /// Handles records. Tells how many bytes of them are done with, and how many of `out` are filled.
@@ -375,7 +366,9 @@ impl TlsWire {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_outgoing(cx))?;
+        if self.outgoing.len() > self.patient {
+            ready!(self.poll_outgoing(cx))?;
+        }
         let bytes = &bytes[..bytes.len().min(WRITE_MAX)];
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
@@ -384,16 +377,19 @@ impl TlsWire {
             sealed.resize(SEALED_MAX, 0);
             let length = self.seal(Sealing::Bytes(bytes), sealed)?;
             let sealed = &sealed[..length];
-            let written = if self.outgoing.is_empty() {
-                match Pin::new(&mut self.tcp).poll_write(cx, sealed) {
+            // Taken all the same if it cannot be written: the rest is before anything else is taken.
+            if self.outgoing.is_empty() {
+                let written = match Pin::new(&mut self.tcp).poll_write(cx, sealed) {
                     Poll::Ready(written) => written?,
                     Poll::Pending => 0,
-                }
+                };
+                self.outgoing.extend_from_slice(&sealed[written..]);
             } else {
-                0
-            };
-            // Taken all the same: the rest is written before anything else is taken.
-            self.outgoing.extend_from_slice(&sealed[written..]);
+                self.outgoing.extend_from_slice(sealed);
+                if let Poll::Ready(written) = self.poll_outgoing(cx) {
+                    written?;
+                }
+            }
             Poll::Ready(Ok(bytes.len()))
         })
     }
@@ -424,8 +420,32 @@ impl TlsWire {
         if !self.outgoing.is_empty() {
             self.outgoing = Vec::new();
             self.written = 0;
+            self.patient = 0;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Writes close_notify and FIN behind all that was written.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.closed && self.ended != Ended::Failed && self.outgoing.is_empty() {
+            let mut notice = [0; RECORD_OVERHEAD];
+            let length = self.seal(Sealing::CloseNotify, &mut notice)?;
+            let notice = &notice[..length];
+            self.closed = true;
+            // In one segment with the FIN, which goes at once; whoever waits for the end is woken once.
+            let flags = SendFlags::MORE | SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            let sent = self
+                .tcp
+                .try_io(Interest::WRITABLE, || Ok(rustix::net::send(&self.tcp, notice, flags)?));
+            let written = match sent {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(error) => return Poll::Ready(Err(error)),
+            };
+            self.outgoing.extend_from_slice(&notice[written..]);
+        }
+        ready!(self.poll_close_notify(cx))?;
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
 
     /// Writes close_notify behind all that was written. Only the sending side is closed by it (RFC 8446 section 6.1).
@@ -437,6 +457,90 @@ impl TlsWire {
             self.closed = true;
         }
         self.poll_outgoing(cx)
+    }
+}
+
+/// A connection that has something to say, before it has anybody to say it to.
+struct Begun {
+    side: Side,
+    incoming: Vec<u8>,
+    outgoing: Vec<u8>,
+    ended: Ended,
+    outcome: io::Result<()>,
+}
+
+impl Begun {
+    /// Handles what was received, if anything was.
+    fn new(mut side: Side, mut incoming: Vec<u8>) -> Self {
+        let (mut outgoing, mut ended, mut plain) = (Vec::new(), Ended::No, Vec::new());
+        let mut heard = Heard {
+            out: &mut [],
+            filled: 0,
+            // Nothing is before the handshake is over: early data are not allowed.
+            plain: &mut plain,
+            outgoing: &mut outgoing,
+            ended: &mut ended,
+        };
+        let used = either!(&mut side, connection => {
+            handle(connection.as_mut(), &mut incoming, &mut heard, &mut |_| Ok(()))
+        });
+        let outcome = used.map(|used| drop(incoming.drain(..used)));
+        Self { side, incoming, outgoing, ended, outcome }
+    }
+
+    /// The handshake.
+    async fn finish(self, tcp: TcpStream) -> io::Result<Box<TlsWire>> {
+        let Self { side, incoming, outgoing, ended, outcome } = self;
+        let mut wire = Box::new(TlsWire {
+            tcp,
+            side,
+            incoming,
+            plain: Vec::new(),
+            taken: 0,
+            outgoing,
+            written: 0,
+            patient: 0,
+            ended,
+            closed: false,
+        });
+        let outcome = match outcome {
+            Ok(()) => poll_fn(|cx| wire.poll_handshake(cx)).await,
+            Err(error) => Err(error),
+        };
+        if outcome.is_err() {
+            // The alert; who does not read it needs none.
+            poll_fn(|cx| Poll::Ready(wire.poll_outgoing(cx).is_ready())).await;
+        }
+        outcome.map(|()| wire)
+    }
+}
+
+/// The answer to a client's first message. It costs a signature, and can be made before it is certain that it is the
+/// right one.
+pub struct Answer(Begun);
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Answer").field(&self.0.side).finish()
+    }
+}
+
+impl Answer {
+    /// As [`TlsWire::accept`].
+    ///
+    /// # Errors
+    /// The configuration is of no use. What is wrong with what was received is told to the client.
+    pub fn new(config: Arc<ServerConfig>, received: Vec<u8>) -> io::Result<Self> {
+        let connection = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
+        Ok(Self(Begun::new(Side::Server(Box::new(connection)), received)))
+    }
+
+    /// Gives it, and goes on with the handshake.
+    ///
+    /// # Errors
+    /// As [`TlsWire::accept`].
+    pub async fn give(self, tcp: TcpStream) -> io::Result<Box<TlsWire>> {
+        self.0.finish(tcp).await
     }
 }
 
@@ -614,15 +718,14 @@ impl Wire {
             Self::Plain(tcp) => net::close_gracefully(tcp).await,
             Self::Tls(mut tls) => {
                 let end = async {
-                    poll_fn(|cx| tls.poll_close_notify(cx)).await?;
-                    tls.tcp.shutdown().await?;
+                    poll_fn(|cx| tls.poll_end(cx)).await?;
                     tls.hear_out().await;
                     Ok::<_, io::Error>(())
                 };
                 tokio::time::timeout(net::close::CLOSE_TIMEOUT, end)
                     .await
                     .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-                net::close_gracefully(tls.tcp).await
+                net::close::close_ended(tls.tcp).await
             }
         }
     }
@@ -705,10 +808,7 @@ impl AsyncWrite for Wire {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Self::Tls(tls) => {
-                ready!(tls.poll_close_notify(cx))?;
-                Pin::new(&mut tls.tcp).poll_shutdown(cx)
-            }
+            Self::Tls(tls) => tls.poll_end(cx),
         }
     }
 }

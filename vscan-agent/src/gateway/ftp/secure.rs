@@ -10,7 +10,7 @@ use crate::{
     config::{Protocol, TlsAction},
     net,
     observe::{Side, TlsRecord},
-    tls::{self, Hello, HelloError, TlsWire, Upstream, Wire, give_up},
+    tls::{self, Expected, Hello, HelloError, TlsWire, Upstream, Wire, give_up},
 };
 use rustls::ServerConfig;
 use std::{io, sync::Arc};
@@ -107,7 +107,13 @@ async fn handshakes(place: Place<'_>, mut client: TcpStream, upstream: TcpStream
         Ok(way) => way,
         Err(error) => return failed(Leg::Upstream, &error),
     };
-    let upstream = match TlsWire::connect(upstream, &way).await {
+    let mut expected = None;
+    let made = tokio::join!(
+        biased;
+        TlsWire::connect(upstream, &way),
+        async { expected = tls.expect(place.config, server, &hello) },
+    );
+    let upstream = match made.0 {
         Ok(upstream) => upstream,
         Err(error) => {
             refuse(client).await;
@@ -125,11 +131,13 @@ async fn handshakes(place: Place<'_>, mut client: TcpStream, upstream: TcpStream
             return failed(Leg::Client, &error);
         }
     };
-    let config = match shown.config(false) {
-        Ok(config) => config,
-        Err(error) => return failed(Leg::Client, &error),
+    let answer = Expected::or_another(expected, &shown, false, hello.bytes);
+    let (config, answer) = match (shown.config(false), answer) {
+        (Ok(config), Ok(answer)) => (config, answer),
+        (Err(error), _) => return failed(Leg::Client, &error),
+        (_, Err(error)) => return failed(Leg::Client, &error),
     };
-    match TlsWire::accept(client, Arc::clone(&config), hello.bytes).await {
+    match answer.give(client).await {
         Ok(client) => {
             place.flow.set_tls(TlsRecord {
                 sni: hello.server_name,

@@ -10,7 +10,7 @@ use crate::{
     gateway::Gateway,
     net,
     observe::{FlowHandle, Side, TlsRecord},
-    tls::{About, Decision, Hello, HelloError, Tls, TlsWire, Upstream, Wire, give_up},
+    tls::{About, Decision, Expected, Hello, HelloError, Tls, TlsWire, Upstream, Wire, give_up},
 };
 use std::io;
 use tokio::{
@@ -132,10 +132,16 @@ impl Place<'_> {
                     .await;
             }
         };
+        let mut expected = None;
         let upstream = if way == Way::Alone {
             Wire::Plain(upstream)
         } else {
-            match self.with_server(way, upstream, &theirs, name.as_deref()).await {
+            let made = tokio::join!(
+                biased;
+                self.with_server(way, upstream, &theirs, name.as_deref()),
+                async { expected = self.tls.expect(self.config, server.ip(), &hello) },
+            );
+            match made.0 {
                 Ok(upstream) => upstream,
                 // A server that insists on a certificate: only its client can have one.
                 Err(_) if theirs.asked_for_certificate() => {
@@ -169,7 +175,7 @@ impl Place<'_> {
                 }
             }
         }
-        self.with_client(client, upstream, hello, theirs).await
+        self.with_client(client, upstream, hello, theirs, expected).await
     }
 
     /// The handshake with the server; without one if it has to be, and may be.
@@ -203,6 +209,7 @@ impl Place<'_> {
         upstream: Wire,
         hello: Hello,
         theirs: Upstream,
+        expected: Option<Expected>,
     ) -> Step {
         let (from, server) = (self.flow.opened().client, self.flow.opened().real_server);
         let seen = matches!(upstream, Wire::Tls(_)).then_some(&theirs);
@@ -211,10 +218,12 @@ impl Place<'_> {
             .shown(self.config, server.ip(), &hello, seen)
             .map_err(|error| error.to_string())
             .and_then(|shown| {
-                shown.config(theirs.asked_for_certificate()).map_err(|error| error.to_string())
+                let asks = theirs.asked_for_certificate();
+                Expected::or_another(expected, &shown, asks, hello.bytes)
+                    .map_err(|error| error.to_string())
             });
-        let config = match shown {
-            Ok(config) => config,
+        let answer = match shown {
+            Ok(answer) => answer,
             Err(error) => {
                 self.flow.anomaly("tls_no_certificate", error);
                 upstream.abort();
@@ -224,7 +233,7 @@ impl Place<'_> {
             }
         };
         let sni = hello.server_name;
-        let client = match TlsWire::accept(client, config, hello.bytes).await {
+        let client = match answer.give(client).await {
             Ok(client) => client,
             Err(error) => {
                 self.flow.tls_failed(Side::Client, error);
