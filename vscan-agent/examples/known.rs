@@ -56,6 +56,7 @@ async fn start(scanner: &Path, rules: &[PathBuf]) -> Result<(Scanner, process::P
         rules_key: PathBuf::from("/nonexistent"),
         limits: serde_json::to_string(&limits)?,
         workers: 1,
+        threads: 1,
         clamd: None,
     };
     Ok(Scanner::start_local(&spec).await?)

@@ -39,6 +39,10 @@ pub const RATIO_FLOOR: u64 = 8 << 20;
 /// The same for all parts of an object together, over the bytes of the object: many small bombs are a large one.
 pub const RATIO_FLOOR_ALL: u64 = 64 << 20;
 
+/// Most threads of one worker. A part seldom needs more than a dozen units of rules, and the longest of them bounds the
+/// whole.
+pub const THREADS_MAX: u32 = 16;
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

@@ -1,4 +1,5 @@
-//! The planner against yara-x: whatever the plan leaves out, the findings are those of all rules together.
+//! The planner against yara-x: whatever the plan leaves out, the findings are those of all rules together, on one thread
+//! and on several.
 //!
 //! For each rule something is made that it finds, or nearly so: its patterns behind the magic number that it asks for.
 //! Set `VSCAN_MEASURED_RULES` to a directory to try the rules there as well.
@@ -9,6 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use vscan_scan::engine::{Engines, Signatures};
 use vscan_scan::object::{Engine, Part};
+use vscan_scan::process::crew::{Cores, Crew};
 use vscan_scan::sniff;
 use yara_x::{Compiler, Rules, Scanner, SourceCode};
 use yara_x_parser::Parser;
@@ -123,6 +125,8 @@ fn plain(files: &[(PathBuf, Vec<u8>)]) -> Rules {
 struct Pair<'r> {
     plain: Scanner<'r>,
     planned: Engines<'r>,
+    /// The same on four threads, with seams at every 64 bytes.
+    helped: Engines<'r>,
     found: BTreeSet<String>,
 }
 
@@ -130,7 +134,9 @@ impl<'r> Pair<'r> {
     fn new(rules: &'r Rules, loaded: &'r Signatures) -> Self {
         let mut plain = Scanner::new(rules);
         plain.fast_scan(true).max_matches_per_pattern(10_000);
-        Self { plain, planned: Engines::new(loaded), found: BTreeSet::new() }
+        let crew = Crew::start(3, Cores::alone(4)).unwrap();
+        let helped = Engines::new(loaded).helped_from(crew, 1, 64);
+        Self { plain, planned: Engines::new(loaded), helped, found: BTreeSet::new() }
     }
 
     fn compare(&mut self, name: &str, data: &[u8]) {
@@ -151,10 +157,11 @@ impl<'r> Pair<'r> {
             .matching_rules()
             .map(|rule| rule.identifier().to_owned())
             .collect();
-        let mut hits = Vec::new();
-        self.planned
-            .scan(&Part { data, kind, name, path: &path, detail: false }, &mut hits)
-            .unwrap();
+        let (mut hits, mut together) = (Vec::new(), Vec::new());
+        let part = Part { data, kind, name, path: &path, detail: true };
+        self.planned.scan(&part, &mut hits).unwrap();
+        self.helped.scan(&part, &mut together).unwrap();
+        assert_eq!(together, hits, "{name} on four threads");
         let mut hits: Vec<String> = hits.into_iter().map(|hit| hit.name).collect();
         expected.sort();
         hits.sort();

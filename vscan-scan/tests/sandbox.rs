@@ -11,6 +11,8 @@
 
 use rustix::process::{WaitOptions, getpid, waitpid};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicI32, Ordering};
+use vscan_scan::process::crew::{Cores, Crew};
 use vscan_scan::process::sandbox;
 use vscan_scan::process::sys::{self, Forked};
 
@@ -22,15 +24,35 @@ enum End {
 }
 
 fn confined(seccomp: bool, what: impl FnOnce() -> i32) -> End {
+    child(seccomp, |_| what(), 0)
+}
+
+/// The same on a helper of the worker: its own thread does nothing.
+fn by_helper(seccomp: bool, what: Attempt) -> End {
+    let lend = |crew: Crew| {
+        let said = AtomicI32::new(i32::MIN);
+        crew.lend(&|_| said.store(what(), Ordering::SeqCst), || {
+            while said.load(Ordering::SeqCst) == i32::MIN {
+                std::hint::spin_loop();
+            }
+        });
+        said.into_inner()
+    };
+    child(seccomp, lend, 1)
+}
+
+/// Forks a child with so many helpers, confined in the order in which workers are.
+fn child(seccomp: bool, what: impl FnOnce(Crew) -> i32, helpers: usize) -> End {
     let parent = getpid();
     match sys::fork().expect("fork") {
         Forked::Child => {
             let filter = sandbox::worker_filter(std::process::id()).expect("filter");
             sandbox::confine_worker(parent, 64 << 20).expect("confine");
+            let crew = Crew::start(helpers, Cores::alone(2)).expect("helpers");
             if seccomp {
                 sandbox::filter(&filter).expect("seccomp");
             }
-            sys::exit(what())
+            sys::exit(what(crew))
         }
         Forked::Parent(pid) => {
             let (_, status) =
@@ -104,8 +126,10 @@ fn main() {
     ];
     for (what, attempt) in forbidden {
         assert_eq!(confined(true, attempt), SIGSYS, "{what}");
+        assert_eq!(by_helper(true, attempt), SIGSYS, "{what}, by a helper: the whole process");
         println!("ended by the filter: {what}");
     }
+    assert_eq!(by_helper(true, || 7), End::Code(7));
 
     // Landlock and the empty capabilities stand by themselves, should a system call be missed.
     if sandbox_has_landlock() {
@@ -114,6 +138,12 @@ fn main() {
             End::Code(0)
         );
         assert_eq!(confined(false, || i32::from(std::fs::read_dir("/").is_ok())), End::Code(0));
+        assert_eq!(by_helper(false, || i32::from(std::fs::read_dir("/").is_ok())), End::Code(0));
+        let capable = || {
+            let sets = rustix::thread::capabilities(None).expect("capabilities");
+            i32::from(!sets.effective.is_empty() || !sets.permitted.is_empty())
+        };
+        assert_eq!(by_helper(false, capable), End::Code(0));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         let port = listener.local_addr().expect("address").port();
         assert!(
@@ -146,10 +176,15 @@ fn main() {
         }
     };
     assert_eq!(confined(true, without_end), End::Signal(libc::SIGABRT));
+    let by_helper_too = || i32::from(!std::hint::black_box(vec![1u8; 256 << 20]).is_empty());
+    assert_eq!(by_helper(true, by_helper_too), End::Signal(libc::SIGABRT));
     println!("bounded: memory");
 
     // What goes wrong by itself ends by itself, and by no system call that the filter would have to end.
     assert_eq!(confined(true, || std::process::abort()), End::Signal(libc::SIGABRT));
+    assert_eq!(by_helper(true, || std::process::abort()), End::Signal(libc::SIGABRT));
+    let deep = by_helper(true, || i32::from(descend(std::hint::black_box(1)) == 0));
+    assert!([End::Signal(libc::SIGABRT), End::Signal(libc::SIGSEGV)].contains(&deep), "{deep:?}");
     let deep = confined(true, || i32::from(descend(std::hint::black_box(1)) == 0));
     let faults = [End::Signal(libc::SIGABRT), End::Signal(libc::SIGSEGV)];
     assert!(faults.contains(&deep), "a stack without end: {deep:?}");

@@ -58,6 +58,7 @@ impl Manner {
             deadline: config.scan.deadline,
             size_max: config.scan.limits.object_size,
             workers: config.scan.workers.get(),
+        threads: config.scan.threads.get(),
         }
     }
 }
@@ -104,6 +105,7 @@ pub(super) fn with_scanner<T>(
         limits: serde_json::to_string(&config.scan.limits)
             .map_err(|e| Failure::new(EX_CONFIG, e))?,
         workers: config.scan.workers.get(),
+        threads: config.scan.threads.get(),
         clamd: config.scan.clamd.clone(),
     };
     // one thread: the scanner's life is bound to it

@@ -11,7 +11,7 @@ use super::{access, cache, clamd, mailbox, notify, outbound, tls, treat, update}
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
-use vscan_scan::limits::Limits;
+use vscan_scan::limits::{Limits, THREADS_MAX};
 
 /// Reads the whole document. What it returns is right only if `r` has no problems afterwards.
 pub(super) fn document(r: &mut Reader<'_>, mut root: Table<'_, '_>) -> Config {
@@ -325,8 +325,13 @@ fn scan(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Scan {
         cache,
         deadline,
         workers: t.get(r, "workers", d.workers),
+        threads: t.get(r, "threads", d.threads),
     };
     // the most that the scanner takes
+    if scan.threads.get() > THREADS_MAX as usize {
+        let wrong = format!("`scan.threads` must be at most {THREADS_MAX}");
+        r.report(t.span_of("threads"), Wrong::new(wrong));
+    }
     if scan.workers.get() > 1024 {
         r.report(t.span_of("workers"), Wrong::new("`scan.workers` must be at most 1024"));
     }

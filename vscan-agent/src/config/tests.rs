@@ -74,6 +74,7 @@ fn the_example_is_right_and_says_the_defaults() {
     // as many as there are cores, so no number could be shown
     uncommented.gateway.workers = defaults.gateway.workers;
     uncommented.scan.workers = defaults.scan.workers;
+    uncommented.scan.threads = defaults.scan.threads;
     assert_eq!(uncommented.gateway.rate_limit.take().map(|r| r.per_second.get()), Some(50));
     assert_eq!(uncommented.paths.scanner.take().unwrap(), Path::new("/usr/bin/vscan-scanner"));
     // in the state directory, wherever that is
@@ -349,6 +350,7 @@ fn what_contradicts_is_said() {
         ("[scan]\nrules = []\n", "`scan.rules` must not be empty"),
         ("[scan]\nskip_extensions = [\"*.txt\"]\n", "not a file name's extension"),
         ("[scan]\nworkers = 2000\n", "at most 1024"),
+        ("[scan]\nthreads = 17\n", "at most 16"),
         ("[[treat]]\nverdict = \"infected\"\n", "`treat[0].action` is missing"),
         ("[[treat]]\nverdict = \"clean\"\naction = \"block\"\n", "a clean object always passes"),
         (

@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use vscan_scan::limits::Limits;
+use vscan_scan::limits::{Limits, THREADS_MAX};
 
 /// The configuration: proven, immutable, shared by `Arc`.
 #[derive(Clone, Debug, PartialEq)]
@@ -355,6 +355,8 @@ pub struct Scan {
     pub deadline: Duration,
     /// Scanner processes.
     pub workers: NonZeroUsize,
+    /// Most threads that one of them takes for a large part.
+    pub threads: NonZeroUsize,
 }
 
 impl Scan {
@@ -517,6 +519,7 @@ impl Default for Scan {
             // two attempts fit into the 45 s that FTP clients wait for the 150 of a download
             deadline: Duration::from_secs(20),
             workers: cores(),
+            threads: NonZeroUsize::new(cores().get().min(THREADS_MAX as usize)).unwrap_or(cores()),
         }
     }
 }

@@ -35,6 +35,8 @@ pub struct Spec {
     pub limits: String,
     /// Number of workers.
     pub workers: usize,
+    /// Most threads of one of them.
+    pub threads: usize,
     /// The clamd that is asked too, by whoever asks the scanner.
     pub clamd: Option<config::Clamd>,
 }
@@ -127,6 +129,7 @@ pub fn spawn(spec: &Spec) -> Result<Starting, StartError> {
         .arg(&spec.rules_key)
         .args(["--limits", &spec.limits])
         .args(["--workers", &spec.workers.to_string()])
+        .args(["--threads", &spec.threads.to_string()])
         .args(["--control-fd", &inherited_number(&theirs)])
         .args(["--status-fd", &inherited_number(&status_theirs)])
         .stdin(Stdio::null())

@@ -257,6 +257,7 @@ fn scanner_spec(config: &Config) -> Result<process::Spec, Fatal> {
         rules_key: config.rules_key(),
         limits,
         workers: config.scan.workers.get(),
+        threads: config.scan.threads.get(),
         clamd: config.scan.clamd.clone(),
     })
 }

@@ -39,6 +39,7 @@ fn main() -> Result<()> {
                 "rules-6k-text" => rules::text(&places),
                 "rules-6k-archive" => rules::archives(&places),
                 "threads-4" => process::threads(&places),
+                "large-object-4" => process::large(&places),
                 "rss-6k" => process::memory(&places),
                 other => bail!("there is no measurement {other}"),
             }

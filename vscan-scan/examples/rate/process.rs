@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use vscan_scan::channel;
+use vscan_scan::report::Report;
 use vscan_scan::wire::{
     Answer, Ask, Content, DATAGRAM_MAX, INLINE_MAX, ObjectKind, Request, ToGateway,
 };
@@ -25,11 +26,16 @@ struct Process {
 
 impl Process {
     fn start(scanner: &Path, rules: &Path) -> Result<Self> {
+        Self::start_with(scanner, rules, WORKERS, &[])
+    }
+
+    fn start_with(scanner: &Path, rules: &Path, count: usize, more: &[&str]) -> Result<Self> {
         let (control, theirs) = channel::pair()?;
         let mut child = Command::new("sh")
             .args(["-c", "exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null"])
             .arg(scanner)
-            .args(["--control-fd", "3", "--status-fd", "4", "--workers", &WORKERS.to_string()])
+            .args(["--control-fd", "3", "--status-fd", "4", "--workers", &count.to_string()])
+            .args(more)
             .arg("--rules")
             .arg(rules)
             .stdin(Stdio::from(theirs))
@@ -41,7 +47,7 @@ impl Process {
         ensure!(line.contains("\"ready\""), "{line}");
         let mut buffer = vec![0; DATAGRAM_MAX];
         let mut workers = Vec::new();
-        while workers.len() < WORKERS {
+        while workers.len() < count {
             match channel::recv::<ToGateway>(&control, &mut buffer)? {
                 Some((ToGateway::Worker { pid, .. }, Some(socket))) => workers.push((pid, socket)),
                 other => bail!("{other:?}"),
@@ -69,13 +75,22 @@ fn memfd(data: &[u8]) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-fn scan(worker: &OwnedFd, buffer: &mut [u8], file: &File) -> Result<()> {
+fn scan(worker: &OwnedFd, buffer: &mut [u8], file: &File) -> Result<Report> {
     let inline = file.data.len() <= INLINE_MAX;
     let descriptor = if inline { None } else { Some(memfd(&file.data)?) };
-    let content = if inline {
-        Content::Inline(file.data.clone())
-    } else {
-        Content::Descriptor { len: file.data.len() as u64 }
+    scan_file(worker, buffer, file, descriptor.as_ref())
+}
+
+/// The same of a file whose bytes lie in the descriptor already, if there is one.
+fn scan_file(
+    worker: &OwnedFd,
+    buffer: &mut [u8],
+    file: &File,
+    descriptor: Option<&OwnedFd>,
+) -> Result<Report> {
+    let content = match descriptor {
+        Some(_) => Content::Descriptor { len: file.data.len() as u64 },
+        None => Content::Inline(file.data.clone()),
     };
     let request = Request {
         id: 0,
@@ -86,12 +101,14 @@ fn scan(worker: &OwnedFd, buffer: &mut [u8], file: &File) -> Result<()> {
         time_limit_ms: 60_000,
         content,
     };
-    channel::send(worker, &request, descriptor.as_ref().map(AsFd::as_fd))?;
+    channel::send(worker, &request, descriptor.map(AsFd::as_fd))?;
     match channel::recv_answer(worker, buffer, 0)?.context("the worker ended")? {
-        Answer::Report(report) => ensure!(report.error.is_none(), "{:?}", report.error),
+        Answer::Report(report) => {
+            ensure!(report.error.is_none(), "{:?}", report.error);
+            Ok(*report)
+        }
         other => bail!("{other:?}"),
     }
-    Ok(())
 }
 
 /// Lets so many of the workers scan all files; seconds.
@@ -143,6 +160,67 @@ pub(crate) fn threads(places: &Places) -> Result<()> {
     process.end()
 }
 
+/// Bytes of a large object.
+const LARGE: usize = 96 << 20;
+
+/// One object of many files of a kind, one behind the other.
+fn joined(name: &str, files: Vec<File>) -> File {
+    let mut data: Vec<u8> = files.into_iter().flat_map(|file| file.data).collect();
+    data.truncate(LARGE);
+    File { name: name.into(), data }
+}
+
+/// One for each kind of file.
+pub(crate) fn large_objects(programs: &Path) -> Result<[File; 3]> {
+    Ok([
+        joined("elf", corpus::elf(LARGE as u64)?),
+        joined("pe", corpus::pe(programs, LARGE as u64)?),
+        joined("text", corpus::texts(LARGE as u64)?),
+    ])
+}
+
+/// One worker with four threads against one with one, over large objects, in MB/s. Both find the same.
+pub(crate) fn large(places: &Places) -> Result<()> {
+    let objects = large_objects(&places.programs)?;
+    let bytes: usize = objects.iter().map(|object| object.data.len()).sum();
+    // Nothing is remembered: the same objects come again.
+    let start = |threads: &str| {
+        let more = ["--threads", threads, "--limits", r#"{"known_parts": 0}"#];
+        Process::start_with(&places.scanner, &places.rules, 1, &more)
+    };
+    let processes = [start("1")?, start("4")?];
+    let mut buffer = vec![0; DATAGRAM_MAX];
+    let mut all = |process: &Process| -> Result<(f64, Vec<Report>)> {
+        let (mut seconds, mut reports) = (0.0, Vec::new());
+        for object in &objects {
+            let file = memfd(&object.data)?;
+            let started = Instant::now();
+            let report = scan_file(&process.workers[0].1, &mut buffer, object, Some(&file))?;
+            let took = started.elapsed().as_secs_f64();
+            if std::env::var_os("RATE_DETAIL").is_some() {
+                eprintln!("{}: {:.0} MB/s", object.name, object.data.len() as f64 / took / 1e6);
+            }
+            seconds += took;
+            reports.push(Report { micros: 0, ..report });
+        }
+        Ok((seconds, reports))
+    };
+    let mut ratios = Vec::new();
+    for round in 0..=ROUNDS {
+        let (one, alone) = all(&processes[0])?;
+        let (many, together) = all(&processes[1])?;
+        ensure!(alone == together, "four threads find something else");
+        // The first time memory is set up.
+        if round > 0 {
+            ratios.push((one / many, one, many));
+        }
+    }
+    ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (_, one, many) = ratios[ROUNDS / 2];
+    tell(bytes as f64 / many / 1e6, Some(bytes as f64 / one / 1e6));
+    processes.into_iter().try_for_each(Process::end)
+}
+
 /// Memory of all its processes after they have scanned, in MiB: each page by its share.
 pub(crate) fn memory(places: &Places) -> Result<()> {
     let process = Process::start(&places.scanner, &places.rules)?;
@@ -155,7 +233,7 @@ pub(crate) fn memory(places: &Places) -> Result<()> {
             .map(|(_, worker)| {
                 scope.spawn(|| -> Result<()> {
                     let mut buffer = vec![0; DATAGRAM_MAX];
-                    files.iter().try_for_each(|file| scan(worker, &mut buffer, file))
+                    files.iter().try_for_each(|file| scan(worker, &mut buffer, file).map(drop))
                 })
             })
             .collect();

@@ -1,6 +1,6 @@
 //! Which units of the plan run on files, and what each costs.
 
-use crate::{corpus, cpu, rate};
+use crate::{corpus, cpu, process, rate};
 use anyhow::{Result, anyhow};
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,6 +14,7 @@ pub(crate) fn run(rules: &Path, paths: &[&str]) -> Result<()> {
     match paths {
         ["elf"] => files = corpus::elf(24 << 20)?,
         ["text"] => files = corpus::texts(24 << 20)?,
+        ["large", dir] => files = process::large_objects(Path::new(dir))?.into(),
         ["pe", dir] => files = corpus::pe(Path::new(dir), 24 << 20)?,
         _ => {
             for path in paths {

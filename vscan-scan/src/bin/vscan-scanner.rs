@@ -18,12 +18,12 @@ use vscan_scan::engine::plan::Shares;
 use vscan_scan::engine::source::Diagnostic;
 use vscan_scan::engine::yara::Set;
 use vscan_scan::engine::{Holding, Signatures};
-use vscan_scan::limits::Limits;
+use vscan_scan::limits::{Limits, THREADS_MAX};
 use vscan_scan::process::sys;
 use vscan_scan::process::zygote::{Config, Zygote};
 use vscan_scan::wire::Status;
 
-const USAGE: &str = "usage: vscan-scanner --rules PATH... [--rules-key PATH] --control-fd N [--status-fd N] [--limits JSON] [--workers N]
+const USAGE: &str = "usage: vscan-scanner --rules PATH... [--rules-key PATH] --control-fd N [--status-fd N] [--limits JSON] [--workers N] [--threads N]
        vscan-scanner --check --rules PATH... [--rules-key PATH]
        vscan-scanner --build BUNDLE --rules PATH... --rules-key PATH
        vscan-scanner --hashes LIST --rules PATH...
@@ -45,6 +45,7 @@ struct Args {
     measure: Vec<PathBuf>,
     limits: Limits,
     workers: Option<u32>,
+    threads: Option<u32>,
     control: Option<RawFd>,
     status: Option<RawFd>,
     check: bool,
@@ -126,6 +127,7 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Args, String> {
             "--hashes" => parsed.hashes = Some(value.into()),
             "--build" => parsed.build = Some(value.into()),
             "--workers" => parsed.workers = Some(number()?),
+            "--threads" => parsed.threads = Some(number()?),
             "--control-fd" => parsed.control = Some(number()?.cast_signed()),
             "--status-fd" => parsed.status = Some(number()?.cast_signed()),
             _ => return Err(format!("what is {name}?")),
@@ -149,6 +151,9 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Args, String> {
     }
     if parsed.workers.is_some_and(|n| n == 0 || n > WORKERS_MAX) {
         return Err(format!("--workers wants 1 to {WORKERS_MAX}"));
+    }
+    if parsed.threads.is_some_and(|n| n == 0 || n > THREADS_MAX) {
+        return Err(format!("--threads wants 1 to {THREADS_MAX}"));
     }
     Ok(parsed)
 }
@@ -303,10 +308,10 @@ fn serve(args: Args) -> ExitCode {
             return failed(status, EX_DATAERR, lines.join("\n"));
         }
     };
-    let workers = args
-        .workers
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u32));
-    let config = Config { limits: args.limits, workers, control };
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let workers = args.workers.unwrap_or(cores);
+    let threads = args.threads.unwrap_or(cores.min(THREADS_MAX));
+    let config = Config { limits: args.limits, workers, threads, control };
     let (zygote, mut warnings) = match Zygote::start(&loaded, config) {
         Ok(started) => started,
         Err(e) => return failed(status, EX_OSERR, e.to_string()),

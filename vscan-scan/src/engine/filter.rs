@@ -29,6 +29,9 @@ pub use windows::{Choice, choose};
 /// Distance of the windows of the data.
 const STEP: usize = 4;
 
+/// Where a range may begin.
+pub(super) const PLACE: usize = STEP;
+
 /// Length of the long windows, and shortest literal that has [`STEP`] of them.
 const LONG: usize = 8;
 const LONG_MIN: usize = LONG + STEP - 1;
@@ -110,6 +113,22 @@ impl Seen {
         for literal in self.list.drain(..) {
             self.bits[literal as usize / 64] = 0;
         }
+    }
+
+    /// Knows what this one has seen, and lists only what it sees itself.
+    pub(super) fn beside(&self) -> Self {
+        Self { bits: self.bits.clone(), list: Vec::new() }
+    }
+
+    /// Adds what another one has seen; true if any of it is new.
+    pub(super) fn join(&mut self, other: &Seen) -> bool {
+        let before = self.list.len();
+        for &literal in &other.list {
+            if !self.has(literal) {
+                self.insert(literal);
+            }
+        }
+        self.list.len() > before
     }
 
     fn has(&self, literal: u32) -> bool {
@@ -256,6 +275,19 @@ impl Filter {
     /// Looks for all literals in `data`, as a whole.
     pub fn scan(&self, data: &[u8], seen: &mut Seen) {
         self.scan_part(data, false, seen);
+    }
+
+    /// The same, of what begins to be looked at from `from` up to `to`, multiples of [`PLACE`] or the end. Ranges that make up
+    /// the whole see together what [`scan`](Self::scan) sees: they look at the same windows, and compare around them beyond their
+    /// ends.
+    pub(super) fn scan_range(&self, data: &[u8], from: usize, to: usize, seen: &mut Seen) {
+        debug_assert!(from.is_multiple_of(PLACE) && (to.is_multiple_of(PLACE) || to == data.len()));
+        if self.literals() > 0 {
+            self.tables.scan(&data[from..to], |at, found| match found {
+                Found::Literal => self.look(data, from + at, seen),
+                Found::Pair => self.look_pairs(data, from + at, false, seen),
+            });
+        }
     }
 
     /// The same in a part of something. `open`: more lies around it, and a shape that reaches there is taken for seen.

@@ -457,15 +457,29 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b))
 }
 
+/// The algorithms by which any of the lists may know a file of this size.
+pub(super) fn asked(lists: &[Hashes], size: u64) -> Vec<Algorithm> {
+    let by = |a: &Algorithm| lists.iter().any(|list| list.has(*a) && list.knows_size(*a, size));
+    Algorithm::ALL.into_iter().filter(by).collect()
+}
+
+/// Hashes of one file by the places of their algorithms.
+pub(super) type Made = [Option<Vec<u8>>; 3];
+
 /// Hashes of one file, each made when it is first asked for.
 pub(super) struct Asked<'d> {
     data: &'d [u8],
-    made: [Option<Vec<u8>>; 3],
+    made: Made,
 }
 
 impl<'d> Asked<'d> {
     pub(super) fn new(data: &'d [u8]) -> Self {
-        Self { data, made: [const { None }; 3] }
+        Self::with(data, Made::default())
+    }
+
+    /// Some of which were made already.
+    pub(super) fn with(data: &'d [u8], made: Made) -> Self {
+        Self { data, made }
     }
 
     /// The name by which a list knows the file.

@@ -11,17 +11,20 @@ pub mod hashes;
 mod known;
 pub mod measure;
 pub mod needle;
+mod parallel;
 pub mod plan;
 mod shape;
 pub mod source;
 pub mod yara;
 
 use crate::object::{Engine, Hit, Part};
+use crate::process::crew::Crew;
 use allow::Allowed;
 use bundle::Key;
 use clamav::Database;
-use hashes::{Asked, Hashes};
+use hashes::{Asked, Hashes, Made};
 use known::{Key as PartKey, Known};
+use parallel::Help;
 use plan::Source;
 use serde::Serialize;
 use source::{CLAM_OTHER, Diagnostic, Format};
@@ -331,13 +334,28 @@ pub struct Engines<'s> {
     signatures: &'s Signatures,
     yara: Vec<Yara<'s>>,
     known: Known,
+    help: Option<Help>,
 }
 
 impl<'s> Engines<'s> {
     /// Engines; their memory is set up as it is needed.
     pub fn new(signatures: &'s Signatures) -> Self {
         let yara = signatures.rules.iter().map(Yara::new).collect();
-        Self { signatures, yara, known: Known::default() }
+        Self { signatures, yara, known: Known::default(), help: None }
+    }
+
+    /// The same, which these threads help with large parts.
+    #[must_use]
+    pub fn helped_by(self, crew: Crew) -> Self {
+        self.helped_from(crew, parallel::LARGE, parallel::RANGE)
+    }
+
+    /// The same for parts of at least so many bytes, filtered in ranges of so many: for tests, where all is small. The
+    /// length of a range is rounded up to what can be one.
+    #[must_use]
+    pub fn helped_from(mut self, crew: Crew, large: usize, range: usize) -> Self {
+        self.help = (crew.helpers() > 0).then(|| Help::new(crew, large, range));
+        self
     }
 
     /// The same, remembering what is found in so many parts.
@@ -367,11 +385,11 @@ impl<'s> Engines<'s> {
         }
     }
 
-    /// What hash lists know.
-    fn listed(&self, part: &Part<'_>, hits: &mut Vec<Hit>) {
+    /// What hash lists know. `made`: hashes of the part that are there already.
+    fn listed(&self, part: &Part<'_>, made: Made, hits: &mut Vec<Hit>) {
         let hit = |name| Hit { name, engine: Some("hash"), detail: None };
         if !self.signatures.hashes.is_empty() {
-            let mut asked = Asked::new(part.data);
+            let mut asked = Asked::with(part.data, made);
             hits.extend(self.signatures.hashes.iter().filter_map(|list| asked.of(list)).map(hit));
         }
         if let Some(list) = &self.signatures.sections {
@@ -396,10 +414,22 @@ impl Engine for Engines<'_> {
         let key = self.known.is_on().then(|| PartKey::of(part));
         let mut result = Ok(());
         if !key.is_some_and(|key| self.known.recall(&key, hits)) {
-            self.listed(part, hits);
-            for yara in &mut self.yara {
-                // What the others find counts all the same.
-                result = result.and(yara.scan(part, hits));
+            match &self.help {
+                Some(help) if part.data.len() >= help.large => {
+                    let asked = hashes::asked(&self.signatures.hashes, part.data.len() as u64);
+                    let (made, found) = help.scan(part, &mut self.yara, &asked);
+                    self.listed(part, made, hits);
+                    for found in found {
+                        result = result.and(found.map(|found| yara::tell(found, hits)));
+                    }
+                }
+                Some(_) | None => {
+                    self.listed(part, Made::default(), hits);
+                    for yara in &mut self.yara {
+                        // What the others find counts all the same.
+                        result = result.and(yara.scan(part, hits));
+                    }
+                }
             }
             if let (Some(key), Ok(())) = (key, &result) {
                 self.known.remember(key, &hits[before..]);

@@ -108,14 +108,14 @@ impl Lists {
 }
 
 /// What a scanner keeps from one object to the next.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Gate {
-    seen: Seen,
+    pub(crate) seen: Seen,
     patterns: Vec<bool>,
     touched_patterns: Vec<u32>,
     components: Vec<bool>,
     touched_components: Vec<u32>,
-    units: Vec<bool>,
+    pub(crate) units: Vec<bool>,
 }
 
 impl Plan {
@@ -188,7 +188,12 @@ impl Plan {
         &gate.units
     }
 
-    fn decide(&self, data: &[u8], name: &str, gate: &mut Gate, probe: impl FnOnce() -> Vec<bool>) {
+    pub(crate) fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// The same of literals that were looked for already.
+    pub(crate) fn decide(&self, data: &[u8], name: &str, gate: &mut Gate, probe: impl FnOnce() -> Vec<bool>) {
         for p in gate.touched_patterns.drain(..) {
             gate.patterns[p as usize] = false;
         }

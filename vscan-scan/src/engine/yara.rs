@@ -72,6 +72,11 @@ impl Set {
         self.units[unit].iter()
     }
 
+    /// Number of the rules by which modules are asked.
+    pub(super) fn probe_count(&self) -> usize {
+        self.probes.as_ref().map_or(0, |rules| rules.iter().len())
+    }
+
     /// How many of the rules run on which objects.
     pub fn shares(&self) -> Shares {
         self.plan.shares()
@@ -146,12 +151,12 @@ fn diagnostic(
 
 /// A scanner over loaded rules, for one thread.
 pub struct Yara<'r> {
-    set: &'r Set,
-    gate: Gate,
+    pub(super) set: &'r Set,
+    pub(super) gate: Gate,
     /// One for each unit that has run.
-    scanners: Vec<Option<Scanner<'r>>>,
+    pub(super) scanners: Vec<Option<Scanner<'r>>>,
     /// The one that asks modules.
-    probe: Option<Scanner<'r>>,
+    pub(super) probe: Option<Scanner<'r>>,
 }
 
 impl<'r> Yara<'r> {
@@ -219,43 +224,72 @@ impl Engine for Yara<'_> {
     }
 
     fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<Hit>) -> Result<(), String> {
-        let filepath = part.path.join("/");
-        let extension = extension(part.name);
-        let filetype = part.kind.label().to_ascii_uppercase();
+        let variables = Variables::of(part);
         let mut found: Vec<(u32, Hit)> = Vec::new();
         let probe = || ask(self.set, &mut self.probe, part.data);
         let units = self.set.plan.units(part.data, part.name, &mut self.gate, probe);
         for (unit, _) in units.iter().enumerate().filter(|(_, needed)| **needed) {
             let scanner =
                 self.scanners[unit].get_or_insert_with(|| scanner_of(&self.set.units[unit]));
-            for (variable, value) in [
-                ("filename", part.name),
-                ("filepath", &filepath),
-                ("extension", &extension),
-                ("filetype", &filetype),
-            ] {
-                scanner
-                    .set_global(variable, value)
-                    .map_err(|e| format!("yara: {variable}: {e}"))?;
-            }
-            let results = scanner.scan(part.data).map_err(|e| format!("yara: {e}"))?;
-            for rule in results.matching_rules() {
-                let key = (rule.namespace().to_owned(), rule.identifier().to_owned());
-                let place = self.set.order.get(&key).copied().unwrap_or(u32::MAX);
-                let detail = part.detail.then(|| detail(&rule));
-                // Rules made of ClamAV's signatures bear their names.
-                let clamav = rule.metadata().find_map(|(key, value)| match value {
-                    MetaValue::String(name) if key == clamav::NAME_KEY => Some(name.to_owned()),
-                    _ => None,
-                });
-                let engine = Some(if clamav.is_some() { "clamav" } else { "yara" });
-                found.push((place, Hit { name: clamav.unwrap_or(key.1), engine, detail }));
-            }
+            found.extend(run(self.set, scanner, part, &variables)?);
         }
-        found.sort_by_key(|(place, _)| *place);
-        hits.extend(found.into_iter().map(|(_, hit)| hit));
+        tell(found, hits);
         Ok(())
     }
+}
+
+/// What rules can ask of a part besides its bytes.
+pub(super) struct Variables {
+    filepath: String,
+    extension: String,
+    filetype: String,
+}
+
+impl Variables {
+    pub(super) fn of(part: &Part<'_>) -> Self {
+        Self {
+            filepath: part.path.join("/"),
+            extension: extension(part.name),
+            filetype: part.kind.label().to_ascii_uppercase(),
+        }
+    }
+}
+
+/// Runs one unit of the set: what it finds, each with the place of its rule.
+pub(super) fn run(
+    set: &Set,
+    scanner: &mut Scanner<'_>,
+    part: &Part<'_>,
+    variables: &Variables,
+) -> Result<Vec<(u32, Hit)>, String> {
+    for (variable, value) in [
+        ("filename", part.name),
+        ("filepath", &variables.filepath),
+        ("extension", &variables.extension),
+        ("filetype", &variables.filetype),
+    ] {
+        scanner.set_global(variable, value).map_err(|e| format!("yara: {variable}: {e}"))?;
+    }
+    let results = scanner.scan(part.data).map_err(|e| format!("yara: {e}"))?;
+    let found = results.matching_rules().map(|rule| {
+        let key = (rule.namespace().to_owned(), rule.identifier().to_owned());
+        let place = set.order.get(&key).copied().unwrap_or(u32::MAX);
+        let detail = part.detail.then(|| detail(&rule));
+        // Rules made of ClamAV's signatures bear their names.
+        let clamav = rule.metadata().find_map(|(key, value)| match value {
+            MetaValue::String(name) if key == clamav::NAME_KEY => Some(name.to_owned()),
+            _ => None,
+        });
+        let engine = Some(if clamav.is_some() { "clamav" } else { "yara" });
+        (place, Hit { name: clamav.unwrap_or(key.1), engine, detail })
+    });
+    Ok(found.collect())
+}
+
+/// Appends what the units of a set found, one after the other, in the order of their rules.
+pub(super) fn tell(mut found: Vec<(u32, Hit)>, hits: &mut Vec<Hit>) {
+    found.sort_by_key(|(place, _)| *place);
+    hits.extend(found.into_iter().map(|(_, hit)| hit));
 }
 
 /// What a rule says of itself, and where its first match begins.

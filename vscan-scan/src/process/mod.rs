@@ -1,8 +1,9 @@
 //! The scanner process: a zygote that loads the rules, and the workers that it forks.
 //!
-//! [`zygote`] is the parent and never reads an object; [`worker`] reads objects and nothing else;
-//! [`sandbox`] is what takes their rights away. All unsafe code of this crate is in [`sys`].
+//! [`zygote`] is the parent and never reads an object; [`worker`] reads objects and nothing else, with the threads of its
+//! [`crew`]; [`sandbox`] is what takes their rights away. The system calls past safe wrappers are in [`sys`].
 
+pub mod crew;
 pub mod sandbox;
 #[expect(
     unsafe_code,

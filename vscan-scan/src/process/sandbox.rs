@@ -78,7 +78,8 @@ pub fn landlock() -> Result<bool, Error> {
     Ok(status.ruleset != RulesetStatus::NotEnforced)
 }
 
-/// Takes a worker's rights away; [`filter`] comes after it. `data_bytes` bounds
+/// Takes a worker's rights away; [`filter`] comes after it, and its helpers start between the two: a thread has what
+/// the one has that makes it. `data_bytes` bounds
 /// private writable memory (RLIMIT_DATA; RLIMIT_AS would count the address space that WebAssembly reserves).
 ///
 /// # Errors
@@ -107,12 +108,12 @@ pub fn confine_worker(parent: rustix::process::Pid, data_bytes: u64) -> Result<(
     Ok(())
 }
 
-/// Installs a filter; the last door to close.
+/// Installs a filter in all threads at once; the last door to close.
 ///
 /// # Errors
 /// When the kernel refuses it.
 pub fn filter(filter: &BpfProgram) -> Result<(), Error> {
-    Ok(seccompiler::apply_filter(filter)?)
+    Ok(seccompiler::apply_filter_all_threads(filter)?)
 }
 
 /// The system calls of a worker: memory, time, its descriptors. Everything else ends the process.

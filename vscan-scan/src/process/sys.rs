@@ -1,9 +1,10 @@
-//! fork, descriptors by number, and read-only mappings: the unsafe calls, each behind a safe function.
+//! fork, descriptors by number, read-only mappings and shared counters: the unsafe calls, each behind a safe function.
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::process::Pid;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::AtomicU32;
 
 /// Which side of a fork this is.
 #[derive(Debug)]
@@ -92,6 +93,21 @@ pub fn keep_only(socket: OwnedFd, pipe: OwnedFd) -> io::Result<(BorrowedFd<'stat
 pub fn ignore_file_size_signal() {
     // SAFETY: SIG_IGN is no handler: nothing of ours runs in a signal's context.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// So many zeros that all processes share which this one forks. They stay until the process ends.
+///
+/// # Errors
+/// Those of mmap(2).
+pub fn shared_counters(count: usize) -> io::Result<&'static [AtomicU32]> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    let bytes = count.max(1) * size_of::<AtomicU32>();
+    // SAFETY: a new mapping at an address that the kernel chooses; nothing else refers to it.
+    let at = unsafe {
+        rustix::mm::mmap_anonymous(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED)?
+    };
+    // SAFETY: pages of zeros, aligned, long enough and never unmapped; atomics may be written by other processes too.
+    Ok(unsafe { std::slice::from_raw_parts(at.cast(), count) })
 }
 
 /// Ends the process without running destructors or handlers.

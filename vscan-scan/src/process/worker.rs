@@ -1,5 +1,6 @@
 //! A worker: takes one request at a time from its socket, scans, answers. It ends when its socket does.
 
+use super::crew::Cores;
 use super::sys::{self, Mapping};
 use crate::channel;
 use crate::engine::Engines;
@@ -25,6 +26,7 @@ pub const EXIT_PANIC: i32 = 70;
 pub fn serve(
     socket: BorrowedFd<'_>,
     engines: &mut Engines<'_>,
+    cores: Cores,
     limits: &Limits,
     version: &str,
 ) -> ! {
@@ -37,9 +39,11 @@ pub fn serve(
             Err(_) => sys::exit(EXIT_PROTOCOL),
         };
         let id = request.id;
+        cores.work(true);
         let scanned = catch_unwind(AssertUnwindSafe(|| {
             answer(engines, limits, version, &request, descriptor)
         }));
+        cores.work(false);
         let panicked = scanned.is_err();
         let answer = scanned.unwrap_or_else(|_| {
             failed(version, &request.ask, "the scanner panicked over this object".into())
@@ -149,8 +153,9 @@ fn open(file: impl AsFd, len: u64) -> io::Result<Bytes> {
     Ok(Bytes::Copied(data))
 }
 
+/// Of all threads: helpers work for nobody else.
 fn cpu_micros() -> u64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let time = clock_gettime(ClockId::ProcessCPUTime);
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000
         + u64::try_from(time.tv_nsec).unwrap_or(0) / 1000
 }

@@ -1,10 +1,11 @@
-//! The zygote: one thread, the compiled rules, and as many workers as there are places.
+//! The zygote: one thread, the compiled rules, and as many workers as there are places, each with its helpers.
 //!
 //! It waits for three things at once: orders from the gateway, the end of a worker (by its pidfd), and the
 //! time to fork again. What it has to tell is bounded by the number of places: of each at most its last end
 //! and its present worker wait for room in the control socket, so a gateway that is gone costs nothing.
 
 use super::sys::{self, Forked};
+use super::crew::{Cores, Crew, STACK};
 use super::{sandbox, worker};
 use crate::channel;
 use crate::engine::{Engines, Signatures};
@@ -19,6 +20,7 @@ use rustix::process::{
 };
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Time in which a worker has to stand; it takes a few milliseconds.
@@ -54,6 +56,8 @@ pub struct Config {
     pub limits: Limits,
     /// Number of workers.
     pub workers: u32,
+    /// Most threads that one worker takes for a large part.
+    pub threads: u32,
     /// The control socket.
     pub control: OwnedFd,
 }
@@ -65,6 +69,10 @@ pub struct Zygote<'r> {
     pid: Pid,
     data_bytes: u64,
     slots: Vec<Slot>,
+    /// Threads at work in each slot.
+    working: &'static [AtomicU32],
+    /// Cores that there are.
+    cores: u32,
 }
 
 #[derive(Debug, Default)]
@@ -105,7 +113,13 @@ impl<'r> Zygote<'r> {
         }
         // What the decoders load must be loaded before no file can be opened any more.
         crate::archive::prepare();
-        let data_bytes = own_data_bytes().map_err(fail("/proc/self/statm"))? + config.limits.memory;
+        let stacks = STACK as u64 * u64::from(config.threads.saturating_sub(1));
+        let data_bytes =
+            own_data_bytes().map_err(fail("/proc/self/statm"))? + config.limits.memory + stacks;
+        let working = sys::shared_counters(config.workers as usize).map_err(fail("mmap"))?;
+        // Who asks for more threads than there are cores shall have them.
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        let cores = cores.max(config.threads);
         let mut warnings = Vec::new();
         sandbox::drop_capabilities()?;
         if !sandbox::landlock()? {
@@ -115,9 +129,10 @@ impl<'r> Zygote<'r> {
         rustix::io::ioctl_fionbio(&config.control, true)
             .map_err(|e| Error::Call("control socket", e.into()))?;
         let slots = (0..config.workers).map(|_| Slot::default()).collect();
-        let mut zygote = Self { loaded, config, pid: rustix::process::getpid(), data_bytes, slots };
+        let pid = rustix::process::getpid();
+        let mut zygote = Self { loaded, config, pid, data_bytes, slots, working, cores };
         for slot in 0..zygote.slots.len() {
-            let worker = zygote.fork_worker()?;
+            let worker = zygote.fork_worker(slot)?;
             zygote.slots[slot].worker = Some(worker);
         }
         Ok((zygote, warnings))
@@ -223,6 +238,7 @@ impl<'r> Zygote<'r> {
         } else {
             tracing::warn!(slot, pid, cause, "worker ended");
         }
+        self.working[slot].store(0, Ordering::Relaxed);
         place.short_lives = if short { place.short_lives + 1 } else { 0 };
         let delay = if place.short_lives > SHORT_LIVES_MAX { RETRY_FIRST } else { Duration::ZERO };
         place.worker = None;
@@ -237,7 +253,7 @@ impl<'r> Zygote<'r> {
             if self.slots[slot].retry_at.is_none_or(|at| at > Instant::now()) {
                 continue;
             }
-            match self.fork_worker() {
+            match self.fork_worker(slot) {
                 Ok(worker) => {
                     let place = &mut self.slots[slot];
                     place.worker = Some(worker);
@@ -285,12 +301,12 @@ impl<'r> Zygote<'r> {
     }
 
     /// Forks a worker and waits until it stands.
-    fn fork_worker(&self) -> Result<Worker, Error> {
+    fn fork_worker(&self, slot: usize) -> Result<Worker, Error> {
         let (ours, theirs) = channel::pair().map_err(|e| Error::Call("socketpair", e))?;
         let (ready_in, ready_out) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|e| Error::Call("pipe", e.into()))?;
         let pid = match sys::fork().map_err(|e| Error::Call("fork", e))? {
-            Forked::Child => self.child(theirs, ready_out),
+            Forked::Child => self.child(slot, theirs, ready_out),
             Forked::Parent(pid) => pid,
         };
         drop((theirs, ready_out));
@@ -320,7 +336,7 @@ impl<'r> Zygote<'r> {
     }
 
     /// The child's side of the fork. The pipe says that it stands, or what is wrong.
-    fn child(&self, socket: OwnedFd, ready: OwnedFd) -> ! {
+    fn child(&self, slot: usize, socket: OwnedFd, ready: OwnedFd) -> ! {
         let mut ready = std::fs::File::from(ready);
         let refuse = |ready: &mut std::fs::File, e: &dyn std::fmt::Display| -> ! {
             let _ = write!(ready, "{e}");
@@ -351,13 +367,19 @@ impl<'r> Zygote<'r> {
         if let Err(e) = sandbox::confine_worker(self.pid, self.data_bytes) {
             refuse(&mut ready, &e);
         }
+        let cores = Cores::new(self.working, slot, self.cores);
+        let helpers = self.config.threads.saturating_sub(1) as usize;
+        let mut engines = match Crew::start(helpers, cores) {
+            Ok(crew) => engines.helped_by(crew),
+            Err(e) => refuse(&mut ready, &format!("helpers: {e}")),
+        };
         // Behind the filter only close(2) is left for the pipe: the word goes ahead, and what follows it revokes it.
         let _ = ready.write_all(READY.as_bytes());
         if let Err(e) = sandbox::filter(&filter) {
             refuse(&mut ready, &e);
         }
         drop(ready);
-        worker::serve(socket, &mut engines, &self.config.limits, &self.loaded.version)
+        worker::serve(socket, &mut engines, cores, &self.config.limits, &self.loaded.version)
     }
 }
 

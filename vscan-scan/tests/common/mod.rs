@@ -40,6 +40,11 @@ pub(crate) struct Worker {
 
 impl Scanner {
     pub(crate) fn start(rules: &[PathBuf], workers: u32, limits: &str) -> Self {
+        Self::start_with(rules, workers, limits, 1)
+    }
+
+    /// The same with so many threads for a large part.
+    pub(crate) fn start_with(rules: &[PathBuf], workers: u32, limits: &str, threads: u32) -> Self {
         let (ours, theirs) = channel::pair().unwrap();
         // The shell moves its input and output to the numbers that the scanner is told.
         let mut child = Command::new("sh")
@@ -47,6 +52,7 @@ impl Scanner {
             .arg("exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null")
             .arg(env!("CARGO_BIN_EXE_vscan-scanner"))
             .args(["--control-fd", "3", "--status-fd", "4", "--workers", &workers.to_string()])
+            .args(["--threads", &threads.to_string()])
             .args(["--limits", limits, "--rules"])
             .args(rules)
             .stdin(Stdio::from(theirs))
@@ -163,6 +169,14 @@ impl Worker {
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => None,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// The threads beside the one that reads requests.
+    pub(crate) fn helpers(&self) -> Vec<PathBuf> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap();
+        let mut tasks: Vec<PathBuf> = tasks.map(|task| task.unwrap().path()).collect();
+        tasks.retain(|task| !task.ends_with(self.pid.to_string()));
+        tasks
     }
 
     pub(crate) fn scan(&mut self, kind: ObjectKind, name: &str, data: &[u8]) -> Report {
