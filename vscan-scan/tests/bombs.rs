@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test outside of #[test] functions")]
 
 #[cfg(feature = "engine")]
-#[expect(dead_code, reason = "shared with the test of the process, which uses all of it")]
+#[expect(dead_code, reason = "shared with the tests of the process, which use it")]
 mod common;
 mod mark;
 #[path = "fixtures/sevenz.rs"]

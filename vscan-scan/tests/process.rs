@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of #[test] functions")]
 
+#[expect(dead_code, reason = "shared with the tests of several threads, which use the rest")]
 mod common;
 #[expect(dead_code, reason = "only the mark itself is of use here")]
 mod mark;

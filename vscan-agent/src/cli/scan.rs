@@ -58,7 +58,6 @@ impl Manner {
             deadline: config.scan.deadline,
             size_max: config.scan.limits.object_size,
             workers: config.scan.workers.get(),
-        threads: config.scan.threads.get(),
         }
     }
 }

@@ -49,7 +49,7 @@ impl Help {
         let each = sets.iter_mut().map(|yara| {
             yara.gate.seen.clear();
             Progress {
-                gate: Some(std::mem::replace(&mut yara.gate, Gate::default())),
+                gate: Some(std::mem::take(&mut yara.gate)),
                 at: 0,
                 taken: vec![false; yara.set.plan.table().units as usize],
                 found: Vec::new(),
@@ -134,7 +134,13 @@ impl Hand for Own<'_, '_> {
 struct Guest;
 
 impl Hand for Guest {
-    fn unit(&mut self, (_, set): (usize, &Set), unit: usize, part: &Part<'_>, v: &Variables) -> Found {
+    fn unit(
+        &mut self,
+        (_, set): (usize, &Set),
+        unit: usize,
+        part: &Part<'_>,
+        v: &Variables,
+    ) -> Found {
         let mut scanner: Scanner<'_> = yara::scanner_of(&set.units[unit]);
         yara::run(set, &mut scanner, part, v)
     }

@@ -193,7 +193,13 @@ impl Plan {
     }
 
     /// The same of literals that were looked for already.
-    pub(crate) fn decide(&self, data: &[u8], name: &str, gate: &mut Gate, probe: impl FnOnce() -> Vec<bool>) {
+    pub(crate) fn decide(
+        &self,
+        data: &[u8],
+        name: &str,
+        gate: &mut Gate,
+        probe: impl FnOnce() -> Vec<bool>,
+    ) {
         for p in gate.touched_patterns.drain(..) {
             gate.patterns[p as usize] = false;
         }

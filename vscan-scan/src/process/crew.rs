@@ -169,9 +169,10 @@ impl Crew {
         // SAFETY: the reference is used by helpers between their entry, counted under the lock while `work` is set, and
         // their leaving. `Lent` takes it back and waits until none is inside, also when `own` unwinds.
         let work = Work(unsafe {
-            std::mem::transmute::<&(dyn Fn(&Helper<'_>) + Sync), &'static (dyn Fn(&Helper<'_>) + Sync)>(
-                work,
-            )
+            std::mem::transmute::<
+                &(dyn Fn(&Helper<'_>) + Sync),
+                &'static (dyn Fn(&Helper<'_>) + Sync),
+            >(work)
         });
         {
             let mut state = self.shared.lock();

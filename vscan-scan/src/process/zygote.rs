@@ -4,8 +4,8 @@
 //! time to fork again. What it has to tell is bounded by the number of places: of each at most its last end
 //! and its present worker wait for room in the control socket, so a gateway that is gone costs nothing.
 
-use super::sys::{self, Forked};
 use super::crew::{Cores, Crew, STACK};
+use super::sys::{self, Forked};
 use super::{sandbox, worker};
 use crate::channel;
 use crate::engine::{Engines, Signatures};
