@@ -185,6 +185,9 @@ pub struct Report {
     /// Parts whose bytes the worker had given to its engines before, so that it knew what they find.
     #[serde(default)]
     pub known: u32,
+    /// Rules were asked whose answer changes with the time: it holds for this time alone.
+    #[serde(default)]
+    pub timely: bool,
     /// Bytes given to the engines, decoded parts included.
     pub bytes: u64,
     /// Microseconds of CPU time that the scan took.
@@ -232,6 +235,7 @@ impl Report {
             unlisted: 0,
             mail: MailFacts::default(),
             known: 0,
+            timely: false,
             bytes: 0,
             micros: 0,
             rules: String::new(),

@@ -164,6 +164,7 @@ fn weight(report: &Report) -> u64 {
 fn is_lasting(report: &Report) -> bool {
     report.verdict != Verdict::Error
         && report.error.is_none()
+        && !report.timely
         && !report.unread.iter().any(|u| matches!(u.reason, Reason::Time | Reason::Memory))
 }
 

@@ -1,5 +1,6 @@
 //! What the engines have found in parts that came before: the attachments of a mass mailing, the library in every
-//! package. What allow lists take away is not applied to it yet, for that changes from day to day.
+//! package. What allow lists take away is not applied to it yet, for that changes from day to day; and what rules find that
+//! ask for the time is not in it.
 //!
 //! Each worker has its own, for one that was taken over by what it read must not speak for the others.
 

@@ -335,13 +335,15 @@ pub struct Engines<'s> {
     yara: Vec<Yara<'s>>,
     known: Known,
     help: Option<Help>,
+    /// Rules that ask for the time have run.
+    timely: bool,
 }
 
 impl<'s> Engines<'s> {
     /// Engines; their memory is set up as it is needed.
     pub fn new(signatures: &'s Signatures) -> Self {
         let yara = signatures.rules.iter().map(Yara::new).collect();
-        Self { signatures, yara, known: Known::default(), help: None }
+        Self { signatures, yara, known: Known::default(), help: None, timely: false }
     }
 
     /// The same, which these threads help with large parts.
@@ -368,6 +370,11 @@ impl<'s> Engines<'s> {
     /// How many parts came before, of those since this was asked last.
     pub fn take_known(&mut self) -> u32 {
         self.known.take_count()
+    }
+
+    /// Whether rules that ask for the time have run since this was asked last: what was found then may not be found later.
+    pub fn take_timely(&mut self) -> bool {
+        std::mem::take(&mut self.timely)
     }
 
     /// Units of YARA rules that would run on the data, and all units.
@@ -413,28 +420,37 @@ impl Engine for Engines<'_> {
         let before = hits.len();
         let key = self.known.is_on().then(|| PartKey::of(part));
         let mut result = Ok(());
-        if !key.is_some_and(|key| self.known.recall(&key, hits)) {
-            match &self.help {
-                Some(help) if part.data.len() >= help.large => {
-                    let asked = hashes::asked(&self.signatures.hashes, part.data.len() as u64);
-                    let (made, found) = help.scan(part, &mut self.yara, &asked);
-                    self.listed(part, made, hits);
-                    for found in found {
-                        result = result.and(found.map(|found| yara::tell(found, hits)));
-                    }
-                }
-                Some(_) | None => {
-                    self.listed(part, Made::default(), hits);
-                    for yara in &mut self.yara {
-                        // What the others find counts all the same.
-                        result = result.and(yara.scan(part, hits));
-                    }
+        // What rules find that ask for the time is never remembered.
+        let mut timely = Vec::new();
+        let recalled = key.is_some_and(|key| self.known.recall(&key, hits));
+        let mut lasting = true;
+        match &self.help {
+            Some(help) if !recalled && part.data.len() >= help.large => {
+                // Which units found what is not told apart here.
+                lasting = !self.yara.iter().any(Yara::is_timely);
+                self.timely |= !lasting;
+                let asked = hashes::asked(&self.signatures.hashes, part.data.len() as u64);
+                let (made, found) = help.scan(part, &mut self.yara, &asked);
+                self.listed(part, made, hits);
+                for found in found {
+                    result = result.and(found.map(|found| yara::tell(found, hits)));
                 }
             }
-            if let (Some(key), Ok(())) = (key, &result) {
-                self.known.remember(key, &hits[before..]);
+            Some(_) | None => {
+                if !recalled {
+                    self.listed(part, Made::default(), hits);
+                }
+                for yara in self.yara.iter_mut().filter(|yara| !recalled || yara.is_timely()) {
+                    let ran = yara.apart(part, (!recalled).then_some(&mut *hits), &mut timely);
+                    // What the others find counts all the same.
+                    result = result.and(ran.map(|asked| self.timely |= asked));
+                }
             }
         }
+        if let (Some(key), false, true, Ok(())) = (key, recalled, lasting, &result) {
+            self.known.remember(key, &hits[before..]);
+        }
+        hits.append(&mut timely);
         let allowed = &self.signatures.allowed;
         if hits.len() > before && allowed.count() > 0 {
             let now = now();

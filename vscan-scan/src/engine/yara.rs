@@ -21,6 +21,8 @@ pub struct Set {
     /// Rules by which modules are asked; they are not told of.
     probes: Option<Rules>,
     pub(super) plan: Plan,
+    /// Of each unit, whether it imports the module that tells the time: what it finds is no matter of the bytes alone.
+    timely: Vec<bool>,
     /// The place of each rule, by namespace and name: findings are told in this order.
     order: HashMap<(String, String), u32>,
     /// Number of rules.
@@ -53,8 +55,14 @@ impl Set {
     pub(super) fn new(mut units: Vec<Rules>, table: Table) -> Self {
         let probes = if table.probes { units.pop() } else { None };
         let count = units.iter().map(|unit: &Rules| unit.iter().len() as u64).sum();
+        let timely = units.iter().map(|unit| unit.imports().any(|name| name == "time")).collect();
         let order = table.order.iter().cloned().zip(0..).collect();
-        Self { units, probes, plan: Plan::new(table), order, count }
+        Self { units, probes, plan: Plan::new(table), timely, order, count }
+    }
+
+    /// Whether what some of its rules find changes with the time.
+    pub(super) fn is_timely(&self) -> bool {
+        self.timely.contains(&true)
     }
 
     /// All that [`Self::new`] takes.
@@ -166,6 +174,11 @@ impl<'r> Yara<'r> {
         Self { set, gate: set.plan.gate(), scanners, probe: None }
     }
 
+    /// See [`Set::is_timely`].
+    pub(super) fn is_timely(&self) -> bool {
+        self.set.is_timely()
+    }
+
     /// Sets up everything that would be set up as objects come.
     pub fn warm(&mut self) {
         for (unit, scanner) in self.scanners.iter_mut().enumerate() {
@@ -224,17 +237,46 @@ impl Engine for Yara<'_> {
     }
 
     fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<Hit>) -> Result<(), String> {
+        let mut timely = Vec::new();
+        let result = self.apart(part, Some(hits), &mut timely);
+        hits.append(&mut timely);
+        result.map(|_| ())
+    }
+}
+
+impl Yara<'_> {
+    /// Scans, and tells what rules that ask for the time find apart from what the others do, which do not run where nobody
+    /// wants to know. Gives whether any of the former ran.
+    ///
+    /// # Errors
+    /// As [`Engine::scan`].
+    pub(super) fn apart(
+        &mut self,
+        part: &Part<'_>,
+        lasting: Option<&mut Vec<Hit>>,
+        timely: &mut Vec<Hit>,
+    ) -> Result<bool, String> {
         let variables = Variables::of(part);
-        let mut found: Vec<(u32, Hit)> = Vec::new();
+        let mut found: [Vec<(u32, Hit)>; 2] = [Vec::new(), Vec::new()];
+        let mut asked = false;
         let probe = || ask(self.set, &mut self.probe, part.data);
         let units = self.set.plan.units(part.data, part.name, &mut self.gate, probe);
         for (unit, _) in units.iter().enumerate().filter(|(_, needed)| **needed) {
+            let now = self.set.timely[unit];
+            asked |= now;
+            if !now && lasting.is_none() {
+                continue;
+            }
             let scanner =
                 self.scanners[unit].get_or_insert_with(|| scanner_of(&self.set.units[unit]));
-            found.extend(run(self.set, scanner, part, &variables)?);
+            found[usize::from(now)].extend(run(self.set, scanner, part, &variables)?);
         }
-        tell(found, hits);
-        Ok(())
+        let [others, now] = found;
+        if let Some(hits) = lasting {
+            tell(others, hits);
+        }
+        tell(now, timely);
+        Ok(asked)
     }
 }
 

@@ -108,6 +108,7 @@ fn answer(
     };
     if let Answer::Report(report) = &mut answer {
         report.known = engines.take_known();
+        report.timely = engines.take_timely();
         report.micros = cpu_micros().saturating_sub(cpu);
         report.rules = version.to_owned();
     }
