@@ -1,17 +1,22 @@
 //! The planner against yara-x: whatever the plan leaves out, the findings are those of all rules together, on one thread
 //! and on several.
 //!
-//! For each rule something is made that it finds, or nearly so: its patterns behind the magic number that it asks for.
+//! For each rule something is made that it finds, or nearly so: its patterns behind the magic number that it asks for. That is
+//! compared by itself, and as members of archives and attachments of mail; and so is each decoded part of programs, documents,
+//! mails and archives, those that are committed here and those that Debian's packages bring.
 //! Set `VSCAN_MEASURED_RULES` to a directory to try the rules there as well.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use vscan_scan::engine::{Engines, Signatures};
-use vscan_scan::object::{Engine, Part};
+use vscan_scan::limits::Limits;
+use vscan_scan::object::{self, Engine, Hit, Object, Part};
 use vscan_scan::process::crew::{Cores, Crew};
 use vscan_scan::sniff;
+use vscan_scan::wire::ObjectKind;
 use yara_x::{Compiler, Rules, Scanner, SourceCode};
 use yara_x_parser::Parser;
 use yara_x_parser::ast::{AST, Expr, HexSubPattern, HexToken, MatchAnchor, Pattern, Rule};
@@ -128,6 +133,8 @@ struct Pair<'r> {
     /// The same on four threads, with seams at every 64 bytes.
     helped: Engines<'r>,
     found: BTreeSet<String>,
+    /// Parts that were compared, by their types.
+    parts: BTreeMap<&'static str, u32>,
 }
 
 impl<'r> Pair<'r> {
@@ -136,16 +143,29 @@ impl<'r> Pair<'r> {
         plain.fast_scan(true).max_matches_per_pattern(10_000);
         let crew = Crew::start(3, Cores::alone(4)).unwrap();
         let helped = Engines::new(loaded).helped_from(crew, 1, 64);
-        Self { plain, planned: Engines::new(loaded), helped, found: BTreeSet::new() }
+        let planned = Engines::new(loaded);
+        Self { plain, planned, helped, found: BTreeSet::new(), parts: BTreeMap::new() }
     }
 
     fn compare(&mut self, name: &str, data: &[u8]) {
-        let kind = sniff::sniff(data);
         let path = [name.to_owned()];
+        self.part(&Part { data, kind: sniff::sniff(data), name, path: &path, detail: false });
+    }
+
+    /// Compares over an object and all that is decoded of it.
+    fn object(&mut self, kind: ObjectKind, name: &str, data: &[u8]) {
+        let deadline = Instant::now() + Duration::from_secs(600);
+        let object = Object { name: Some(name), ..Object::new(kind, data, deadline) };
+        object::scan(self, &Limits::default(), &object);
+    }
+
+    fn part(&mut self, part: &Part<'_>) {
+        let Part { data, kind, name, .. } = *part;
+        *self.parts.entry(kind.label()).or_default() += 1;
         for (variable, value) in [
             ("filename", name.to_owned()),
-            ("filepath", name.to_owned()),
-            ("extension", name.rfind('.').map_or("", |dot| &name[dot..]).to_owned()),
+            ("filepath", part.path.join("/")),
+            ("extension", extension(name)),
             ("filetype", kind.label().to_ascii_uppercase()),
         ] {
             self.plain.set_global(variable, value).unwrap();
@@ -158,22 +178,40 @@ impl<'r> Pair<'r> {
             .map(|rule| rule.identifier().to_owned())
             .collect();
         let (mut hits, mut together) = (Vec::new(), Vec::new());
-        let part = Part { data, kind, name, path: &path, detail: true };
+        let part = Part { detail: true, ..*part };
         self.planned.scan(&part, &mut hits).unwrap();
         self.helped.scan(&part, &mut together).unwrap();
-        assert_eq!(together, hits, "{name} on four threads");
+        assert_eq!(together, hits, "{} on four threads", part.path.join("/"));
         let mut hits: Vec<String> = hits.into_iter().map(|hit| hit.name).collect();
         expected.sort();
         hits.sort();
         assert_eq!(
             hits,
             expected,
-            "{name}: {} bytes: {}",
+            "{}: {} bytes: {}",
+            part.path.join("/"),
             data.len(),
             data[..data.len().min(200)].escape_ascii()
         );
         self.found.extend(hits);
     }
+}
+
+impl Engine for Pair<'_> {
+    fn name(&self) -> &'static str {
+        "pair"
+    }
+
+    fn scan(&mut self, part: &Part<'_>, _: &mut Vec<Hit>) -> Result<(), String> {
+        self.part(part);
+        Ok(())
+    }
+}
+
+/// As public rule sets expect it.
+fn extension(name: &str) -> String {
+    let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    name.rfind('.').filter(|&dot| dot > 0).map_or("", |dot| &name[dot..]).to_ascii_lowercase()
 }
 
 /// What the patterns of a rule match, one behind the other, behind the magic number of the rule.
@@ -316,7 +354,101 @@ fn of_hir(hir: &regex_syntax::hir::Hir, out: &mut Vec<u8>) {
     }
 }
 
-/// Compares over samples of all rules, over them within other bytes, and over files of the system.
+/// A zip archive of stored members.
+fn zip(members: &[Vec<u8>]) -> Vec<u8> {
+    let (mut out, mut directory) = (Vec::new(), Vec::new());
+    for (i, data) in members.iter().enumerate() {
+        let name = format!("{i}.txt");
+        let mut crc = flate2::Crc::new();
+        crc.update(data);
+        let mut common = vec![0; 8];
+        for field in [crc.sum(), data.len() as u32, data.len() as u32, name.len() as u32] {
+            common.extend(field.to_le_bytes());
+        }
+        directory.extend([&b"PK\x01\x02\x14\0\x14\0"[..], &common, &[0; 10]].concat());
+        directory.extend((out.len() as u32).to_le_bytes());
+        directory.extend(name.as_bytes());
+        out.extend([&b"PK\x03\x04\x14\0"[..], &common, name.as_bytes(), data].concat());
+    }
+    let (at, len) = (out.len() as u32, directory.len() as u32);
+    let count = (members.len() as u16).to_le_bytes().repeat(2);
+    out.extend([&directory[..], b"PK\x05\x06\0\0\0\0", &count].concat());
+    out.extend([&len.to_le_bytes()[..], &at.to_le_bytes(), &[0, 0]].concat());
+    out
+}
+
+/// A message with these attachments, encoded in turn by each of the usual ways.
+fn mail(attachments: &[Vec<u8>]) -> Vec<u8> {
+    let mut out = b"From: a@example.org\r\nSubject: samples\r\nMIME-Version: 1.0\r\n\
+        Content-Type: multipart/mixed; boundary=limit\r\n\r\n"
+        .to_vec();
+    for (i, data) in attachments.iter().enumerate() {
+        let (encoding, body) = match i % 3 {
+            0 => {
+                let letters = base64(&[&data[..], &vec![0; (3 - data.len() % 3) % 3]].concat());
+                ("base64", letters.chunks(76).collect::<Vec<_>>().join(&b"\r\n"[..]))
+            }
+            1 => {
+                let letters = data.iter().map(|b| format!("={b:02X}"));
+                let lines: Vec<String> = letters.collect();
+                let lines: Vec<String> = lines.chunks(24).map(|line| line.concat()).collect();
+                ("quoted-printable", lines.join("=\r\n").into_bytes())
+            }
+            _ => ("binary", data.clone()),
+        };
+        let head = format!(
+            "--limit\r\nContent-Type: application/octet-stream; name={i}.bin\r\n\
+             Content-Transfer-Encoding: {encoding}\r\n\r\n"
+        );
+        out.extend([head.as_bytes(), &body, b"\r\n"].concat());
+    }
+    out.extend(b"--limit--\r\n");
+    out
+}
+
+/// The files under a directory, at most so many of them, evenly chosen, and none above so many bytes.
+fn files(dir: &str, most: usize, size: u64) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    let mut directories = vec![PathBuf::from(dir)];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                directories.push(entry.path());
+            } else if kind.is_file() && entry.metadata().is_ok_and(|meta| meta.len() <= size) {
+                all.push(entry.path());
+            }
+        }
+    }
+    all.sort();
+    let step = all.len().div_ceil(most).max(1);
+    all.into_iter().step_by(step).collect()
+}
+
+/// Programs, documents, mails and archives.
+fn corpus() -> Vec<(ObjectKind, PathBuf)> {
+    const OWN: &str = env!("CARGO_MANIFEST_DIR");
+    let mut all = Vec::new();
+    for (dir, most, size) in [
+        (&format!("{OWN}/tests/fixtures")[..], 1000, 1 << 20),
+        (&format!("{OWN}/fuzz/corpus"), 600, 1 << 20),
+        ("/usr/share/clamav-testfiles", 1000, 8 << 20),
+        ("/usr/share/doc", 150, 256 << 10),
+        ("/usr/share/man", 100, 256 << 10),
+        ("/usr/share/perl", 40, 256 << 10),
+        ("/usr/bin", 60, 1 << 20),
+        ("/usr/lib/x86_64-linux-gnu", 30, 1 << 20),
+    ] {
+        all.extend(files(dir, most, size).into_iter().map(|path| (ObjectKind::File, path)));
+    }
+    for target in ["message", "charset", "names", "repair"] {
+        let dir = format!("{OWN}/fuzz/corpus/{target}");
+        all.extend(files(&dir, 150, 1 << 20).into_iter().map(|path| (ObjectKind::Message, path)));
+    }
+    all
+}
+
+/// Compares over samples of all rules, over them within other bytes, as members and attachments, and over the corpus.
 fn differ(dir: &Path) -> (BTreeSet<String>, usize) {
     let mut files: Vec<(PathBuf, Vec<u8>)> = std::fs::read_dir(dir)
         .unwrap()
@@ -330,6 +462,7 @@ fn differ(dir: &Path) -> (BTreeSet<String>, usize) {
     assert_eq!(loaded.count, rules.iter().len() as u64);
     let mut pair = Pair::new(&rules, &loaded);
     let mut count = 0;
+    let mut all = Vec::new();
     let system = std::fs::read("/proc/self/exe").unwrap();
     for (_, text) in &files {
         pair.compare("rules.yar", text);
@@ -345,7 +478,46 @@ fn differ(dir: &Path) -> (BTreeSet<String>, usize) {
                 let place = count * 4096 % (system.len() - 40_000);
                 pair.compare("mixed", &[&samples[0], &system[place..place + 40_000]].concat());
             }
+            all.extend(samples);
         }
+    }
+    let before = pair.found.clone();
+    for some in all.chunks(400) {
+        pair.object(ObjectKind::File, "samples.zip", &zip(some));
+        pair.object(ObjectKind::Message, "", &mail(some));
+    }
+    for (kind, path) in corpus() {
+        let data = std::fs::read(&path).unwrap();
+        pair.object(kind, &path.file_name().unwrap().to_string_lossy(), &data);
+    }
+    assert!(before.len() > 2 && pair.found.is_superset(&before));
+    // It has been what it is said to be.
+    for kind in [
+        "elf",
+        "exe",
+        "text",
+        "html",
+        "message",
+        "mbox",
+        "ole",
+        "pdf",
+        "rtf",
+        "zip",
+        "gzip",
+        "tar",
+        "7z",
+        "rar",
+        "cab",
+        "iso9660",
+        "cpio",
+        "rpm",
+        "xz",
+        "chm",
+        "tnef",
+        "uuencoded",
+        "data",
+    ] {
+        assert!(pair.parts.contains_key(kind), "nothing of type {kind}: {:?}", pair.parts);
     }
     (pair.found, count)
 }
@@ -483,4 +655,64 @@ fn few_units_run_on_what_nothing_is_found_in() {
     ]
     .into();
     assert_eq!(by_name["by literal"], 1000);
+}
+
+/// What a rule finds that asks for the time is found anew each time, also in what the worker remembers; nothing else is.
+#[test]
+fn rules_that_ask_for_the_time_are_asked_each_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let included = dir.path().join("included.inc");
+    std::fs::write(&included, "import \"time\" rule also_even { strings: $a = \"tick\" condition: $a and time.now() % 2 == 0 }").unwrap();
+    for (name, text) in [
+        (
+            "a.yar",
+            "import \"time\" private rule even { condition: time.now() % 2 == 0 } \
+                   rule is_even { strings: $a = \"tick\" condition: $a and even } \
+                   rule asks_not { strings: $a = \"tick\" condition: $a }"
+                .to_owned(),
+        ),
+        ("b.yar", "rule plain { strings: $a = \"tick\" condition: $a }".to_owned()),
+        ("c.yar", format!("include \"{}\"", included.display())),
+    ] {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    let loaded =
+        Signatures::load(&[dir.path().to_owned()], None).unwrap_or_else(|e| panic!("{}", e[0]));
+    let crew = Crew::start(2, Cores::alone(3)).unwrap();
+    let helped = Engines::new(&loaded).remembering(100).helped_from(crew, 1, 64);
+    // Threads that help are given all units of a part, which then is not remembered.
+    for (mut engines, remembers) in
+        [(Engines::new(&loaded).remembering(100), true), (helped, false)]
+    {
+        let until = Instant::now() + Duration::from_secs(10);
+        let (mut odd, mut even, mut known) = (0, 0, 0);
+        while odd == 0 || even == 0 || remembers && known < 2 {
+            assert!(Instant::now() < until, "{odd} {even} {known}");
+            let data = b"a tick";
+            let part = Part { data, kind: sniff::sniff(data), name: "", path: &[], detail: false };
+            let mut hits = Vec::new();
+            engines.scan(&part, &mut hits).unwrap();
+            assert!(engines.take_timely());
+            known += engines.take_known();
+            let mut names: Vec<String> = hits.into_iter().map(|hit| hit.name).collect();
+            names.sort();
+            match names.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+                ["asks_not", "plain"] => odd += 1,
+                ["also_even", "asks_not", "is_even", "plain"] => even += 1,
+                // The second may have changed between two of them.
+                _ => {}
+            }
+        }
+        assert_eq!(known > 0, remembers);
+    }
+    // What none of them can match on does not depend on the time. A file that includes others is not looked into.
+    std::fs::remove_file(dir.path().join("c.yar")).unwrap();
+    let loaded =
+        Signatures::load(&[dir.path().to_owned()], None).unwrap_or_else(|e| panic!("{}", e[0]));
+    let mut engines = Engines::new(&loaded).remembering(100);
+    for (data, timely) in [(&b"nothing"[..], false), (b"a tick", true), (b"nothing", false)] {
+        let part = Part { data, kind: sniff::sniff(data), name: "", path: &[], detail: false };
+        engines.scan(&part, &mut Vec::new()).unwrap();
+        assert_eq!(engines.take_timely(), timely, "{}", data.escape_ascii());
+    }
 }

@@ -105,6 +105,85 @@ fn literals_of_every_length_are_found_at_every_place_and_across_every_border() {
     }
 }
 
+/// Literals of every length and shapes, together, in data that is cut at every place: the stream sees what the whole shows.
+/// Of shapes it may take one for seen that reaches over a border.
+#[test]
+fn a_stream_that_is_cut_anywhere_sees_what_the_whole_shows() {
+    use crate::engine::shape::shapes;
+    const RULES: &[u8] = br#"
+        rule a { strings:
+            $a = { 81 ?? 74 63 [2-20] 80 ?? 02 73 }
+            $b = { F7 4D [1-16] 3C [4-8] 50 45 }
+            $c = { ( C3 | 5? ) 66 81 ?? 77 67 }
+            $d = /q\^[a-c]{2,3}z/ wide ascii nocase
+            $e = /x~y.*z~w/
+            $f = /k\^?e\^y\^?s\^/
+            $g = "<%" wide
+            $h = /[xyz][0-9][0-9a-f]{3}-[a-f]/
+        condition: any of them }
+    "#;
+    let ast = yara_x_parser::ast::AST::from(yara_x_parser::Parser::new(RULES));
+    let patterns = ast.rules().flat_map(|rule| rule.patterns.iter().flatten());
+    let shapes: Vec<Shape> = patterns.filter_map(shapes).flatten().collect();
+    assert!(shapes.len() >= 5, "{}", shapes.len());
+    let words: &[(&[u8], How)] = &[
+        (b"tick", How::Exact),
+        (b"MZ\x90\0", How::Exact),
+        (b"short", How::Nocase),
+        (b"seven77", How::Exact),
+        (b"eleven bytes", How::Nocase),
+        (b"under an unknown key", How::Xor),
+        (b"a literal of quite some length, up to the", How::Exact),
+    ];
+    let needles: Vec<Needle> = words
+        .iter()
+        .map(|(bytes, how)| Needle {
+            bytes: bytes[..bytes.len().min(NEEDLE_MAX)].to_vec(),
+            how: *how,
+        })
+        .collect();
+    let filter = Filter::of(&needles, &choose(&needles), &shapes);
+    let mut data = b"..\x81\xff\x74\x63......\x80\x05\x02\x73".to_vec();
+    data.extend(b"\xf7\x4d............\x3c.....\x50\x45..\xc3\x66\x81\x00\x77\x67..Q^abZ.");
+    data.extend(b"x~y .. z~w, ke^ys^ ..y5abc-d.<\0%\0 tick MZ\x90\0 SHORT seven77 Eleven BYTES ");
+    data.extend(b"under an unknown key".iter().map(|b| b ^ 0x41));
+    data.extend(b" a literal of quite some length, up to the end");
+    let mut whole = Seen::new(&filter);
+    filter.scan(&data, &mut whole);
+    let literals = needles.len() as u32;
+    assert!((0..literals).all(|n| whole.has(n)), "{:?}", sorted(&whole));
+    assert!(whole.list().len() >= needles.len() + 5, "{:?}", sorted(&whole));
+    let check = |pieces: &[&[u8]], what: &str| {
+        let (mut seen, mut stream) = (Seen::new(&filter), Stream::default());
+        pieces.iter().for_each(|piece| stream.feed(&filter, piece, &mut seen));
+        for &n in whole.list() {
+            assert!(seen.has(n), "{what}: {n} is not seen");
+        }
+        for &n in seen.list() {
+            assert!(n >= literals || whole.has(n), "{what}: {n} is not there");
+        }
+    };
+    for a in 0..=data.len() {
+        check(&[&data[..a], &data[a..]], &format!("cut at {a}"));
+        for b in (a..=data.len()).step_by(3) {
+            check(&[&data[..a], &data[a..b], &data[b..]], &format!("cut at {a} and {b}"));
+        }
+    }
+    for len in 1..100 {
+        check(&data.chunks(len).collect::<Vec<_>>(), &format!("in pieces of {len}"));
+    }
+    // Far from both ends, where blocks of the fast way are.
+    for front in [31, 32, 33, 127, 128, 129, 4095] {
+        let far = [&vec![b'.'; front][..], &data, &[b'.'; 200]].concat();
+        for len in [1, 7, 31, 32, 33, 64, 127, 128, 129, 1460, 4096] {
+            check(
+                &far.chunks(len).collect::<Vec<_>>(),
+                &format!("{front} before it, pieces of {len}"),
+            );
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
