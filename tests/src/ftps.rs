@@ -46,13 +46,17 @@ impl Ftps {
              openssl x509 -req -in server.req -CA theirs.pem -CAkey theirs.key -CAcreateserial -days 2 \
                -extfile server.ext -out server.crt
              cat server.key server.crt > server.pem
-             chmod 600 *.key *.pem; chmod 644 ours.pem theirs.pem",
+             openssl req {key} -subj /CN=client.example -keyout client.key -out client.req
+             openssl x509 -req -in client.req -CA theirs.pem -CAkey theirs.key -days 2 -extfile server.ext -out client.crt
+             cat ours.pem theirs.pem > both.pem
+             chmod 600 *.key *.pem; chmod 644 ours.pem theirs.pem both.pem client.key",
             dir = dir.display()
         ))?;
         Ok(Self { dir })
     }
 
-    fn path(&self, name: &str) -> String {
+    /// A file of it, as `both.pem`.
+    pub fn path(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
     }
 
@@ -71,6 +75,16 @@ impl Ftps {
         )
     }
 
+    /// The gateway's part for servers inside: it has their certificate.
+    pub fn inbound(&self) -> String {
+        format!(
+            "[tls]\nverify = \"pinned\"\nca = \"{}\"\n[[tls.certificate]]\nchain = \"{}\"\nkey = \"{}\"\n",
+            self.path("theirs.pem"),
+            self.path("server.crt"),
+            self.path("server.key"),
+        )
+    }
+
     /// vsftpd that insists on TLS.
     pub fn vsftpd(&self, host: &Host, port: u16, more: &str) -> Result<Vsftpd> {
         let tls = format!(
@@ -83,12 +97,22 @@ impl Ftps {
 
     /// ProFTPD as it is by default: data connections have to resume the dialogue's session.
     pub fn proftpd(&self, host: &Host, port: u16) -> Result<ProFtpd> {
+        self.proftpd_with(host, port, "TLSProtocol TLSv1.2 TLSv1.3\n")
+    }
+
+    /// ProFTPD that begins with TLS.
+    pub fn proftpd_implicit(&self, host: &Host, port: u16) -> Result<ProFtpd> {
+        self.proftpd_with(host, port, "TLSProtocol TLSv1.2 TLSv1.3\nTLSOptions UseImplicitSSL\n")
+    }
+
+    /// The same with further lines, among them the versions of TLS.
+    pub fn proftpd_with(&self, host: &Host, port: u16, more: &str) -> Result<ProFtpd> {
         let tls = format!(
-            "LoadModule mod_tls.c\nTLSEngine on\nTLSProtocol TLSv1.2 TLSv1.3\nTLSRequired off\n\
-             TLSECCertificateFile {}\nTLSECCertificateKeyFile {}\nTLSLog {}\n",
+            "LoadModule mod_tls.c\nTLSEngine on\nTLSRequired off\nTLSECCertificateFile {}\n\
+             TLSECCertificateKeyFile {}\nTLSLog {}\n{more}",
             self.path("server.crt"),
             self.path("server.key"),
-            self.path("proftpd.log"),
+            self.path(&format!("proftpd-{port}.log")),
         );
         ProFtpd::start_with(host, port, &tls)
     }

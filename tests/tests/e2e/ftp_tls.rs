@@ -332,3 +332,107 @@ fn a_dead_gateway_completes_nothing() -> Result<()> {
     ensure!(!vsftpd.log().contains("OK UPLOAD"), "{}", vsftpd.log());
     Ok(())
 }
+
+/// A server that insists on a certificate of the client's: the session passes, with TLS 1.2 at once, with 1.3, where the
+/// server says so behind its handshake, from the next one on.
+#[test]
+fn clients_with_certificates_pass() -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let pki = Ftps::new(&lab)?;
+    let ca = pki.path("theirs.pem");
+    let insists = format!("require_cert=YES\nvalidate_cert=YES\nca_certs_file={ca}\n");
+    let vsftpd = pki.vsftpd(lab.server(), 21, &insists)?;
+    let proftpd = pki.proftpd_with(
+        lab.server(),
+        2121,
+        &format!("TLSProtocol TLSv1.2\nTLSVerifyClient on\nTLSCACertificateFile {ca}\n"),
+    )?;
+    let settings = Settings::new(Steering::Bpf)
+        .with("ftp", "ports = [21, 2121]\ntls = \"terminate\"")
+        .with("", &pki.settings());
+    let vscan = Vscan::start(&lab, &settings)?;
+    let both = pki.path("both.pem");
+    let (certificate, key) = (pki.path("client.crt"), pki.path("client.key"));
+    let got = lab.client().dir().join("got");
+    for (port, files, at_once) in [(21, vsftpd.files(), false), (2121, proftpd.files(), true)] {
+        fs::write(files.join("bad"), fixtures::eicar())?;
+        let url = format!("ftp://server.example:{port}/bad");
+        let run = |more: &[&str]| {
+            let _ = fs::remove_file(&got);
+            let common = [
+                &["curl", "-sS", "--max-time", "30", "-u", "alice:secret", "--ssl-reqd"][..],
+                &["--cacert", &both, "-o", "got", &url],
+                more,
+            ];
+            lab.client().run(common.concat())
+        };
+        let with = ["--cert", &certificate, "--key", &key];
+        let first = run(&with)?;
+        ensure!(first.success() == at_once, "port {port}: {first:?}");
+        let second = run(&with)?;
+        ensure!(second.success(), "port {port}: {second:?}");
+        ensure!(fs::read(&got)? == fixtures::eicar(), "port {port}");
+        // One that has none gets no further than without a gateway.
+        let none = run(&[])?;
+        ensure!(!none.success(), "port {port}: {none:?}");
+    }
+    vscan.wait_for_event("anomaly", |it| it["anomaly"]["event"] == "tls_client_certificate")?;
+    wait::until("sessions that passed are not counted", LIMIT, || {
+        let passed = vscan.metrics()?.sum("vscan_flows_uninspected_total", &[("reason", "tls")]);
+        Ok((passed == 5.0).then_some(()))
+    })?;
+    Ok(())
+}
+
+/// Through a port forward, with the operator's own certificate; and openssl's s_client at both kinds of port.
+#[test]
+fn behind_a_port_forward() -> Result<()> {
+    let lab = Lab::new(Topology::Forward)?;
+    let pki = Ftps::new(&lab)?;
+    let vsftpd = pki.vsftpd(lab.server(), 21, "require_ssl_reuse=YES\n")?;
+    // A port that the lab forwards.
+    let implicit = 2121;
+    let _implicit = pki.proftpd_implicit(lab.server(), implicit)?;
+    let settings = Settings::new(Steering::Bpf)
+        .with("ftp", "tls_ports = [2121]\ntls = \"terminate\"")
+        .with("", &pki.inbound());
+    let vscan = Vscan::start(&lab, &settings)?;
+    let here = lab.client().dir();
+    let file = fixtures::random(300_000, 8);
+    fs::write(here.join("up"), &file)?;
+    fs::write(here.join("bad"), fixtures::eicar())?;
+    let theirs = pki.path("theirs.pem");
+    for family in FAMILIES {
+        let at = lab.dial(family, 21);
+        let connect = format!("server.example:21:{at}");
+        let run = |more: &[&str]| {
+            let common = [
+                &["curl", "-sS", "--max-time", "30", "-u", "alice:secret", "--ssl-reqd"][..],
+                &["--cacert", &theirs, "--connect-to", &connect],
+                more,
+            ];
+            lab.client().run(common.concat())
+        };
+        let put = run(&["-T", "up", "ftp://server.example/file"])?;
+        ensure!(put.success(), "{family:?}: {put:?}");
+        ensure!(fs::read(vsftpd.files().join("file"))? == file, "{family:?}");
+        let get = run(&["-o", "got", "ftp://server.example/file"])?;
+        ensure!(get.success() && fs::read(here.join("got"))? == file, "{family:?}: {get:?}");
+        let bad = run(&["-T", "bad", "ftp://server.example/bad"])?;
+        ensure!(!bad.success() && bad.err.contains("550"), "{family:?}: {bad:?}");
+        for (port, way) in [(21, "-starttls ftp"), (implicit, "")] {
+            let to = lab.dial(family, port);
+            let check = format!(
+                "printf 'NOOP\\nQUIT\\n' | openssl s_client -quiet -crlf {way} -connect '{to}' \
+                 -servername server.example -verify_hostname server.example -verify_return_error \
+                 -CAfile {theirs} 2>&1",
+            );
+            let output = lab.client().run(["sh", "-c", &check])?;
+            ensure!(output.out.contains("221 "), "{to}: {}", output.out);
+        }
+    }
+    let metrics = vscan.metrics()?;
+    ensure!(metrics.sum("vscan_flows_uninspected_total", &[]) == 0.0);
+    ensure!(metrics.sum("vscan_tls_handshakes_total", &[("leg", "client")]) >= 10.0);
+    Ok(())
+}

@@ -27,7 +27,7 @@ pub use identity::Shown;
 pub use material::{Material, MaterialError};
 pub use policy::{About, Decision};
 pub use upstream::Upstream;
-pub use wire::{Answer, Settled, TlsWire, Wire, give_up};
+pub use wire::{Answer, Settled, TlsWire, Wire, give_up, wants_certificate};
 
 use crate::config::{Config, UpstreamTls};
 use authority::Authority;

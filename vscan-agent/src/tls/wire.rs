@@ -819,6 +819,23 @@ impl From<TcpStream> for Wire {
     }
 }
 
+/// Whether this end of a connection was the server's word on a client's certificate that is missing (RFC 8446 section
+/// 4.4.2.4; the other alerts are those of TLS 1.2 and of servers that have their own mind).
+#[must_use]
+pub fn wants_certificate(error: &io::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    matches!(
+        cause,
+        Some(rustls::Error::AlertReceived(
+            Alert::CertificateRequired
+                | Alert::NoCertificate
+                | Alert::BadCertificate
+                | Alert::HandshakeFailure
+        ))
+    )
+}
+
 /// Ends an attempt that came to nothing: what was written arrives, as an alert, then the leg is reset.
 pub async fn give_up(mut tcp: TcpStream) {
     // The peer may be gone.

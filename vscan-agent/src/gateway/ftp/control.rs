@@ -86,13 +86,15 @@ struct Line {
     pending: BytesMut,
     /// The peer may still send.
     open: bool,
+    /// Why it does not, if that was no end in order.
+    error: Option<io::Error>,
     /// The peer may send urgent data, at whose mark a read stops short (ABOR with a Synch).
     urgent: bool,
 }
 
 impl Line {
     fn new(wire: Wire, urgent: bool) -> Self {
-        Self { wire: Some(wire), pending: BytesMut::new(), open: true, urgent }
+        Self { wire: Some(wire), pending: BytesMut::new(), open: true, error: None, urgent }
     }
 
     fn is_full(&self) -> bool {
@@ -120,7 +122,14 @@ impl Line {
             wire => ready!(AsyncRead::poll_read(Pin::new(wire), cx, &mut buffer)),
         };
         let bytes = buffer.filled();
-        if read.is_err() || bytes.is_empty() {
+        let ended = match read {
+            Err(error) => {
+                self.error = Some(error);
+                true
+            }
+            Ok(()) => bytes.is_empty(),
+        };
+        if ended {
             self.open = false;
             return Poll::Ready(handle(None));
         }
@@ -275,6 +284,11 @@ impl<'a> Control<'a> {
                 }
                 None => session.handle_upstream_closed(now),
             });
+            if let (Some(error), Some(security)) =
+                (self.upstream.error.take(), &self.protected.security)
+            {
+                security.lost(self.place, &error);
+            }
             if read.is_ready() {
                 return read;
             }

@@ -14,16 +14,33 @@ use crate::{
 };
 use rustls::ServerConfig;
 use std::{io, sync::Arc};
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use vscan_proto::ftp::Leg;
 
 /// A fatal handshake_failure, in the clear (RFC 8446 section 6): there is no server to speak to.
 const HANDSHAKE_FAILURE: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 40];
 
+/// The longest answer of a server that is dialled anew, in bytes: its greeting.
+const ANSWER_MAX: usize = 16 << 10;
+
 /// What the data connections of a session resume.
 pub(super) struct Security {
     upstream: Upstream,
     client: Arc<ServerConfig>,
+}
+
+impl Security {
+    /// Takes notice of why the server has ended the dialogue: with TLS 1.3 it looks for the client's certificate when its
+    /// handshake is over for us.
+    pub(super) fn lost(&self, place: Place<'_>, error: &io::Error) {
+        if self.upstream.asked_for_certificate() && tls::wants_certificate(error) {
+            insists(place);
+        }
+    }
 }
 
 /// What a change of both control connections came to.
@@ -103,6 +120,11 @@ async fn handshakes(place: Place<'_>, mut client: TcpStream, upstream: TcpStream
     }
     let tls = place.tls;
     let server = place.server.ip();
+    if place.gateway.closed_book.has(place.client.ip(), place.server) && !has_rules(place) {
+        let what = "the client has a certificate for this server, which cannot be handed on";
+        place.flow.anomaly("tls_client_certificate", what);
+        return Change::Passes { client, upstream, received: hello.bytes };
+    }
     let way = match tls.upstream(place.config, server, hello.server_name.as_deref()) {
         Ok(way) => way,
         Err(error) => return failed(Leg::Upstream, &error),
@@ -115,11 +137,20 @@ async fn handshakes(place: Place<'_>, mut client: TcpStream, upstream: TcpStream
     );
     let upstream = match made.0 {
         Ok(upstream) => upstream,
+        // A server that insists on a certificate: only its client can have one.
+        Err(error) if way.asked_for_certificate() && way.refusal().is_none() => {
+            insists(place);
+            let anew = if has_rules(place) { Err(error) } else { dial_anew(place).await };
+            return match anew {
+                Ok(upstream) => Change::Passes { client, upstream, received: hello.bytes },
+                Err(error) => {
+                    refuse(client).await;
+                    failed(Leg::Upstream, &error)
+                }
+            };
+        }
         Err(error) => {
             refuse(client).await;
-            if way.asked_for_certificate() {
-                place.flow.anomaly("ftp_client_certificate_wanted", &error);
-            }
             let why = way.refusal().unwrap_or_else(|| error.to_string());
             return failed(Leg::Upstream, &why);
         }
@@ -131,6 +162,8 @@ async fn handshakes(place: Place<'_>, mut client: TcpStream, upstream: TcpStream
             return failed(Leg::Client, &error);
         }
     };
+    // vsftpd asks every client, and does not mind. Whether a server insists is found out: asking the client as well would
+    // leave its data connections without a session to resume.
     let answer = Expected::or_another(expected, &shown, false, hello.bytes);
     let (config, answer) = match (shown.config(false), answer) {
         (Ok(config), Ok(answer)) => (config, answer),
@@ -153,6 +186,42 @@ async fn handshakes(place: Place<'_>, mut client: TcpStream, upstream: TcpStream
         }
         Err(error) => failed(Leg::Client, &error),
     }
+}
+
+/// The server insists on a certificate of the client's: what passes from now on.
+fn insists(place: Place<'_>) {
+    place.gateway.closed_book.note(place.client.ip(), place.server);
+    let what = "the server wants a certificate of the client's";
+    place.flow.anomaly("tls_client_certificate", what);
+}
+
+/// Another connection to the server, as far as its client has come: TLS is to begin.
+async fn dial_anew(place: Place<'_>) -> io::Result<TcpStream> {
+    let mut upstream = place.gateway.dial(place.client, place.server).await?;
+    if !place.config.ftp.is_implicit(place.server.port()) {
+        answer(&mut upstream, b"220").await?;
+        upstream.write_all(b"AUTH TLS\r\n").await?;
+        answer(&mut upstream, b"234").await?;
+    }
+    Ok(upstream)
+}
+
+/// Reads a reply, which must have this code, and nothing behind it.
+async fn answer(upstream: &mut TcpStream, code: &[u8; 3]) -> io::Result<()> {
+    let mut reply = Vec::new();
+    while reply.len() < ANSWER_MAX {
+        if upstream.read_buf(&mut reply).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let Some(lines) = reply.strip_suffix(b"\n") else { continue };
+        let last = lines.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+        // Several lines end with one that has the code and a space (RFC 959 section 4.2).
+        if last.get(3) == Some(&b' ') && last[..3].iter().all(u8::is_ascii_digit) {
+            let is_it = last.starts_with(code) && reply.starts_with(code);
+            return if is_it { Ok(()) } else { Err(io::Error::other("another answer this time")) };
+        }
+    }
+    Err(io::Error::other("the server talks too much"))
 }
 
 /// Tells a client in the middle of its handshake that there is no way to the server.

@@ -144,7 +144,7 @@ impl Place<'_> {
             match made.0 {
                 Ok(upstream) => upstream,
                 // A server that insists on a certificate: only its client can have one.
-                Err(_) if theirs.asked_for_certificate() => {
+                Err(_) if theirs.asked_for_certificate() && theirs.refusal().is_none() => {
                     self.gateway.closed_book.note(from.ip(), server);
                     let what = "the server wants a certificate of the client's";
                     self.flow.anomaly("tls_client_certificate", what);
