@@ -69,6 +69,8 @@ pub struct Settings {
     pub open: bool,
     /// Further lines for sections, by section name; `""` for whole tables at the end.
     pub more: BTreeMap<&'static str, String>,
+    /// Variables of its environment.
+    pub env: Vec<(&'static str, String)>,
     /// Whether the log is written to the test's output when the agent is dropped.
     pub tell: bool,
 }
@@ -76,7 +78,7 @@ pub struct Settings {
 impl Settings {
     /// The defaults of the product with this steering.
     pub fn new(steering: Steering) -> Self {
-        Self { steering, open: false, more: BTreeMap::new(), tell: true }
+        Self { steering, open: false, more: BTreeMap::new(), env: Vec::new(), tell: true }
     }
 
     /// New connections pass while the agent is down.
@@ -92,6 +94,13 @@ impl Settings {
         let text = self.more.entry(section).or_default();
         text.push_str(lines);
         text.push('\n');
+        self
+    }
+
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn with_env(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.env.push((name, value.into()));
         self
     }
 
@@ -184,15 +193,21 @@ impl<'lab> Vscan<'lab> {
 
     /// Starts it again with the configuration that it had.
     pub fn start_with(lab: &'lab Lab, settings: &Settings, config: PathBuf) -> Result<Self> {
-        Self::launch(&lab.gateway, &["run"], settings.tell, config)
+        Self::launch(&lab.gateway, &["run"], &settings.env, settings.tell, config)
     }
 
     /// Starts `vscan mailbox run` on a host.
     pub fn start_mailboxes(host: &'lab Host, config: PathBuf) -> Result<Self> {
-        Self::launch(host, &["mailbox", "run"], true, config)
+        Self::launch(host, &["mailbox", "run"], &[], true, config)
     }
 
-    fn launch(host: &'lab Host, command: &[&str], tell: bool, config: PathBuf) -> Result<Self> {
+    fn launch(
+        host: &'lab Host,
+        command: &[&str],
+        env: &[(&'static str, String)],
+        tell: bool,
+        config: PathBuf,
+    ) -> Result<Self> {
         let words = command;
         let notify = host.dir().join("notify.sock");
         let _ = fs::remove_file(&notify);
@@ -200,6 +215,7 @@ impl<'lab> Vscan<'lab> {
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let mut command = host.command(program("vscan")?);
         command.args(words).arg("--config").arg(&config).env("NOTIFY_SOCKET", &notify);
+        command.envs(env.iter().map(|(name, value)| (name, value)));
         let process = host.start("vscan", command)?;
         let agent = Self { host, config, process, tell };
         let start = Instant::now();

@@ -2,7 +2,7 @@
 
 use crate::host::{Host, Process};
 use crate::lab::{Family, Lab};
-use crate::load::{Done, mails, many};
+use crate::load::{Done, mails, many, resident};
 use crate::raw;
 use crate::smtps::{NAME, Pki};
 use anyhow::{Context, Result, ensure};
@@ -116,6 +116,13 @@ fn connect(config: &Arc<ClientConfig>, tcp: TcpStream) -> Result<BufReader<Clien
     Ok(BufReader::new(ClientTls::new(connection, tcp)))
 }
 
+/// TLS on a connection where the server expects it.
+pub(crate) fn client(pki: &Pki, tcp: TcpStream) -> Result<ClientTls> {
+    tcp.set_nodelay(true)?;
+    tcp.set_read_timeout(Some(LIMIT))?;
+    Ok(connect(&clients(pki)?, tcp)?.into_inner())
+}
+
 /// Sessions that send MIME messages of about this size, each over a connection of its own with STARTTLS; messages.
 pub fn messages(
     lab: &Lab,
@@ -130,17 +137,7 @@ pub fn messages(
         let (mails, config, mut round) = (&mails, &config, number);
         Ok(move || {
             round += 1;
-            let mut tcp = raw::connect(None, lab.dial(Family::V4, 25), Duration::from_secs(5))?;
-            tcp.set_nodelay(true)?;
-            tcp.set_read_timeout(Some(LIMIT))?;
-            let mut lines = BufReader::new(tcp.try_clone()?);
-            reply(&mut lines, "220")?;
-            for (command, code) in [("EHLO c\r\n", "250"), ("STARTTLS\r\n", "220")] {
-                tcp.write_all(command.as_bytes())?;
-                reply(&mut lines, code)?;
-            }
-            ensure!(lines.buffer().is_empty(), "plaintext behind STARTTLS");
-            let mut tls = connect(config, tcp)?;
+            let mut tls = connect(config, start_tls(lab.dial(Family::V4, 25))?)?;
             let mail = &mails[round % mails.len()];
             let steps: [(&[u8], &str); 6] = [
                 (b"EHLO c\r\n", "250"),
@@ -169,6 +166,47 @@ fn reply(from: &mut impl BufRead, code: &str) -> Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Opens idle sessions with STARTTLS on both legs and gives the process's growth for each, in KiB of resident memory.
+pub fn idle(lab: &Lab, pki: &Pki, pid: u32, sessions: usize) -> Result<f64> {
+    let config = clients(pki)?;
+    let open = |count: usize| -> Result<Vec<BufReader<ClientTls>>> {
+        lab.client().within(|| {
+            (0..count)
+                .map(|_| {
+                    let to = lab.dial(Family::V4, 25);
+                    let mut tls = connect(&config, start_tls(to)?)?;
+                    tls.get_mut().write_all(b"EHLO c\r\n")?;
+                    reply(&mut tls, "250")?;
+                    Ok(tls)
+                })
+                .collect()
+        })
+    };
+    // What is allocated once is not the sessions'.
+    let first = open(8)?;
+    let before = resident(pid)?;
+    let held = open(sessions)?;
+    let after = resident(pid)?;
+    drop((first, held));
+    ensure!(after > before, "the process did not grow: {before} to {after} KiB");
+    Ok((after - before) / sessions as f64)
+}
+
+/// A connection up to the server's answer to STARTTLS.
+fn start_tls(to: SocketAddr) -> Result<TcpStream> {
+    let mut tcp = raw::connect(None, to, Duration::from_secs(5))?;
+    tcp.set_nodelay(true)?;
+    tcp.set_read_timeout(Some(LIMIT))?;
+    let mut lines = BufReader::new(tcp.try_clone()?);
+    reply(&mut lines, "220")?;
+    for (command, code) in [("EHLO c\r\n", "250"), ("STARTTLS\r\n", "220")] {
+        tcp.write_all(command.as_bytes())?;
+        reply(&mut lines, code)?;
+    }
+    ensure!(lines.buffer().is_empty(), "plaintext behind STARTTLS");
+    Ok(tcp)
 }
 
 /// Connections that begin with TLS and end behind the server's greeting; connections for each second of processor time that

@@ -5,9 +5,10 @@ use crate::host::{Host, Process};
 use crate::lab::Lab;
 use crate::peers::{Exim, Postfix};
 use anyhow::{Context, Result};
+use rustls::{ClientConnection, StreamOwned};
 use serde_json::{Value, json};
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -44,6 +45,16 @@ impl Pki {
              make operator {NAME} ours 300
              make short {NAME} ours 3
              make client client.example theirs 300
+             # Certificates of 55 and of 85 KiB.
+             for size in 2600 4000; do
+               printf 'subjectAltName=DNS:{NAME}' > $size.ext
+               seq -f ',DNS:n%04.0f.server.example' $size | tr -d '\n' >> $size.ext
+               openssl x509 -req -in server.req -CA theirs.pem -CAkey theirs.key -days 300 \
+                 -extfile $size.ext -out server-$size.pem
+             done
+             openssl x509 -req -in operator.req -CA ours.pem -CAkey ours.key -days -1 \
+               -extfile operator.ext -out expired.pem
+             cp operator.key expired.key
              cat ours.pem theirs.pem > both.pem
              # Its users: root, and the mail servers.
              cp server.key readable.key
@@ -105,6 +116,26 @@ impl Pki {
     /// A server that speaks TLS from the first byte on, and the plainest SMTP in it.
     pub fn implicit(&self, host: &Host, port: u16) -> Result<Process> {
         self.python_server(host, port, "implicit")
+    }
+
+    /// A server that offers STARTTLS and has a certificate with this many names: 2600 make 55 KiB, 4000 make 85.
+    pub fn with_names(&self, host: &Host, port: u16, names: &str) -> Result<Process> {
+        self.python_server(host, port, names)
+    }
+
+    /// A server that offers STARTTLS and then says something that is no TLS.
+    pub fn broken(&self, host: &Host, port: u16) -> Result<Process> {
+        self.python_server(host, port, "broken")
+    }
+
+    /// What was delivered to a server in Python, all messages one behind the other.
+    pub fn inbox(&self, mode: &str, port: u16) -> Vec<u8> {
+        fs::read(self.path(&format!("inbox-{mode}-{port}"))).unwrap_or_default()
+    }
+
+    /// TLS as a client that believes both authorities, on a connection where the server expects it.
+    pub fn tls(&self, tcp: TcpStream) -> Result<StreamOwned<ClientConnection, TcpStream>> {
+        crate::load_tls::client(self, tcp)
     }
 
     /// A server that offers STARTTLS and wants a certificate of the client's.
@@ -243,7 +274,8 @@ const SERVER: &str = r#"
 import socket, ssl, sys, threading
 port, dir, mode = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain(dir + "/server.pem", dir + "/server.key")
+many = "-" + mode if mode in ("2600", "4000") else ""
+context.load_cert_chain(dir + "/server%s.pem" % many, dir + "/server.key")
 if mode in ("1.2", "1.3"):
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(dir + "/theirs.pem")
@@ -262,6 +294,10 @@ def serve(tcp):
                 say("250-server.example\r\n250 8BITMIME" if tls else "250-server.example\r\n250 STARTTLS")
             elif verb == b"STAR":
                 say("220 go")
+                if mode == "broken":
+                    tcp.recv(1)
+                    tcp.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                    return
                 sock = context.wrap_socket(tcp, server_side=True)
                 file, tls = sock.makefile("rb"), True
                 print("client", (sock.getpeercert() or {}).get("subject"), flush=True)

@@ -22,7 +22,7 @@ pub use clamd::{CLAMD_NAME, CLAMD_ONLY, CLAMD_STREAM_MAX, Clamd};
 pub use cyrus::Cyrus;
 pub use dovecot::Dovecot;
 pub use exim::{Exim, EximRelay};
-pub use opensmtpd::OpenSmtpd;
+pub use opensmtpd::{OpenSmtpd, OpenSmtpdRelay};
 pub use postfix::{Postfix, PostfixRelay};
 pub use proftpd::ProFtpd;
 pub use pureftpd::PureFtpd;

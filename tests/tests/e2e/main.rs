@@ -31,5 +31,7 @@ mod smtp_matrix;
 mod smtp_relays;
 mod smtp_smuggling;
 mod smtp_tls;
+mod smtp_tls_faults;
+mod smtp_tls_odd;
 mod treat;
 mod types;
