@@ -3,9 +3,10 @@
 //! `rate BENCH SCANNER RULES PE-DIR`. Both sides of a ratio look at the same bytes in the same run, file by file in
 //! turn, by the processor time of one thread, so that what else the machine does falls on both.
 //!
-//! `rate units RULES PATH...` is for those who work on the planner: which units run on these files, and at what cost.
+//! `rate units RULES [apart] elf|text|pe DIR|PATH...` is for those who work on the planner: which units run on these files,
+//! and at what cost; with `apart`, which rules would.
 
-#![expect(clippy::print_stdout, reason = "a program for the terminal")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
 mod corpus;
 mod literals;
@@ -44,7 +45,7 @@ fn main() -> Result<()> {
                 other => bail!("there is no measurement {other}"),
             }
         }
-        _ => bail!("rate BENCH SCANNER RULES PE-DIR | rate units RULES PATH..."),
+        _ => bail!("rate BENCH SCANNER RULES PE-DIR | rate units RULES [apart] PATH..."),
     }
 }
 

@@ -220,10 +220,30 @@ pub(crate) fn large(places: &Places) -> Result<()> {
     processes.into_iter().try_for_each(Process::end)
 }
 
-/// Memory of all its processes after they have scanned, in MiB: each page by its share.
+/// Memory of all its processes after they have scanned, in MiB, each page by its share: the larger of what it is with rules
+/// as text and with a bundle of them.
 pub(crate) fn memory(places: &Places) -> Result<()> {
-    let process = Process::start(&places.scanner, &places.rules)?;
     let files = corpus(places)?;
+    let text = memory_of(Process::start(&places.scanner, &places.rules)?, &files)?;
+    let work = places.scanner.with_file_name(format!("rate-{}", std::process::id()));
+    std::fs::create_dir_all(&work)?;
+    let (key, bundle) = (work.join("key"), work.join("rules.vrb"));
+    let built = Command::new(&places.scanner)
+        .args([Path::new("--build"), &bundle, Path::new("--rules-key"), &key])
+        .args([Path::new("--rules"), &places.rules])
+        .stdout(Stdio::null())
+        .status()?;
+    ensure!(built.success(), "no bundle");
+    let with_key = ["--rules-key", key.to_str().context("a path")?];
+    let process = Process::start_with(&places.scanner, &bundle, WORKERS, &with_key);
+    std::fs::remove_dir_all(&work)?;
+    let bundle = memory_of(process?, &files)?;
+    eprintln!("rss-6k: {text:.0} MiB with rules as text, {bundle:.0} MiB with a bundle");
+    tell(text.max(bundle), None);
+    Ok(())
+}
+
+fn memory_of(process: Process, files: &[File]) -> Result<f64> {
     // Each worker scans everything.
     std::thread::scope(|scope| {
         let threads: Vec<_> = process
@@ -247,6 +267,6 @@ pub(crate) fn memory(places: &Places) -> Result<()> {
         let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
         sum += pss.split_whitespace().next().context("no Pss")?.parse::<f64>()?;
     }
-    tell(sum / 1024.0, None);
-    process.end()
+    process.end()?;
+    Ok(sum / 1024.0)
 }

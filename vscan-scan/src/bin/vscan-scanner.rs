@@ -300,7 +300,7 @@ fn serve(args: Args) -> ExitCode {
     if let Err(e) = detach() {
         return failed(status, EX_OSERR, format!("/dev/null: {e}"));
     }
-    let loaded = match load(&args) {
+    let loaded = match load(&args).and_then(|loaded| loaded.compacted().map_err(|e| vec![e])) {
         // Nobody asks a running scanner for them.
         Ok(loaded) => Signatures { skipped_names: Vec::new(), sources: Vec::new(), ..loaded },
         Err(errors) => {

@@ -15,7 +15,7 @@ use std::path::Path;
 use yara_x::Rules;
 
 /// What a bundle begins with; the last byte is the version of this form.
-const MAGIC: &[u8; 8] = b"VSCANRB\x03";
+const MAGIC: &[u8; 8] = b"VSCANRB\x04";
 
 /// Largest bundle: ten times what the biggest public rule sets make.
 const BUNDLE_MAX: u64 = 1 << 30;

@@ -9,7 +9,7 @@
 //!
 //! Windows are folded to lower case (coarsely, by one OR), so that literals with and without regard to case share
 //! one table. Literals under an unknown XOR key are found by the differences of neighbouring bytes, which the key
-//! does not change.
+//! does not change: seven of them, or three where the literal is shorter than 11 bytes.
 
 mod probe;
 mod wide;
@@ -19,7 +19,7 @@ use super::needle::{How, NEEDLE_MAX, Needle};
 use super::shape::Shape;
 use probe::{
     Found, PAIR_WORDS, SMALL_WORDS, Tables, has, has_pair, long_hash, mask, middle_hash,
-    short_hash, small_index, xor_hash,
+    short_hash, short_xor_hash, small_index, xor_hash,
 };
 use windows::{Kind, Window, windows};
 
@@ -229,9 +229,11 @@ impl Filter {
     fn fill(&mut self, mut chosen: Vec<Chosen>) {
         let of = |kind: Kind| chosen.iter().filter(|c| c.window.kind == kind).count();
         self.tables.long = Tables::long_for(of(Kind::Long) + of(Kind::Xor));
-        for (kind, words) in
-            [(Kind::Middle, &mut self.tables.middle), (Kind::Short, &mut self.tables.short)]
-        {
+        for (kind, words) in [
+            (Kind::Middle, &mut self.tables.middle),
+            (Kind::Short, &mut self.tables.short),
+            (Kind::ShortXor, &mut self.tables.short_xor),
+        ] {
             if of(kind) > 0 {
                 *words = vec![0; SMALL_WORDS];
             }
@@ -246,6 +248,7 @@ impl Filter {
                 match c.window.kind {
                     Kind::Short => self.tables.short[small_index(hash)] |= mask(hash),
                     Kind::Middle => self.tables.middle[small_index(hash)] |= mask(hash),
+                    Kind::ShortXor => self.tables.short_xor[small_index(hash)] |= mask(hash),
                     Kind::Long | Kind::Xor => {
                         let at = (hash >> self.tables.long_shift()) as usize;
                         self.tables.long[at] |= mask(hash);
@@ -325,6 +328,12 @@ impl Filter {
         {
             self.verify(data, at, Window::of(Kind::Middle, first), seen);
         }
+        if !tables.short_xor.is_empty()
+            && there.len() >= SHORT
+            && has(&tables.short_xor, short_xor_hash(first))
+        {
+            self.verify(data, at, Window::of(Kind::ShortXor, first), seen);
+        }
         if !tables.short.is_empty() {
             for skip in (0..STEP).take_while(|skip| skip + SHORT <= there.len()) {
                 if has(&tables.short, short_hash((folded >> (8 * skip)) as u32)) {
@@ -401,9 +410,9 @@ impl Filter {
         match literal.how {
             How::Exact => there == bytes,
             How::Nocase => there.eq_ignore_ascii_case(bytes),
-            How::Xor => {
+            How::Xor(first, last) => {
                 let key = there[0] ^ bytes[0];
-                there.iter().zip(bytes).all(|(a, b)| a ^ b == key)
+                (first..=last).contains(&key) && there.iter().zip(bytes).all(|(a, b)| a ^ b == key)
             }
         }
     }

@@ -3,8 +3,10 @@
 //! Rules are compiled apart for this, each with those that it refers to, and run on the files of a corpus on which they
 //! would run in earnest. Bundles are compiled already: their rules are measured in the units that they have.
 
+use super::plan::facts::{Facts, Names};
 use super::yara::{Set, ask, scanner_of};
 use crate::process::sys::Mapping;
+use crate::sniff::sniff;
 use serde::Serialize;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -45,7 +47,8 @@ pub fn measure(sets: &[Set], corpus: &[PathBuf]) -> Result<Vec<Timed>, String> {
             with(file, |data| {
                 let name = file.file_name().unwrap_or_default().to_string_lossy();
                 let probe = || ask(set, &mut probe, data);
-                let units = set.plan.units(data, &name, &mut gate, probe);
+                let names = Names::new(&name, &[name.to_string()], sniff(data));
+                let units = set.plan.units(&Facts::new(data, &names), &mut gate, probe);
                 for (unit, needed) in units.iter().enumerate() {
                     if *needed {
                         wanted[unit].push(number);

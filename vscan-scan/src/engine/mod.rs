@@ -132,6 +132,16 @@ impl Signatures {
         loading.finish(&first, errors)
     }
 
+    /// The same in less memory, for a process that keeps it and forks.
+    ///
+    /// # Errors
+    /// When yara-x does not read what it wrote: then there is nothing.
+    pub fn compacted(mut self) -> Result<Self, Diagnostic> {
+        let rules: Result<_, String> = self.rules.into_iter().map(Set::compacted).collect();
+        self.rules = rules.map_err(|e| Diagnostic::of_file(Path::new("rules"), e))?;
+        Ok(self)
+    }
+
     /// All YARA rules.
     pub fn rules(&self) -> impl Iterator<Item = yara_x::Rule<'_, '_>> {
         self.rules.iter().flat_map(Set::rules)

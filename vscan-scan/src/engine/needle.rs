@@ -5,14 +5,16 @@
 
 use regex_syntax::hir::{self, Class, Hir, HirKind};
 use yara_x_parser::ast::{
-    HexSubPattern, HexToken, LiteralString, Pattern, PatternModifier, RegexpPattern, TextPattern,
+    HexSubPattern, HexToken, LiteralString, Pattern, PatternModifier, Regexp, RegexpPattern,
+    TextPattern,
 };
 
 /// Shortest literal that the filter looks for. Shorter ones are in every other file.
 pub const NEEDLE_MIN: usize = 4;
 
-/// Shortest literal that the filter looks for under any key: a window of differences more than it has bytes.
-pub const XOR_MIN: usize = 11;
+/// Shortest literal that the filter looks for under any key: a window of differences is a byte shorter than its bytes, and
+/// there have to be four of three differences.
+pub const XOR_MIN: usize = 7;
 
 /// Longest literal: what is longer is cut. Bounds what the filter carries over between chunks.
 pub const NEEDLE_MAX: usize = 64;
@@ -44,13 +46,13 @@ pub enum How {
     Exact,
     /// ASCII letters in either case.
     Nocase,
-    /// Under any key of one byte that all its bytes are XORed with.
-    Xor,
+    /// Under any key of one byte that all its bytes are XORed with, from the first to the second.
+    Xor(u8, u8),
 }
 
 /// The literals of which each match of a pattern contains one; none if nothing can be said.
 pub(crate) fn needles(pattern: &Pattern<'_>) -> Option<Vec<Needle>> {
-    let mut needles = match pattern {
+    let needles = match pattern {
         Pattern::Text(text) => of_text(text)?,
         Pattern::Hex(hex) => {
             let runs = of_hex(&hex.sub_patterns).required()?;
@@ -58,16 +60,26 @@ pub(crate) fn needles(pattern: &Pattern<'_>) -> Option<Vec<Needle>> {
         }
         Pattern::Regexp(regexp) => of_regexp(regexp)?,
     };
-    for needle in &mut needles {
-        cut(needle);
-    }
+    good(needles)
+}
+
+/// The literals, each once, if all of them are seldom enough to be looked for.
+pub(crate) fn good(mut needles: Vec<Needle>) -> Option<Vec<Needle>> {
+    needles.iter_mut().for_each(cut);
     needles.sort();
     needles.dedup();
     let good = |n: &Needle| {
-        let least = if n.how == How::Xor { XOR_MIN } else { NEEDLE_MIN };
+        let least = if matches!(n.how, How::Xor(..)) { XOR_MIN } else { NEEDLE_MIN };
         n.bytes.len() >= least && worth(&n.bytes) >= WORTH_MIN
     };
-    (needles.len() <= NEEDLES_MAX && needles.iter().all(good)).then_some(needles)
+    let few = !needles.is_empty() && needles.len() <= NEEDLES_MAX;
+    (few && needles.iter().all(good)).then_some(needles)
+}
+
+/// Texts of which each match of a regular expression contains one; none if nothing can be said.
+pub(crate) fn of_expression(regexp: &Regexp<'_>) -> Option<Vec<Needle>> {
+    let runs = of_hir(&expression(regexp, false)?).required()?;
+    Some(runs.into_iter().map(Run::into_needle).collect())
 }
 
 /// The byte strings of which one lies where a match begins, with masks; none if there is no such thing.
@@ -119,8 +131,8 @@ pub(super) fn forms(text: &TextPattern<'_>) -> Vec<Vec<u8>> {
 }
 
 fn of_text(text: &TextPattern<'_>) -> Option<Vec<Needle>> {
-    let how = if text.modifiers.xor().is_some() {
-        How::Xor
+    let how = if let Some(PatternModifier::Xor { start, end, .. }) = text.modifiers.xor() {
+        How::Xor(*start, *end)
     } else if text.modifiers.nocase().is_some() {
         How::Nocase
     } else {
@@ -206,23 +218,26 @@ fn of_regexp(pattern: &RegexpPattern<'_>) -> Option<Vec<Needle>> {
 
 /// The expression as yara-x reads it. What it reads in its relaxed way, which this does not repeat, gives none.
 pub(super) fn parse(pattern: &RegexpPattern<'_>) -> Option<Hir> {
+    expression(&pattern.regexp, pattern.modifiers.nocase().is_some())
+}
+
+fn expression(regexp: &Regexp<'_>, nocase: bool) -> Option<Hir> {
     // yara-x takes these for `<` and `>`.
-    if pattern.regexp.src.contains("\\<") || pattern.regexp.src.contains("\\>") {
+    if regexp.src.contains("\\<") || regexp.src.contains("\\>") {
         return None;
     }
     let ast = regex_syntax::ast::parse::ParserBuilder::new()
         .empty_min_range(true)
         .build()
-        .parse(pattern.regexp.src)
+        .parse(regexp.src)
         .ok()?;
-    let case_insensitive = pattern.regexp.case_insensitive || pattern.modifiers.nocase().is_some();
     hir::translate::TranslatorBuilder::new()
-        .case_insensitive(case_insensitive)
-        .dot_matches_new_line(pattern.regexp.dot_matches_new_line)
+        .case_insensitive(regexp.case_insensitive || nocase)
+        .dot_matches_new_line(regexp.dot_matches_new_line)
         .unicode(false)
         .utf8(false)
         .build()
-        .translate(pattern.regexp.src, &ast)
+        .translate(regexp.src, &ast)
         .ok()
 }
 

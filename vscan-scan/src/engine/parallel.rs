@@ -11,7 +11,8 @@
 use super::filter::{PLACE, Seen};
 use super::hashes::{Algorithm, Made};
 use super::plan::Gate;
-use super::yara::{self, Set, Variables, Yara};
+use super::plan::facts::{Facts, Names};
+use super::yara::{self, Set, Yara};
 use crate::object::{Hit, Part};
 use crate::process::crew::{Crew, Helper};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -66,7 +67,7 @@ impl Help {
         };
         let schedule = Schedule {
             part,
-            variables: Variables::of(part),
+            names: Names::new(part.name, part.path, part.kind),
             sets: sets.iter().map(|yara| yara.set).collect(),
             range: self.range,
             board: Mutex::new(board),
@@ -102,7 +103,13 @@ impl Help {
 /// Who works: what differs between the thread that has scanners of its own and those that have none.
 trait Hand {
     /// Runs a unit of a set.
-    fn unit(&mut self, set: (usize, &Set), unit: usize, part: &Part<'_>, v: &Variables) -> Found;
+    fn unit(
+        &mut self,
+        set: (usize, &Set),
+        unit: usize,
+        part: &Part<'_>,
+        names: &Names<'_>,
+    ) -> Found;
 
     /// Asks modules.
     fn probe(&mut self, set: (usize, &Set), data: &[u8]) -> Vec<bool>;
@@ -117,11 +124,10 @@ impl Hand for Own<'_, '_> {
         (number, _): (usize, &Set),
         unit: usize,
         part: &Part<'_>,
-        v: &Variables,
+        names: &Names<'_>,
     ) -> Found {
         let Yara { set, scanners, .. } = &mut self.0[number];
-        let scanner = scanners[unit].get_or_insert_with(|| yara::scanner_of(&set.units[unit]));
-        yara::run(set, scanner, part, v)
+        yara::run(set, scanners.of(unit), part, names)
     }
 
     fn probe(&mut self, (number, _): (usize, &Set), data: &[u8]) -> Vec<bool> {
@@ -139,10 +145,10 @@ impl Hand for Guest {
         (_, set): (usize, &Set),
         unit: usize,
         part: &Part<'_>,
-        v: &Variables,
+        names: &Names<'_>,
     ) -> Found {
         let mut scanner: Scanner<'_> = yara::scanner_of(&set.units[unit]);
-        yara::run(set, &mut scanner, part, v)
+        yara::run(set, &mut scanner, part, names)
     }
 
     fn probe(&mut self, (_, set): (usize, &Set), data: &[u8]) -> Vec<bool> {
@@ -153,7 +159,7 @@ impl Hand for Guest {
 /// One part on its way through all threads.
 struct Schedule<'a> {
     part: &'a Part<'a>,
-    variables: Variables,
+    names: Names<'a>,
     sets: Vec<&'a Set>,
     range: usize,
     board: Mutex<Board>,
@@ -277,14 +283,14 @@ impl<'a> Schedule<'a> {
     }
 
     fn run(&self, task: Task, hand: &mut dyn Hand) {
-        let Part { data, name, .. } = *self.part;
+        let data = self.part.data;
         match task {
             Task::Hash(algorithm) => {
                 let made = algorithm.hash(data);
                 self.lock().made[algorithm as usize] = Some(made);
             }
             Task::Unit(set, unit) => {
-                let found = hand.unit((set, self.sets[set]), unit, self.part, &self.variables);
+                let found = hand.unit((set, self.sets[set]), unit, self.part, &self.names);
                 self.lock().sets[set].found.push((unit, found));
             }
             Task::Range { set, from, to, mut seen } => {
@@ -295,8 +301,7 @@ impl<'a> Schedule<'a> {
                 if let Some(gate) = &mut board.sets[set].gate
                     && (gate.seen.join(&seen) || from == 0)
                 {
-                    // What modules say is asked at the end, once.
-                    own.plan.decide(data, name, gate, || vec![false; own.probe_count()]);
+                    own.plan.begin(&Facts::new(data, &self.names), gate);
                     board.want(set);
                 }
             }
@@ -305,7 +310,7 @@ impl<'a> Schedule<'a> {
                     let mut gate = gate?;
                     let own = self.sets[set];
                     let probe = || hand.probe((set, own), data);
-                    own.plan.decide(data, name, &mut gate, probe);
+                    own.plan.decide(&Facts::new(data, &self.names), &mut gate, probe);
                     Some(gate)
                 });
                 let decided: Vec<Option<Gate>> = decided.collect();

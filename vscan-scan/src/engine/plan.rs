@@ -9,17 +9,27 @@
 //! What is found is the same as if all rules ran: a unit that does not run has no rule that could match.
 
 pub(crate) mod condition;
+pub(crate) mod facts;
 pub(crate) mod formula;
+mod imphash;
+mod probe;
 mod split;
 
 use super::filter::{Choice, Filter, Seen};
 use super::needle::Needle;
-use super::shape::Shape;
+use super::shape::{Confirm, Shape};
+use facts::Facts;
 use formula::Formula;
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, OnceCell};
 
 pub(crate) use split::{Source, UnitSource, split};
+
+/// How often the data may be searched for what confirms literals, all in all: behind that they are believed.
+const CONFIRM_PASSES: usize = 16;
+
+/// Bytes that may be searched beside, however small the data is.
+const CONFIRM_FREE: usize = 64 << 10;
 
 /// When which unit runs.
 #[derive(Debug, Default)]
@@ -42,6 +52,8 @@ pub(crate) struct Table {
     pub(crate) choices: Vec<Choice>,
     /// What stands for patterns that have no literals.
     pub(crate) shapes: Vec<Shape>,
+    /// What lies around literals that are a small part of their patterns: one of each list, wherever its pattern matches.
+    pub(crate) confirms: Vec<Vec<Confirm>>,
     /// The literals of each pattern, by their places in `needles`, or its shapes, numbered behind them.
     pub(crate) patterns: Vec<Vec<u32>>,
     /// The components: when they are candidates, and in which unit they are.
@@ -177,14 +189,13 @@ impl Plan {
     /// The units that have to run on this data, as flags by unit. `probe` tells, if it is asked, which probes hold.
     pub(crate) fn units<'g>(
         &self,
-        data: &[u8],
-        name: &str,
+        facts: &Facts<'_>,
         gate: &'g mut Gate,
         probe: impl FnOnce() -> Vec<bool>,
     ) -> &'g [bool] {
         gate.seen.clear();
-        self.filter.scan(data, &mut gate.seen);
-        self.decide(data, name, gate, probe);
+        self.filter.scan(facts.data, &mut gate.seen);
+        self.decide(facts, gate, probe);
         &gate.units
     }
 
@@ -195,10 +206,38 @@ impl Plan {
     /// The same of literals that were looked for already.
     pub(crate) fn decide(
         &self,
-        data: &[u8],
-        name: &str,
+        facts: &Facts<'_>,
         gate: &mut Gate,
         probe: impl FnOnce() -> Vec<bool>,
+    ) {
+        let budget = Cell::new(facts.data.len().saturating_mul(CONFIRM_PASSES) + CONFIRM_FREE);
+        let confirmed = |k: u32| {
+            let any = |forms: &Vec<Confirm>| forms.iter().any(|c| c.may_lie(facts.data, &budget));
+            self.table.confirms.get(k as usize).is_none_or(any)
+        };
+        let answers = OnceCell::new();
+        let probe = Cell::new(Some(probe));
+        let probed = |k: u32| {
+            let answers =
+                answers.get_or_init(|| probe.take().map(|probe| probe()).unwrap_or_default());
+            // What was not answered may hold.
+            answers.get(k as usize).copied().unwrap_or(true)
+        };
+        self.weigh(facts, gate, &confirmed, &probed);
+    }
+
+    /// The same of literals of which some may be missing yet: units of which it is certain, without what takes long to
+    /// find out.
+    pub(crate) fn begin(&self, facts: &Facts<'_>, gate: &mut Gate) {
+        self.weigh(&facts.at_once(), gate, &|_| false, &|_| false);
+    }
+
+    fn weigh(
+        &self,
+        facts: &Facts<'_>,
+        gate: &mut Gate,
+        confirmed: &impl Fn(u32) -> bool,
+        probed: &impl Fn(u32) -> bool,
     ) {
         for p in gate.touched_patterns.drain(..) {
             gate.patterns[p as usize] = false;
@@ -221,18 +260,10 @@ impl Plan {
         }
         let patterns = &gate.patterns;
         let seen = |p: u32| patterns[p as usize];
-        let answers = OnceCell::new();
-        let probe = Cell::new(Some(probe));
-        let probed = |k: u32| {
-            let answers =
-                answers.get_or_init(|| probe.take().map(|probe| probe()).unwrap_or_default());
-            // What was not answered may hold.
-            answers.get(k as usize).copied().unwrap_or(true)
-        };
         for &c in self.free.iter().chain(&gate.touched_components) {
             let component = &self.table.components[c as usize];
             let unit = &mut gate.units[component.unit as usize];
-            *unit = *unit || component.formula.may_hold(data, name, &seen, &probed);
+            *unit = *unit || component.formula.may_hold(facts, &seen, confirmed, probed);
         }
     }
 }

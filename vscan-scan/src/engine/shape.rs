@@ -5,19 +5,25 @@
 
 use super::filter::rarity;
 use super::needle::{forms, parse};
+use memchr::memmem;
 use regex_syntax::hir::{Class, Hir, HirKind};
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use yara_x_parser::ast::{HexSubPattern, HexToken, Pattern};
 
 /// Widest gap that is searched; a wider one ends the shape.
 const GAP_MAX: usize = 1000;
 
 /// Most elements of a shape. What is behind them is left open.
-const ELEMENTS_MAX: usize = 48;
+const ELEMENTS_MAX: usize = 96;
 
 /// Most shapes of one pattern, and most pairs of one shape.
 const SHAPES_MAX: usize = 16;
 const PAIRS_MAX: usize = 16;
+
+/// Longest string that is searched to confirm a literal, and what looking around one costs, in bytes that are searched.
+const RUN_MAX: usize = 16;
+const CONFIRM_COST: usize = 64;
 
 /// Steps of one comparison; behind them the answer is yes.
 const STEPS_MAX: u32 = 1000;
@@ -93,8 +99,57 @@ pub(crate) struct Shape {
     anchor: u16,
 }
 
+/// What lies around a byte string wherever the pattern matches: searched for where a literal of the pattern was seen that is
+/// a small part of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Confirm {
+    #[serde(with = "serde_bytes")]
+    run: Vec<u8>,
+    /// Its anchor is where the string begins.
+    shape: Shape,
+}
+
+impl Confirm {
+    /// Whether it may lie in the data. The bytes that are searched are taken from the budget; without any it may.
+    pub(crate) fn may_lie(&self, data: &[u8], budget: &Cell<usize>) -> bool {
+        let finder = memmem::Finder::new(&self.run);
+        let mut from = 0;
+        loop {
+            let there = &data[from..];
+            let found = finder.find(there);
+            let cost = found.map_or(there.len(), |at| at + CONFIRM_COST);
+            budget.set(budget.get().saturating_sub(cost));
+            let Some(at) = found else { return false };
+            if budget.get() == 0 || self.shape.lies(data, from + at, false) {
+                return true;
+            }
+            from += at + 1;
+        }
+    }
+}
+
+/// What lies around byte strings, of which each match of the pattern has one; none if that says little.
+pub(crate) fn confirms(pattern: &Pattern<'_>) -> Option<Vec<Confirm>> {
+    let pieces = pieces(pattern)?;
+    if pieces.len() > SHAPES_MAX {
+        return None;
+    }
+    let confirms: Option<Vec<Confirm>> = pieces.into_iter().map(Pieces::confirm).collect();
+    confirms.filter(|confirms| !confirms.is_empty())
+}
+
 /// The shapes of which each match of the pattern has one; none if nothing useful can be said.
 pub(crate) fn shapes(pattern: &Pattern<'_>) -> Option<Vec<Shape>> {
+    let pieces = pieces(pattern)?;
+    if pieces.len() > SHAPES_MAX {
+        return None;
+    }
+    let shapes: Option<Vec<Shape>> = pieces.into_iter().map(Pieces::best).collect();
+    shapes.filter(|shapes| !shapes.is_empty())
+}
+
+/// The forms of a pattern.
+fn pieces(pattern: &Pattern<'_>) -> Option<Vec<Pieces>> {
     let modifiers = pattern.modifiers();
     if modifiers.xor().is_some() || modifiers.base64().is_some() || modifiers.base64wide().is_some()
     {
@@ -137,11 +192,7 @@ pub(crate) fn shapes(pattern: &Pattern<'_>) -> Option<Vec<Shape>> {
             }
         }
     }
-    if pieces.len() > SHAPES_MAX {
-        return None;
-    }
-    let shapes: Option<Vec<Shape>> = pieces.into_iter().map(Pieces::best).collect();
-    shapes.filter(|shapes| !shapes.is_empty())
+    Some(pieces)
 }
 
 /// Stretches of a pattern between which anything may lie.
@@ -222,6 +273,33 @@ impl Pieces {
             }
         }
         wide
+    }
+
+    /// The stretch that says most, around the rarest string in it.
+    fn confirm(self) -> Option<Confirm> {
+        let piece = self.0.into_iter().max_by_key(|piece| bits(piece))?;
+        let byte = |e: &Element| (e.is_one() && e.set.len() == 1).then(|| e.set.bytes().next());
+        let mut best: Option<(u32, usize, Vec<u8>)> = None;
+        let mut run = Vec::new();
+        for i in 0..=piece.len() {
+            match piece.get(i).and_then(byte).flatten() {
+                Some(byte) if run.len() < RUN_MAX => run.push(byte),
+                ends => {
+                    let rare: u32 = run.iter().map(|&b| u32::from(rarity(b))).sum();
+                    if run.len() > 1 && best.as_ref().is_none_or(|(most, ..)| rare > *most) {
+                        best = Some((rare, i - run.len(), run.clone()));
+                    }
+                    run.clear();
+                    run.extend(ends);
+                }
+            }
+        }
+        let (_, at, run) = best?;
+        let from = at.saturating_sub(ELEMENTS_MAX);
+        let elements = piece[from..piece.len().min(at + ELEMENTS_MAX)].to_vec();
+        // The string alone says nothing more than a literal.
+        (elements.len() > run.len())
+            .then(|| Confirm { run, shape: Shape { elements, anchor: (at - from) as u16 } })
     }
 
     /// The stretch with the rarest pair.

@@ -4,10 +4,13 @@
 //! not copy. Whoever waits for the scan ends the process at its deadline.
 
 use super::clamav;
+use super::plan::facts::{Facts, Names};
 use super::plan::{self, Gate, Plan, Shares, Source, Table, UnitSource};
 use super::source::Diagnostic;
 use crate::object::{Engine, Hit, Part};
+use crate::process::sys::trim;
 use crate::report::Detail;
+use crate::sniff::sniff;
 use std::collections::HashMap;
 use std::path::Path;
 use yara_x::{Compiler, MetaValue, Rules, Scanner, SourceCode};
@@ -65,6 +68,20 @@ impl Set {
         self.timely.contains(&true)
     }
 
+    /// The same, as a bundle of it would be: compiling leaves memory behind between what is kept.
+    ///
+    /// # Errors
+    /// In yara-x's words, when it does not read what it wrote.
+    pub(super) fn compacted(self) -> Result<Self, String> {
+        let units: Result<Vec<_>, _> = self.compiled().map(Rules::serialize).collect();
+        let units = units.map_err(|e| e.to_string())?;
+        let table = self.plan.table().clone();
+        drop(self);
+        trim();
+        let units: Result<Vec<_>, _> = units.iter().map(Rules::deserialize).collect();
+        Ok(Self::new(units.map_err(|e| e.to_string())?, table))
+    }
+
     /// All that [`Self::new`] takes.
     pub(super) fn compiled(&self) -> impl Iterator<Item = &Rules> {
         self.units.iter().chain(&self.probes)
@@ -78,11 +95,6 @@ impl Set {
     /// The rules of one unit.
     pub fn unit(&self, unit: usize) -> impl Iterator<Item = yara_x::Rule<'_, '_>> {
         self.units[unit].iter()
-    }
-
-    /// Number of the rules by which modules are asked.
-    pub(super) fn probe_count(&self) -> usize {
-        self.probes.as_ref().map_or(0, |rules| rules.iter().len())
     }
 
     /// How many of the rules run on which objects.
@@ -161,8 +173,7 @@ fn diagnostic(
 pub struct Yara<'r> {
     pub(super) set: &'r Set,
     pub(super) gate: Gate,
-    /// One for each unit that has run.
-    pub(super) scanners: Vec<Option<Scanner<'r>>>,
+    pub(super) scanners: Scanners<'r>,
     /// The one that asks modules.
     pub(super) probe: Option<Scanner<'r>>,
 }
@@ -170,8 +181,7 @@ pub struct Yara<'r> {
 impl<'r> Yara<'r> {
     /// A scanner; its memory is set up as units run for the first time.
     pub fn new(set: &'r Set) -> Self {
-        let scanners = set.units.iter().map(|_| None).collect();
-        Self { set, gate: set.plan.gate(), scanners, probe: None }
+        Self { set, gate: set.plan.gate(), scanners: Scanners::new(&set.units), probe: None }
     }
 
     /// See [`Set::is_timely`].
@@ -179,34 +189,64 @@ impl<'r> Yara<'r> {
         self.set.is_timely()
     }
 
-    /// Sets up everything that would be set up as objects come.
-    pub fn warm(&mut self) {
-        for (unit, scanner) in self.scanners.iter_mut().enumerate() {
-            scanner.get_or_insert_with(|| scanner_of(&self.set.units[unit]));
-        }
-        if let Some(rules) = &self.set.probes {
-            self.probe.get_or_insert_with(|| scanner_of(rules));
-        }
-    }
-
     /// The units that would run on the data, of all units.
     pub fn needed(&mut self, data: &[u8]) -> (usize, usize) {
         let probe = || ask(self.set, &mut self.probe, data);
-        let units = self.set.plan.units(data, "", &mut self.gate, probe);
+        let units = self.set.plan.units(&Facts::unnamed(data), &mut self.gate, probe);
         (units.iter().filter(|&&needed| needed).count(), units.len())
     }
 
     /// Runs the units that the data needs, and calls `ran` after the filter, with none, and after each: for measurements.
     pub fn each(&mut self, data: &[u8], ran: &mut dyn FnMut(Option<usize>)) {
+        let names = Names::new("", &[], sniff(data));
+        let facts = Facts::new(data, &names);
         let probe = || ask(self.set, &mut self.probe, data);
-        let units = self.set.plan.units(data, "", &mut self.gate, probe);
+        let units = self.set.plan.units(&facts, &mut self.gate, probe);
         ran(None);
         for (unit, _) in units.iter().enumerate().filter(|(_, needed)| **needed) {
-            let scanner =
-                self.scanners[unit].get_or_insert_with(|| scanner_of(&self.set.units[unit]));
+            let scanner = self.scanners.of(unit);
             let _ = scanner.scan(data);
             ran(Some(unit));
         }
+    }
+}
+
+/// The scanners of units, of those that ran last. A scanner keeps what its modules told of its last object, and its
+/// share of memory grows with its rules.
+pub(super) struct Scanners<'r> {
+    units: &'r [Rules],
+    /// By unit; with the time of its last use.
+    all: Vec<Option<(u64, Scanner<'r>)>>,
+    count: usize,
+    time: u64,
+}
+
+/// Most scanners that are kept. Most units run seldom, and making a scanner takes less than a run.
+const SCANNERS_MAX: usize = 24;
+
+impl<'r> Scanners<'r> {
+    fn new(units: &'r [Rules]) -> Self {
+        Self { units, all: units.iter().map(|_| None).collect(), count: 0, time: 0 }
+    }
+
+    pub(super) fn of(&mut self, unit: usize) -> &mut Scanner<'r> {
+        if self.all[unit].is_none() {
+            if self.count == SCANNERS_MAX {
+                let used = |one: &&mut Option<(u64, Scanner<'r>)>| one.as_ref().map(|(at, _)| *at);
+                if let Some(oldest) =
+                    self.all.iter_mut().filter(|one| one.is_some()).min_by_key(used)
+                {
+                    *oldest = None;
+                    self.count -= 1;
+                }
+            }
+            self.count += 1;
+        }
+        self.time += 1;
+        let (time, units) = (self.time, self.units);
+        let (at, scanner) = self.all[unit].get_or_insert_with(|| (time, scanner_of(&units[unit])));
+        *at = time;
+        scanner
     }
 }
 
@@ -256,20 +296,20 @@ impl Yara<'_> {
         lasting: Option<&mut Vec<Hit>>,
         timely: &mut Vec<Hit>,
     ) -> Result<bool, String> {
-        let variables = Variables::of(part);
+        let names = Names::new(part.name, part.path, part.kind);
+        let facts = Facts::new(part.data, &names);
         let mut found: [Vec<(u32, Hit)>; 2] = [Vec::new(), Vec::new()];
         let mut asked = false;
         let probe = || ask(self.set, &mut self.probe, part.data);
-        let units = self.set.plan.units(part.data, part.name, &mut self.gate, probe);
+        let units = self.set.plan.units(&facts, &mut self.gate, probe);
         for (unit, _) in units.iter().enumerate().filter(|(_, needed)| **needed) {
             let now = self.set.timely[unit];
             asked |= now;
             if !now && lasting.is_none() {
                 continue;
             }
-            let scanner =
-                self.scanners[unit].get_or_insert_with(|| scanner_of(&self.set.units[unit]));
-            found[usize::from(now)].extend(run(self.set, scanner, part, &variables)?);
+            let found = &mut found[usize::from(now)];
+            found.extend(run(self.set, self.scanners.of(unit), part, &names)?);
         }
         let [others, now] = found;
         if let Some(hits) = lasting {
@@ -280,36 +320,14 @@ impl Yara<'_> {
     }
 }
 
-/// What rules can ask of a part besides its bytes.
-pub(super) struct Variables {
-    filepath: String,
-    extension: String,
-    filetype: String,
-}
-
-impl Variables {
-    pub(super) fn of(part: &Part<'_>) -> Self {
-        Self {
-            filepath: part.path.join("/"),
-            extension: extension(part.name),
-            filetype: part.kind.label().to_ascii_uppercase(),
-        }
-    }
-}
-
 /// Runs one unit of the set: what it finds, each with the place of its rule.
 pub(super) fn run(
     set: &Set,
     scanner: &mut Scanner<'_>,
     part: &Part<'_>,
-    variables: &Variables,
+    names: &Names<'_>,
 ) -> Result<Vec<(u32, Hit)>, String> {
-    for (variable, value) in [
-        ("filename", part.name),
-        ("filepath", &variables.filepath),
-        ("extension", &variables.extension),
-        ("filetype", &variables.filetype),
-    ] {
+    for (variable, value) in names.variables() {
         scanner.set_global(variable, value).map_err(|e| format!("yara: {variable}: {e}"))?;
     }
     let results = scanner.scan(part.data).map_err(|e| format!("yara: {e}"))?;
@@ -351,15 +369,6 @@ fn detail(rule: &yara_x::Rule<'_, '_>) -> Detail {
         tags: rule.tags().map(|tag| tag.identifier().to_owned()).collect(),
         meta: rule.metadata().map(|(name, v)| (name.to_owned(), value(v))).collect(),
         offset,
-    }
-}
-
-/// The ending with its dot in lower case, `.exe`, as the public rule sets expect it; else empty.
-fn extension(name: &str) -> String {
-    let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
-    match name.rfind('.') {
-        Some(dot) if dot > 0 => name[dot..].to_ascii_lowercase(),
-        _ => String::new(),
     }
 }
 

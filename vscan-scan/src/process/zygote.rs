@@ -113,6 +113,8 @@ impl<'r> Zygote<'r> {
         }
         // What the decoders load must be loaded before no file can be opened any more.
         crate::archive::prepare();
+        // Compiling rules leaves more behind than it keeps.
+        sys::trim();
         let stacks = STACK as u64 * u64::from(config.threads.saturating_sub(1));
         let data_bytes =
             own_data_bytes().map_err(fail("/proc/self/statm"))? + config.limits.memory + stacks;

@@ -21,6 +21,7 @@ pub(super) const LONG_HI: u32 = 0x85eb_ca77;
 pub(super) const MIDDLE_LO: u32 = 0xc2b2_ae3d;
 pub(super) const MIDDLE_HI: u32 = 0x27d4_eb2f;
 pub(super) const SHORT_ALL: u32 = 0x1656_67b1;
+pub(super) const SHORT_XOR_ALL: u32 = 0x7feb_352d;
 pub(super) const XOR_LO: u32 = 0xcc9e_2d51;
 pub(super) const XOR_HI: u32 = 0x1b87_3593;
 
@@ -31,6 +32,8 @@ pub(super) struct Tables {
     pub(super) long: Vec<u32>,
     pub(super) middle: Vec<u32>,
     pub(super) short: Vec<u32>,
+    /// The differences of short literals under XOR keys.
+    pub(super) short_xor: Vec<u32>,
     /// A bit for each pair of bytes.
     pub(super) pairs: Vec<u32>,
     /// There are literals under XOR keys.
@@ -74,6 +77,9 @@ impl Tables {
         }
         if self.xor {
             any |= self.has_long(xor_hash(window));
+        }
+        if !self.short_xor.is_empty() {
+            any |= has(&self.short_xor, short_xor_hash(window));
         }
         for skip in 0..STEP {
             if !self.short.is_empty() {
@@ -154,6 +160,12 @@ pub(super) fn short_hash(folded: u32) -> u32 {
 #[inline(always)]
 pub(super) fn xor_hash(window: u64) -> u32 {
     mixed((window ^ window >> 8) & 0xff_ffff_ffff_ffff, XOR_LO, XOR_HI)
+}
+
+/// Of the three differences in a short window.
+#[inline(always)]
+pub(super) fn short_xor_hash(window: u64) -> u32 {
+    ((window ^ window >> 8) as u32 & 0xff_ffff).wrapping_mul(SHORT_XOR_ALL)
 }
 
 #[inline(always)]

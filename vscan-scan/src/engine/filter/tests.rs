@@ -10,9 +10,10 @@ fn plain(needles: &[Needle], data: &[u8]) -> Vec<u32> {
         data.windows(needle.bytes.len()).any(|window| match needle.how {
             How::Exact => window == needle.bytes,
             How::Nocase => window.eq_ignore_ascii_case(&needle.bytes),
-            How::Xor => {
+            How::Xor(first, last) => {
                 let key = window[0] ^ needle.bytes[0];
-                window.iter().zip(&needle.bytes).all(|(a, b)| a ^ b == key)
+                (first..=last).contains(&key)
+                    && window.iter().zip(&needle.bytes).all(|(a, b)| a ^ b == key)
             }
         })
     };
@@ -31,15 +32,19 @@ fn letters(len: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn a_needle() -> impl Strategy<Value = Needle> {
-    (letters(NEEDLE_MIN..NEEDLE_MAX + 1), 0usize..3).prop_map(|(mut bytes, how)| {
-        let how = [How::Exact, How::Nocase, How::Xor][how];
-        match how {
-            How::Exact => {}
-            How::Nocase => bytes.make_ascii_lowercase(),
-            How::Xor => bytes.resize(bytes.len().max(XOR_MIN), b'x'),
-        }
-        Needle { bytes, how }
-    })
+    let keys = (any::<u8>(), any::<u8>(), any::<bool>());
+    (letters(NEEDLE_MIN..NEEDLE_MAX + 1), 0usize..3, keys).prop_map(
+        |(mut bytes, how, (a, b, all))| {
+            let keys = if all { How::Xor(0, 255) } else { How::Xor(a.min(b), a.max(b)) };
+            let how = [How::Exact, How::Nocase, keys][how];
+            match how {
+                How::Exact => {}
+                How::Nocase => bytes.make_ascii_lowercase(),
+                How::Xor(..) => bytes.resize(bytes.len().max(XOR_MIN), b'x'),
+            }
+            Needle { bytes, how }
+        },
+    )
 }
 
 proptest! {
@@ -59,7 +64,7 @@ proptest! {
                 How::Exact => b,
                 How::Nocase if key % 2 == 0 => b.to_ascii_uppercase(),
                 How::Nocase => b,
-                How::Xor => b ^ key,
+                How::Xor(..) => b ^ key,
             }));
         }
         let filter = Filter::new(&needles);
@@ -82,10 +87,12 @@ proptest! {
 #[test]
 fn literals_of_every_length_are_found_at_every_place_and_across_every_border() {
     let text: Vec<u8> = (0..NEEDLE_MAX as u8).map(|i| i.wrapping_mul(37) ^ 0x5a).collect();
-    for how in [How::Exact, How::Nocase, How::Xor] {
-        for len in if how == How::Xor { XOR_MIN } else { NEEDLE_MIN }..=NEEDLE_MAX {
+    let xor = How::Xor(0, 255);
+    for how in [How::Exact, How::Nocase, xor, How::Xor(0x77, 0x77), How::Xor(1, 255)] {
+        let is_xor = matches!(how, How::Xor(..));
+        for len in if is_xor { XOR_MIN } else { NEEDLE_MIN }..=NEEDLE_MAX {
             let needle = Needle { bytes: text[..len].to_ascii_lowercase(), how };
-            let key = if how == How::Xor { 0x77 } else { 0 };
+            let key = if is_xor { 0x77 } else { 0 };
             let there: Vec<u8> = needle.bytes.iter().map(|b| b ^ key).collect();
             let filter = Filter::new(std::slice::from_ref(&needle));
             for place in 0..70 {
@@ -132,7 +139,7 @@ fn a_stream_that_is_cut_anywhere_sees_what_the_whole_shows() {
         (b"short", How::Nocase),
         (b"seven77", How::Exact),
         (b"eleven bytes", How::Nocase),
-        (b"under an unknown key", How::Xor),
+        (b"under an unknown key", How::Xor(0, 255)),
         (b"a literal of quite some length, up to the", How::Exact),
     ];
     let needles: Vec<Needle> = words

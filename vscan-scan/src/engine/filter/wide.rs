@@ -31,8 +31,8 @@ mod none {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::super::probe::{
-        Found, LONG_HI, LONG_LO, MIDDLE_HI, MIDDLE_LO, PAIR_WORDS, SHORT_ALL, SMALL_WORDS, Tables,
-        XOR_HI, XOR_LO, each,
+        Found, LONG_HI, LONG_LO, MIDDLE_HI, MIDDLE_LO, PAIR_WORDS, SHORT_ALL, SHORT_XOR_ALL,
+        SMALL_WORDS, Tables, XOR_HI, XOR_LO, each,
     };
     use super::super::{BLOCK, LONG};
     use std::arch::x86_64::{
@@ -56,6 +56,7 @@ mod x86 {
             let fits = |table: &[u32], words: usize| table.is_empty() || table.len() == words;
             let sizes = fits(&tables.middle, SMALL_WORDS)
                 && fits(&tables.short, SMALL_WORDS)
+                && fits(&tables.short_xor, SMALL_WORDS)
                 && fits(&tables.pairs, PAIR_WORDS)
                 && tables.long.len().is_power_of_two()
                 && tables.long.len() > 1;
@@ -145,6 +146,12 @@ mod x86 {
                     let rest = _mm256_xor_si256(hi, load(5));
                     let rest = _mm256_and_si256(rest, number(0x00ff_ffff));
                     any = _mm256_or_si256(any, long(mixed(differences, rest, XOR_LO, XOR_HI)));
+                }
+                if !self.tables.short_xor.is_empty() {
+                    let differences =
+                        _mm256_and_si256(_mm256_xor_si256(lo, next), number(0x00ff_ffff));
+                    let hash = _mm256_mullo_epi32(differences, number(SHORT_XOR_ALL));
+                    any = _mm256_or_si256(any, small(&self.tables.short_xor, hash));
                 }
                 if !self.tables.short.is_empty() || !self.tables.pairs.is_empty() {
                     for at in [lo, next, load(2), load(3)] {

@@ -1,6 +1,6 @@
 //! By which windows a literal is looked for: those that the fewest others have, and that are seldom in files.
 
-use super::probe::{long_hash, middle_hash, short_hash, xor_hash};
+use super::probe::{long_hash, middle_hash, short_hash, short_xor_hash, xor_hash};
 use super::{FOLD, LONG, LONG_MIN, MIDDLE, MIDDLE_MIN, SHORT, STEP};
 use crate::engine::needle::{How, Needle};
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,7 @@ pub(super) enum Kind {
     Middle,
     Short,
     Xor,
+    ShortXor,
 }
 
 /// A window of a literal.
@@ -41,6 +42,7 @@ impl Window {
             Kind::Middle => folded & 0xff_ffff_ffff,
             Kind::Short => folded & 0xffff_ffff,
             Kind::Xor => (bytes ^ bytes >> 8) & 0xff_ffff_ffff_ffff,
+            Kind::ShortXor => (bytes ^ bytes >> 8) & 0xff_ffff,
         };
         Self { kind, bytes }
     }
@@ -52,6 +54,7 @@ impl Window {
             Kind::Middle => middle_hash(first | FOLD),
             Kind::Short => short_hash((first | FOLD) as u32),
             Kind::Xor => xor_hash(first),
+            Kind::ShortXor => short_xor_hash(first),
         }
     }
 }
@@ -61,7 +64,7 @@ impl Kind {
     pub(super) fn windows(self) -> usize {
         match self {
             Kind::Short => 1,
-            Kind::Long | Kind::Middle | Kind::Xor => STEP,
+            Kind::Long | Kind::Middle | Kind::Xor | Kind::ShortXor => STEP,
         }
     }
 
@@ -69,7 +72,7 @@ impl Kind {
         match self {
             Kind::Long | Kind::Xor => LONG,
             Kind::Middle => MIDDLE,
-            Kind::Short => SHORT,
+            Kind::Short | Kind::ShortXor => SHORT,
         }
     }
 }
@@ -115,7 +118,8 @@ pub fn choose(needles: &[Needle]) -> Vec<Choice> {
 /// The kinds of windows by which a literal can be found, the best first.
 fn kinds(needle: &Needle) -> &'static [Kind] {
     match needle.bytes.len() {
-        _ if needle.how == How::Xor => &[Kind::Xor],
+        LONG_MIN.. if matches!(needle.how, How::Xor(..)) => &[Kind::Xor],
+        _ if matches!(needle.how, How::Xor(..)) => &[Kind::ShortXor],
         LONG_MIN.. => &[Kind::Long, Kind::Short],
         MIDDLE_MIN.. => &[Kind::Middle, Kind::Short],
         _ => &[Kind::Short],

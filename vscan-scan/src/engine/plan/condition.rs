@@ -1,12 +1,14 @@
 //! From the condition of a rule to its [`Formula`].
 
+use super::facts::{Place, Text, Variable};
 use super::formula::{Calc, Formula, Int, Order};
-use crate::engine::needle;
+use super::probe::{Probes, probe};
+use crate::engine::needle::{self, How, Needle};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use yara_x_parser::ast::{
-    Expr, FuncCall, Ident, MatchAnchor, OfItems, Pattern, PatternMatch, PatternSet, Quantifier,
-    Rule, WithSpan,
+    Expr, FuncCall, Ident, MatchAnchor, OfItems, Pattern, PatternMatch, PatternModifier,
+    PatternSet, Quantifier, Rule, WithSpan,
 };
 
 /// Reads the conditions of the rules of one namespace.
@@ -18,44 +20,8 @@ pub(crate) struct Reader<'a, 'src> {
     /// The text of the file, and what modules are asked in it.
     pub(crate) text: &'src [u8],
     pub(crate) probes: &'a RefCell<Probes>,
-}
-
-/// What modules are asked: expressions that need nothing but the data, each once. All of them are answered at once by
-/// rules of their own, when the first answer is needed.
-#[derive(Debug, Default)]
-pub(crate) struct Probes {
-    places: HashMap<String, u32>,
-    texts: Vec<String>,
-}
-
-/// Most expressions; what is more is left open.
-const PROBES_MAX: usize = 4096;
-
-impl Probes {
-    fn number(&mut self, text: &str) -> Option<u32> {
-        if let Some(&number) = self.places.get(text) {
-            return Some(number);
-        }
-        if self.texts.len() == PROBES_MAX {
-            return None;
-        }
-        let number = self.texts.len() as u32;
-        self.places.insert(text.to_owned(), number);
-        self.texts.push(text.to_owned());
-        Some(number)
-    }
-
-    /// The rules that answer, one for each probe, in order.
-    pub(crate) fn rules(&self) -> Option<String> {
-        let imports = MODULES.iter().map(|(name, _)| format!("import \"{name}\"\n"));
-        let imports = imports.filter(|import| {
-            let name = import.split('"').nth(1).unwrap_or_default();
-            self.texts.iter().any(|text| text.contains(name))
-        });
-        let rules = self.texts.iter().enumerate();
-        let rules = rules.map(|(i, text)| format!("rule p{i} {{ condition: {text} }}\n"));
-        (!self.texts.is_empty()).then(|| imports.chain(rules).collect())
-    }
+    /// What stands for literals of which one is in the data; [`Formula::Maybe`] where they are too plain to look for.
+    pub(crate) literals: &'a dyn Fn(Vec<Needle>) -> Formula,
 }
 
 /// What surrounds an expression.
@@ -65,13 +31,16 @@ struct Scope {
     current: Option<usize>,
     /// Inside a loop or `with`, whose variables may hide rules.
     variables: bool,
+    /// Inside of what a probe answers as a whole: only what is cheaper to ask is wanted of it.
+    probed: bool,
 }
 
 /// Deepest nesting that is looked into.
 const DEPTH_MAX: u32 = 64;
 
 /// Fields of modules exist only where the module could parse the data, which begins like this.
-const MODULES: &[(&str, &[u8])] = &[("pe", b"MZ"), ("dotnet", b"MZ"), ("elf", b"\x7fELF")];
+pub(super) const MODULES: &[(&str, &[u8])] =
+    &[("pe", b"MZ"), ("dotnet", b"MZ"), ("elf", b"\x7fELF")];
 
 /// Functions whose value is undefined where the module could not parse the data.
 const UNDEFINED: &[(&str, &str)] = &[("pe", "imphash")];
@@ -90,13 +59,20 @@ const FALSE: &[(&str, &str)] = &[
     ("pe", "version"),
 ];
 
-/// Functions that are asked by probes: undefined or false where the module could not parse the data, and seldom true
-/// elsewhere.
-const CALLS: &[(&str, &str)] =
-    &[("pe", "imphash"), ("pe", "exports"), ("pe", "imports"), ("pe", "section_index")];
+/// How expressions begin that speak of signatures, sections and versions.
+const SIGNATURE: &[u8] = b"pe.signatures[";
+const SIGNATURES: &[u8] = b"pe.number_of_signatures";
+const SECTIONS: &[u8] = b"pe.sections[";
+const VERSION: &[u8] = b"pe.version_info[";
+
+/// Libraries whose functions bear names that yara-x knows by their ordinals: those are not in the data.
+const ORDINALS: &[&str] = &["ws2_32.dll", "wsock32.dll", "oleaut32.dll"];
+
+/// What each signature of a program contains: the object identifier of PKCS #7's signedData (RFC 2315, section 14).
+const SIGNED_DATA: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02";
 
 /// Functions that read an integer from the data, and are undefined where their offset is.
-const READS: &[&str] = &[
+pub(super) const READS: &[&str] = &[
     "uint8", "uint16", "uint32", "uint64", "uint8be", "uint16be", "uint32be", "uint64be", "int8",
     "int16", "int32", "int64", "int8be", "int16be", "int32be", "int64be",
 ];
@@ -111,8 +87,14 @@ impl<'a, 'src> Reader<'a, 'src> {
         if depth > DEPTH_MAX {
             return Formula::Maybe;
         }
-        if let Some(probe) = self.probe(expr) {
-            return probe;
+        if !scope.probed
+            && !scope.variables
+            && let Some(text) = probe(expr, self.text)
+        {
+            // What is cheaper to ask than the module goes before it.
+            let cheaper = self.formula(expr, Scope { probed: true, ..scope }, depth + 1);
+            let number = self.probes.borrow_mut().number(&text);
+            return Formula::all([cheaper, number.map_or(Formula::Maybe, Formula::Probe)]);
         }
         let inner = |expr: &Expr<'src>| self.formula(expr, scope, depth + 1);
         match expr {
@@ -127,7 +109,10 @@ impl<'a, 'src> Reader<'a, 'src> {
             }
             Expr::And(parts) => Formula::all(parts.operands().map(inner)),
             Expr::Or(parts) => Formula::any(parts.operands().map(inner)),
-            Expr::Eq(b) => self.compare(&b.lhs, Order::Eq, &b.rhs, scope),
+            Expr::Eq(b) => match self.text(expr, scope) {
+                Some(text) => text,
+                None => self.compare(&b.lhs, Order::Eq, &b.rhs, scope),
+            },
             Expr::Ne(b) => self.compare(&b.lhs, Order::Ne, &b.rhs, scope),
             Expr::Lt(b) => self.compare(&b.lhs, Order::Lt, &b.rhs, scope),
             Expr::Le(b) => self.compare(&b.lhs, Order::Le, &b.rhs, scope),
@@ -140,10 +125,13 @@ impl<'a, 'src> Reader<'a, 'src> {
             | Expr::EndsWith(b)
             | Expr::IEndsWith(b)
             | Expr::IEquals(b)
-            | Expr::Matches(b) => {
+            | Expr::Matches(b) => self.text(expr, scope).unwrap_or_else(|| {
                 Formula::all([self.defined(&b.lhs, scope, 0), self.defined(&b.rhs, scope, 0)])
-            }
+            }),
             Expr::FieldAccess(access) => {
+                if let Some(call) = called(expr) {
+                    return self.call(call);
+                }
                 match (root(access.first()), access.last()) {
                     // `pe.is_pe` and what else is false or undefined.
                     (Some(module), Expr::Ident(_)) => parsed(module),
@@ -153,10 +141,7 @@ impl<'a, 'src> Reader<'a, 'src> {
                     _ => Formula::Maybe,
                 }
             }
-            Expr::FuncCall(call) => match call.object.as_ref().and_then(root) {
-                Some(module) if is(FALSE, module, call) => parsed(module),
-                _ => Formula::Maybe,
-            },
+            Expr::FuncCall(_) => called(expr).map_or(Formula::Maybe, |call| self.call(call)),
             Expr::Of(of) => {
                 let parts: Vec<Formula> = match &of.items {
                     OfItems::PatternSet(set) => {
@@ -225,29 +210,106 @@ impl<'a, 'src> Reader<'a, 'src> {
         }
     }
 
-    /// What modules alone decide: a call, or the comparison of one with a constant.
-    fn probe(&self, expr: &Expr<'src>) -> Option<Formula> {
-        // Counts are 0 where the module could not parse the data: a comparison that 0 satisfies is none for a probe.
-        let more = |expr: &Expr<'src>, than: i64| constant(expr).is_some_and(|n| n > than);
-        let is_text = |expr: &Expr<'src>| matches!(expr, Expr::LiteralString(_));
-        let (called, compared) = match expr {
-            Expr::Eq(b) if is_text(&b.rhs) || more(&b.rhs, 0) => (&b.lhs, Some(("==", &b.rhs))),
-            Expr::Ge(b) if more(&b.rhs, 0) => (&b.lhs, Some((">=", &b.rhs))),
-            Expr::Gt(b) if more(&b.rhs, -1) => (&b.lhs, Some((">", &b.rhs))),
-            expr => (expr, None),
-        };
-        let (module, call) = asked(called)?;
-        let literal = |expr: &Expr<'src>| {
-            let span = expr.span();
-            std::str::from_utf8(self.text.get(span.start()..span.end())?).ok()
-        };
-        let arguments: Vec<&str> = call.args.iter().map(literal).collect::<Option<_>>()?;
-        let mut text = format!("{module}.{}({})", call.identifier.name, arguments.join(", "));
-        if let Some((order, with)) = compared {
-            text += &format!(" {order} {}", literal(with)?);
+    /// What has to hold for a call to be true: the names that it asks for are in the data.
+    fn call(&self, (module, call): (&'src str, &FuncCall<'src>)) -> Formula {
+        if !is(FALSE, module, call) {
+            return Formula::Maybe;
         }
-        let number = self.probes.borrow_mut().number(&text)?;
-        Some(Formula::all([parsed(module), Formula::Probe(number)]))
+        let text = |expr: &Expr<'src>| match expr {
+            Expr::LiteralString(text) => Some(text.value.to_ascii_lowercase()),
+            _ => None,
+        };
+        let in_data = |bytes: Vec<u8>| (self.literals)(vec![Needle { bytes, how: How::Nocase }]);
+        let names = match (call.identifier.name, &call.args[..]) {
+            ("exports", [name]) => text(name).map_or(Formula::Maybe, in_data),
+            ("imports", [library]) => text(library).map_or(Formula::Maybe, in_data),
+            ("imports", [library, function]) => match (text(library), text(function)) {
+                (Some(library), Some(function)) => {
+                    let named = ORDINALS.iter().any(|name| library == name.as_bytes())
+                        || function.starts_with(b"ord");
+                    let function = if named { Formula::Maybe } else { in_data(function) };
+                    Formula::all([in_data(library), function])
+                }
+                (Some(library), None) => in_data(library),
+                (None, _) => Formula::Maybe,
+            },
+            _ => Formula::Maybe,
+        };
+        Formula::all([parsed(module), names])
+    }
+
+    /// What has to hold for an operation on a text: on a variable, or on what programs say of their version.
+    fn text(&self, expr: &Expr<'src>, scope: Scope) -> Option<Formula> {
+        let (b, place, nocase) = match expr {
+            Expr::Eq(b) => (b, Place::Whole, false),
+            Expr::IEquals(b) => (b, Place::Whole, true),
+            Expr::Contains(b) => (b, Place::Anywhere, false),
+            Expr::IContains(b) => (b, Place::Anywhere, true),
+            Expr::StartsWith(b) => (b, Place::Start, false),
+            Expr::IStartsWith(b) => (b, Place::Start, true),
+            Expr::EndsWith(b) => (b, Place::End, false),
+            Expr::IEndsWith(b) => (b, Place::End, true),
+            Expr::Matches(b) => (b, Place::Anywhere, false),
+            _ => return None,
+        };
+        let texts = match (&b.rhs, expr) {
+            (Expr::Regexp(regexp), Expr::Matches(_)) => needle::of_expression(regexp)?,
+            (Expr::LiteralString(text), _) => {
+                let bytes: &[u8] = text.value.as_ref();
+                // Lower case beyond ASCII is yara-x's to know.
+                if nocase && !bytes.is_ascii() {
+                    return None;
+                }
+                let how = if nocase { How::Nocase } else { How::Exact };
+                vec![Needle { bytes: bytes.to_vec(), how }]
+            }
+            _ => return None,
+        };
+        match &b.lhs {
+            Expr::Ident(ident) if !scope.variables => {
+                let variable = Variable::of(ident.name)?;
+                Some(Formula::Text(Text { variable, place, texts }))
+            }
+            Expr::FieldAccess(_) | Expr::Lookup(_) => self.version(&b.lhs, texts, nocase),
+            _ => None,
+        }
+    }
+
+    /// `pe.version_info["key"]` has one of the texts: UTF-16 in the data, as the key is.
+    fn version(&self, expr: &Expr<'src>, texts: Vec<Needle>, nocase: bool) -> Option<Formula> {
+        let lookup = match expr {
+            Expr::Lookup(lookup) => lookup,
+            Expr::FieldAccess(access) => match access.last() {
+                Expr::Lookup(lookup) => lookup,
+                _ => return None,
+            },
+            _ => return None,
+        };
+        let Expr::LiteralString(key) = &lookup.index else { return None };
+        if !self.is_of(expr, VERSION) {
+            return None;
+        }
+        let wide = |needle: Needle| {
+            let ascii = needle.bytes.is_ascii() && needle.how != How::Xor(0, 255);
+            let bytes = needle.bytes.iter().flat_map(|&b| [b, 0]).collect();
+            ascii.then_some(Needle { bytes, how: needle.how })
+        };
+        let key = wide(Needle { bytes: key.value.to_vec(), how: How::Exact });
+        // The lower case of other letters may be ASCII.
+        let texts = if nocase { None } else { texts.into_iter().map(wide).collect() };
+        let in_data = |needles: Option<Vec<Needle>>| needles.map_or(Formula::Maybe, self.literals);
+        Some(Formula::all([parsed("pe"), in_data(key.map(|key| vec![key])), in_data(texts)]))
+    }
+
+    fn is_text(&self, expr: &Expr<'src>, text: &[u8]) -> bool {
+        let span = expr.span();
+        self.text.get(span.start()..span.end()) == Some(text)
+    }
+
+    /// Whether the expression's text begins like this.
+    fn is_of(&self, expr: &Expr<'src>, begin: &[u8]) -> bool {
+        let span = expr.span();
+        self.text.get(span.start()..span.end()).unwrap_or_default().starts_with(begin)
     }
 
     /// The pattern that `$name`, `#name`, `@name` or `!name` stands for.
@@ -306,12 +368,24 @@ impl<'a, 'src> Reader<'a, 'src> {
         if let (Some(a), Some(b)) = (self.int(a, 0), self.int(b, 0)) {
             return Formula::Compare(a, order, b);
         }
-        if let (Expr::Ident(variable), Order::Eq, Expr::LiteralString(text)) = (a, order, b)
-            && variable.name == "filename"
-            && !scope.variables
-            && let Ok(name) = std::str::from_utf8(text.value.as_ref())
+        if let (Order::Eq, Expr::LiteralString(hash)) = (order, b)
+            && called(a).is_some_and(|(m, call)| (m, call.identifier.name) == ("pe", "imphash"))
         {
-            return Formula::Named(name.to_owned());
+            let hash = hash.value.to_ascii_lowercase();
+            return match String::from_utf8(hash) {
+                Ok(hash) => Formula::all([parsed("pe"), Formula::Imphash(hash)]),
+                Err(_) => parsed("pe"),
+            };
+        }
+        if let (Order::Eq, Expr::LiteralString(name), Expr::FieldAccess(access)) = (order, b, a)
+            && self.is_of(a, SECTIONS)
+            && matches!(access.last(), Expr::Ident(field) if field.name == "name")
+        {
+            let needle = Needle { bytes: name.value.to_vec(), how: How::Exact };
+            return Formula::all([parsed("pe"), (self.literals)(vec![needle])]);
+        }
+        if let Some(formula) = self.other_keys(a, order, b) {
+            return formula;
         }
         // `#a > 2`, `pe.imports("x.dll") >= 1`: false of none.
         for (counted, order, other) in [(a, order, b), (b, order.turned(), a)] {
@@ -326,8 +400,40 @@ impl<'a, 'src> Reader<'a, 'src> {
             if positive && let Some(formula) = self.counted(counted, scope) {
                 return formula;
             }
+            if positive && self.is_text(counted, SIGNATURES) {
+                return self.signed();
+            }
         }
         Formula::all([self.defined(a, scope, 0), self.defined(b, scope, 0)])
+    }
+
+    /// `#a > #b`, where `$a` is under any key what `$b` is without one: it is there under another key than none.
+    fn other_keys(&self, a: &Expr<'src>, order: Order, b: &Expr<'src>) -> Option<Formula> {
+        let (Expr::PatternCount(a), Order::Gt, Expr::PatternCount(b)) = (a, order, b) else {
+            return None;
+        };
+        // In a range some of them may be left out.
+        let text = |count: &yara_x_parser::ast::IdentWithRange<'src>| {
+            let name = count.identifier.name.get(1..).filter(|name| !name.is_empty())?;
+            let found =
+                self.patterns.iter().find(|(p, _)| p.identifier().name.get(1..) == Some(name));
+            match found {
+                Some((Pattern::Text(text), _)) if count.range.is_none() => Some(text),
+                _ => None,
+            }
+        };
+        let (a, b) = (text(a)?, text(b)?);
+        let ascii = |m: &PatternModifier<'_>| matches!(m, PatternModifier::Ascii { .. });
+        let xor = |m: &PatternModifier<'_>| matches!(m, PatternModifier::Xor { start: 0, .. });
+        let same = a.text.value == b.text.value
+            && b.modifiers.iter().all(ascii)
+            && a.modifiers.iter().all(|m| ascii(m) || xor(m));
+        let last = a.modifiers.iter().find_map(|m| match m {
+            PatternModifier::Xor { start: 0, end, .. } => Some(*end),
+            _ => None,
+        })?;
+        let needle = Needle { bytes: a.text.value.to_vec(), how: How::Xor(1, last) };
+        (same && last > 0).then(|| (self.literals)(vec![needle]))
     }
 
     /// What has to hold for a count, or a sum of counts, not to be 0 or undefined.
@@ -339,25 +445,30 @@ impl<'a, 'src> Reader<'a, 'src> {
                     parts.operands().map(|part| self.counted(part, scope)).collect();
                 parts.map(Formula::any)
             }
-            Expr::FuncCall(call) => {
-                let module = call.object.as_ref().and_then(root)?;
-                is(COUNTS, module, call).then(|| parsed(module))
+            Expr::FuncCall(_) | Expr::FieldAccess(_) => {
+                let (module, call) = called(expr)?;
+                is(COUNTS, module, call).then(|| self.call((module, call)))
             }
             _ => None,
         }
     }
 
-    /// `pe.signatures[i].issuer` and its like.
-    fn is_signature(&self, expr: &Expr<'src>) -> bool {
-        let span = expr.span();
-        let text = self.text.get(span.start()..span.end()).unwrap_or_default();
-        text.starts_with(b"pe.signatures[")
-    }
-
     /// The data is a program with a signature: without one the fields of its signatures have no value.
     fn signed(&self) -> Formula {
-        let number = self.probes.borrow_mut().number("pe.number_of_signatures > 0");
-        Formula::all([parsed("pe"), number.map_or(Formula::Maybe, Formula::Probe)])
+        let needle = Needle { bytes: SIGNED_DATA.to_vec(), how: How::Exact };
+        Formula::all([parsed("pe"), (self.literals)(vec![needle])])
+    }
+
+    /// `pe.section_index("name")`, which has no value where there is no such section.
+    fn section(&self, expr: &Expr<'src>) -> Option<Formula> {
+        let (module, call) = called(expr)?;
+        let ("pe", "section_index", [Expr::LiteralString(name)]) =
+            (module, call.identifier.name, &call.args[..])
+        else {
+            return None;
+        };
+        let needle = Needle { bytes: name.value.to_vec(), how: How::Exact };
+        Some(Formula::all([parsed(module), (self.literals)(vec![needle])]))
     }
 
     /// What has to hold for an expression to have a value at all: without one each comparison is false.
@@ -369,7 +480,10 @@ impl<'a, 'src> Reader<'a, 'src> {
             Expr::PatternOffset(place) | Expr::PatternLength(place) => {
                 self.pattern(&place.identifier, scope)
             }
-            Expr::FieldAccess(_) if self.is_signature(expr) => self.signed(),
+            Expr::FieldAccess(_) if self.is_of(expr, SIGNATURE) => self.signed(),
+            Expr::FieldAccess(_) | Expr::FuncCall(_) if self.section(expr).is_some() => {
+                self.section(expr).unwrap_or(Formula::Maybe)
+            }
             Expr::FieldAccess(access) => match (root(access.first()), access.last()) {
                 (Some(module), Expr::Ident(_)) => parsed_but_for_flag(module, access.last()),
                 (Some(module), Expr::FuncCall(call)) if is(UNDEFINED, module, call) => {
@@ -440,25 +554,16 @@ impl<'a, 'src> Reader<'a, 'src> {
     }
 }
 
-/// The module whose function is called, with constants only: `pe.exports("name")`.
-fn asked<'e, 'src>(expr: &'e Expr<'src>) -> Option<(&'src str, &'e FuncCall<'src>)> {
-    let (module, call) = match expr {
+/// The module whose function is called: `pe.exports("name")`.
+fn called<'e, 'src>(expr: &'e Expr<'src>) -> Option<(&'src str, &'e FuncCall<'src>)> {
+    match expr {
         Expr::FieldAccess(access) => match access.last() {
-            Expr::FuncCall(call) if call.object.is_none() => (root(access.first())?, call),
-            _ => return None,
+            Expr::FuncCall(call) if call.object.is_none() => Some((root(access.first())?, call)),
+            _ => None,
         },
-        Expr::FuncCall(call) => match call.object.as_ref()? {
-            Expr::Ident(module) => (module.name, call),
-            _ => return None,
-        },
-        _ => return None,
-    };
-    let plain = CALLS.contains(&(module, call.identifier.name)) && call.args.iter().all(is_literal);
-    plain.then_some((module, call))
-}
-
-fn is_literal(expr: &Expr<'_>) -> bool {
-    matches!(expr, Expr::LiteralString(_) | Expr::LiteralInteger(_))
+        Expr::FuncCall(call) => Some((root(call.object.as_ref()?)?, call)),
+        _ => None,
+    }
 }
 
 fn constant(expr: &Expr<'_>) -> Option<i64> {

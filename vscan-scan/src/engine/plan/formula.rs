@@ -3,6 +3,7 @@
 //! A formula says "may match" or "cannot match". It has no negation: what negates, counts downwards, or asks a
 //! module for more than its presence, is [`Formula::Maybe`]. So it errs on one side only.
 
+use super::facts::{Facts, Text};
 use serde::{Deserialize, Serialize};
 
 /// A necessary condition of a rule.
@@ -14,10 +15,14 @@ pub(crate) enum Formula {
     Never,
     /// One literal of this pattern is in the data; patterns are numbered through the whole rule set.
     Pattern(u32),
+    /// What surrounds a literal of a pattern lies there; numbered through the whole rule set.
+    Confirm(u32),
     /// What a module says of the data; numbered through the whole rule set.
     Probe(u32),
-    /// The object has this name.
-    Named(String),
+    /// What one of the variables of a rule has to be like.
+    Text(Text),
+    /// The hash of the imports of a Windows program, in lower case.
+    Imphash(String),
     /// One of the byte strings, each byte with its mask, lies at this offset.
     At(Int, Vec<Vec<(u8, u8)>>),
     /// One of them begins between these offsets, both included.
@@ -147,30 +152,39 @@ impl Formula {
     fn cost(&self) -> u32 {
         match self {
             Formula::Maybe | Formula::Never => 0,
-            Formula::Compare(..) | Formula::Named(_) => 1,
+            Formula::Compare(..) => 1,
             Formula::Pattern(_) => 2,
             Formula::At(..) => 3,
+            Formula::Text(_) => 4,
             Formula::Within(..) => 100,
+            // The first one asked reads the imports.
+            Formula::Imphash(_) => 50,
+            // Searches the data.
+            Formula::Confirm(_) => 5000,
             // The first one asked takes longest.
-            Formula::Probe(_) => 10_000,
+            Formula::Probe(_) => 1 << 20,
             Formula::And(parts) | Formula::Or(parts) | Formula::AtLeast(_, parts) => {
-                4 + parts.iter().map(Formula::cost).sum::<u32>()
+                parts.iter().fold(4, |sum: u32, part| sum.saturating_add(part.cost()))
             }
         }
     }
 
-    /// Whether the formula may be true of the data; `seen` tells which patterns have a literal in it, and `probed` what
+    /// Whether the formula may be true of the data; `seen` tells which patterns have a literal in it, `confirmed`
+    /// what surrounds it, and `probed` what
     /// probes say.
     pub(crate) fn may_hold(
         &self,
-        data: &[u8],
-        name: &str,
+        facts: &Facts<'_>,
         seen: &impl Fn(u32) -> bool,
+        confirmed: &impl Fn(u32) -> bool,
         probed: &impl Fn(u32) -> bool,
     ) -> bool {
+        let data = facts.data;
         match self {
-            Formula::Named(wanted) => wanted == name,
+            Formula::Text(text) => facts.may_be(text),
+            Formula::Imphash(hash) => facts.may_have_imports(hash),
             Formula::Probe(probe) => probed(*probe),
+            Formula::Confirm(shapes) => confirmed(*shapes),
             Formula::Maybe => true,
             Formula::Never => false,
             Formula::Pattern(pattern) => seen(*pattern),
@@ -193,12 +207,16 @@ impl Formula {
                 (Some(a), Some(b)) => order.holds(a, b),
                 _ => false,
             },
-            Formula::And(parts) => parts.iter().all(|part| part.may_hold(data, name, seen, probed)),
-            Formula::Or(parts) => parts.iter().any(|part| part.may_hold(data, name, seen, probed)),
+            Formula::And(parts) => {
+                parts.iter().all(|part| part.may_hold(facts, seen, confirmed, probed))
+            }
+            Formula::Or(parts) => {
+                parts.iter().any(|part| part.may_hold(facts, seen, confirmed, probed))
+            }
             Formula::AtLeast(n, parts) => {
                 let mut left = *n;
                 parts.iter().any(|part| {
-                    left -= u32::from(part.may_hold(data, name, seen, probed));
+                    left -= u32::from(part.may_hold(facts, seen, confirmed, probed));
                     left == 0
                 })
             }
@@ -210,7 +228,9 @@ impl Formula {
         match self {
             Formula::Maybe
             | Formula::Probe(_)
-            | Formula::Named(_)
+            | Formula::Confirm(_)
+            | Formula::Text(_)
+            | Formula::Imphash(_)
             | Formula::At(..)
             | Formula::Within(..)
             | Formula::Compare(..) => false,
@@ -230,8 +250,11 @@ impl Formula {
             Formula::Maybe => 0,
             Formula::Never => u32::MAX,
             Formula::Pattern(pattern) => of_pattern(*pattern),
-            Formula::Probe(_) | Formula::Named(_) => PROBE_STRENGTH,
-            Formula::At(..) | Formula::Within(..) | Formula::Compare(..) => 0,
+            Formula::Imphash(_) => IMPHASH_STRENGTH,
+            Formula::Text(_) => TEXT_STRENGTH,
+            // What is seldom in a probe, names and hashes, stands beside it.
+            Formula::Probe(_) => PROBE_STRENGTH,
+            Formula::Confirm(_) | Formula::At(..) | Formula::Within(..) | Formula::Compare(..) => 0,
             Formula::And(parts) => {
                 parts.iter().map(|part| part.strength(of_pattern)).max().unwrap_or(0)
             }
@@ -257,7 +280,9 @@ impl Formula {
             Formula::Maybe
             | Formula::Never
             | Formula::Probe(_)
-            | Formula::Named(_)
+            | Formula::Confirm(_)
+            | Formula::Text(_)
+            | Formula::Imphash(_)
             | Formula::At(..)
             | Formula::Within(..)
             | Formula::Compare(..) => {}
@@ -265,8 +290,14 @@ impl Formula {
     }
 }
 
-/// How seldom what a module is asked for holds: it is a hash or a name.
-const PROBE_STRENGTH: u32 = 24;
+/// How seldom a program has certain imports.
+const IMPHASH_STRENGTH: u32 = 24;
+
+/// How seldom what a module is asked for holds.
+const PROBE_STRENGTH: u32 = 8;
+
+/// How seldom an object has a certain name; its ending may be a common one.
+const TEXT_STRENGTH: u32 = 16;
 
 /// Widest range that is searched.
 const WITHIN_MAX: usize = 4096;
@@ -367,10 +398,17 @@ mod tests {
     fn what_is_undefined_does_not_hold_and_what_is_unknown_may() {
         let none = |_: u32| false;
         let past = Formula::Compare(read(4, false, false, 100), Order::Ne, Int::Const(1));
-        assert!(!past.may_hold(b"abc", "", &none, &none));
+        let of = |data| Facts::unnamed(data);
+        assert!(!past.may_hold(&of(b"abc"), &none, &none, &none));
         let at = Formula::At(Int::Const(1), vec![vec![(b'B', 0xdf), (b'c', 0xff)]]);
-        assert!(at.may_hold(b"abc", "", &none, &none) && at.may_hold(b"aBc", "", &none, &none));
-        assert!(!at.may_hold(b"ab", "", &none, &none) && !at.may_hold(b"abC", "", &none, &none));
+        assert!(
+            at.may_hold(&of(b"abc"), &none, &none, &none)
+                && at.may_hold(&of(b"aBc"), &none, &none, &none)
+        );
+        assert!(
+            !at.may_hold(&of(b"ab"), &none, &none, &none)
+                && !at.may_hold(&of(b"abC"), &none, &none, &none)
+        );
         assert_eq!(Formula::any([at.clone(), Formula::Maybe]), Formula::Maybe);
         assert_eq!(Formula::all([at.clone(), Formula::Maybe]), at);
     }
@@ -383,9 +421,11 @@ mod tests {
         assert_eq!(Formula::at_least(3, vec![Maybe, Pattern(0)]), Never);
         let two = Formula::at_least(2, vec![Pattern(0), Pattern(1), Pattern(2)]);
         assert!(two.needs_literal());
+        let of = |data| Facts::unnamed(data);
+        let none = |_: u32| false;
         assert!(
-            !two.may_hold(b"", "", &|p| p == 1, &|_| true)
-                && two.may_hold(b"", "", &|p| p != 1, &|_| false)
+            !two.may_hold(&of(b""), &|p| p == 1, &none, &|_| true)
+                && two.may_hold(&of(b""), &|p| p != 1, &none, &|_| false)
         );
     }
 }

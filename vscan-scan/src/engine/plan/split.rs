@@ -1,11 +1,13 @@
 //! Which rules form a component, and which components a unit.
 
-use super::condition::{Probes, Reader};
+use super::condition::{MODULES, Reader};
+use super::facts::Facts;
 use super::formula::Formula;
+use super::probe::Probes;
 use super::{Component, Table};
 use crate::engine::filter;
-use crate::engine::needle::{NEEDLE_MIN, Needle, needles, worth};
-use crate::engine::shape::{Shape, shapes};
+use crate::engine::needle::{NEEDLE_MIN, Needle, good, needles, worth};
+use crate::engine::shape::{Confirm, Shape, confirms, shapes};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -39,8 +41,8 @@ const UNIT_RULES: u32 = 128;
 const ENOUGH: usize = 8;
 
 /// The same for rules whose literals are short or plain: other rules of their unit would run with them often.
-const UNIT_WEAK: u32 = 16;
-const UNIT_WEAKEST: u32 = 2;
+const UNIT_WEAK: u32 = 2;
+const UNIT_WEAKEST: u32 = 1;
 
 /// The same for rules that sizes alone keep from running.
 const UNIT_BOUNDED: u32 = 2;
@@ -58,6 +60,8 @@ struct Group {
     rules: u32,
     /// Nothing is searched for them.
     bare: bool,
+    /// A module parses the data for them.
+    parses: bool,
 }
 
 /// Splits the sources into units, and makes the rules by which modules are asked. Files that cannot be parsed are left
@@ -66,12 +70,13 @@ pub(crate) fn split(
     sources: &[Source],
     apart: bool,
 ) -> (Table, Vec<Vec<UnitSource>>, Option<String>) {
-    let mut literals = Literals::default();
+    let literals = RefCell::new(Literals::default());
     let probes = RefCell::new(Probes::default());
     let (mut groups, mut order) = (Vec::new(), Vec::new());
     for (i, source) in sources.iter().enumerate() {
-        file(i, source, &mut literals, &probes, &mut groups, &mut order);
+        file(i, source, &literals, &probes, &mut groups, &mut order);
     }
+    let mut literals = literals.into_inner();
     let units = if apart {
         (0..groups.len()).map(|g| vec![g]).collect()
     } else {
@@ -88,6 +93,7 @@ pub(crate) fn split(
         choices: filter::choose(&literals.needles),
         needles: literals.needles,
         shapes: literals.shapes,
+        confirms: literals.confirms,
         patterns: literals.patterns,
         components: Vec::new(),
         units: units.len() as u32,
@@ -138,6 +144,8 @@ struct Literals {
     places: HashMap<Needle, u32>,
     shapes: Vec<Shape>,
     shape_places: HashMap<Shape, u32>,
+    confirms: Vec<Vec<Confirm>>,
+    confirm_places: HashMap<Vec<Confirm>, u32>,
     patterns: Vec<Vec<u32>>,
     sets: HashMap<Vec<u32>, u32>,
 }
@@ -148,6 +156,20 @@ const SHAPE: u32 = 1 << 31;
 impl Literals {
     /// What stands for a pattern. One whose literals may be shorter than `least` is left open.
     fn formula(&mut self, pattern: &Pattern<'_>, least: Least) -> Formula {
+        let found = self.found(pattern, least);
+        let text = matches!(pattern, Pattern::Text(_));
+        if found == Formula::Maybe || text || self.strength(&found) >= STRONG {
+            return found;
+        }
+        let Some(confirms) = confirms(pattern) else { return found };
+        let number = *self.confirm_places.entry(confirms).or_insert_with_key(|confirms| {
+            self.confirms.push(confirms.clone());
+            self.confirms.len() as u32 - 1
+        });
+        Formula::all([found, Formula::Confirm(number)])
+    }
+
+    fn found(&mut self, pattern: &Pattern<'_>, least: Least) -> Formula {
         let found = needles(pattern);
         let weak = |found: &Vec<Needle>| {
             !matches!(pattern, Pattern::Text(_)) && found.iter().any(|n| worth(&n.bytes) < WEAKEST)
@@ -170,7 +192,13 @@ impl Literals {
         if found.iter().any(|needle| needle.bytes.len() < least) {
             return Formula::Maybe;
         }
-        let set = found
+        self.of_needles(Some(found))
+    }
+
+    /// What stands for literals of which one has to be there.
+    fn of_needles(&mut self, needles: Option<Vec<Needle>>) -> Formula {
+        let Some(needles) = needles else { return Formula::Maybe };
+        let set = needles
             .into_iter()
             .map(|needle| {
                 *self.places.entry(needle).or_insert_with_key(|needle| {
@@ -208,7 +236,7 @@ impl Literals {
 fn file(
     i: usize,
     source: &Source,
-    literals: &mut Literals,
+    literals: &RefCell<Literals>,
     probes: &RefCell<Probes>,
     groups: &mut Vec<Group>,
     order: &mut Vec<(String, String)>,
@@ -231,6 +259,7 @@ fn file(
             formula: Formula::Maybe,
             rules,
             bare: false,
+            parses: true,
         });
         return;
     }
@@ -240,12 +269,22 @@ fn file(
         let mut formula = Formula::Maybe;
         // Short literals are in every other file and cost the filter most: only where it does not go without.
         for least in [Least::Enough, Least::Short, Least::Shape] {
-            let patterns: Vec<(&Pattern<'_>, Formula)> =
-                rule.patterns.iter().flatten().map(|p| (p, literals.formula(p, least))).collect();
-            formula = Reader { rules: &formulas, patterns: &patterns, text: &source.text, probes }
-                .read(rule);
+            let patterns: Vec<(&Pattern<'_>, Formula)> = rule
+                .patterns
+                .iter()
+                .flatten()
+                .map(|p| (p, literals.borrow_mut().formula(p, least)))
+                .collect();
+            let reader = Reader {
+                rules: &formulas,
+                patterns: &patterns,
+                text: &source.text,
+                probes,
+                literals: &|needles| literals.borrow_mut().of_needles(good(needles)),
+            };
+            formula = reader.read(rule);
             if formula.needs_literal()
-                && (least == Least::Enough || literals.strength(&formula) >= WEAKEST)
+                && (least == Least::Enough || literals.borrow().strength(&formula) >= WEAKEST)
             {
                 break;
             }
@@ -277,6 +316,7 @@ fn file(
             formula: Formula::any(told.map(|&r| own[r].clone())),
             rules: members.len() as u32,
             bare: members.iter().all(|&r| rules[r].patterns.is_none()),
+            parses: members.iter().any(|&r| parses(&source.text[spans[r].0..spans[r].1])),
             spans: members.into_iter().map(|r| spans[r]).collect(),
         });
     }
@@ -290,6 +330,11 @@ fn rule_spans(text: &[u8]) -> Vec<(usize, usize)> {
             _ => None,
         })
         .collect()
+}
+
+/// The rule names a module that parses the data wherever a rule of its unit runs.
+fn parses(rule: &[u8]) -> bool {
+    words(rule).any(|word| MODULES.iter().any(|(name, _)| word == *name))
 }
 
 /// Everything that could be a name, comments and strings included: rules that seem to refer to each other do no harm.
@@ -341,25 +386,32 @@ fn extract(
 /// together, but the weak ones, which are candidates often, apart and in smaller units; the others by what they run on.
 fn assign(groups: &[Group], literals: &Literals) -> Vec<Vec<usize>> {
     let (mut strong, mut weak, mut weakest) = (Vec::new(), Vec::new(), Vec::new());
-    let mut by_header: BTreeMap<(Option<usize>, bool), Vec<usize>> = BTreeMap::new();
+    let mut by_header: BTreeMap<(Option<usize>, bool, bool), Vec<usize>> = BTreeMap::new();
     for (g, group) in groups.iter().enumerate() {
         let strength = literals.strength(&group.formula);
         if group.formula.needs_literal() || strength >= WEAKEST {
             match strength {
-                STRONG.. => strong.push((0, g)),
-                WEAKEST.. => weak.push((strength, g)),
-                _ => weakest.push((strength, g)),
+                STRONG.. => strong.push((group.parses, 0, g)),
+                WEAKEST.. => weak.push((group.parses, strength, g)),
+                _ => weakest.push((group.parses, strength, g)),
             }
         } else {
             // On text means on everything. Rules for the rest are few and lie together.
-            let first = HEADS
-                .iter()
-                .position(|head| group.formula.may_hold(&sample(head), "", &|_| false, &|_| true));
-            by_header.entry((first, group.bare)).or_default().push(g);
+            let first = HEADS.iter().position(|head| {
+                group.formula.may_hold(
+                    &Facts::unnamed(&sample(head)),
+                    &|_| false,
+                    &|_| true,
+                    &|_| true,
+                )
+            });
+            by_header.entry((first, group.bare, group.parses)).or_default().push(g);
         }
     }
-    weakest.sort_unstable();
-    weak.sort_unstable();
+    // A module does not parse the data for rules that do without.
+    for list in [&mut weakest, &mut weak, &mut strong] {
+        list.sort_unstable();
+    }
     let mut units = Vec::new();
     let mut always = Vec::new();
     for unit in by_header.into_values() {
@@ -370,15 +422,16 @@ fn assign(groups: &[Group], literals: &Literals) -> Vec<Vec<usize>> {
             units.push(bounded);
         } else {
             units.push(bare);
-            always.extend(bounded.into_iter().map(|g| (0, g)));
+            always.extend(bounded.into_iter().map(|g| (groups[g].parses, 0, g)));
         }
     }
     for (list, most) in
         [(always, UNIT_BOUNDED), (weakest, UNIT_WEAKEST), (weak, UNIT_WEAK), (strong, UNIT_RULES)]
     {
-        let mut filled = most;
-        for (_, g) in list {
-            if filled + groups[g].rules > most {
+        let (mut filled, mut parsing) = (most, false);
+        for (parses, _, g) in list {
+            if filled + groups[g].rules > most || parses != parsing {
+                parsing = parses;
                 units.push(Vec::new());
                 filled = 0;
             }
