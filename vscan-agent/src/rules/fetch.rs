@@ -12,8 +12,8 @@ use std::time::Duration;
 use ureq::tls::{RootCerts, TlsConfig};
 use walkdir::WalkDir;
 
-/// Time for one file, from the name's look-up to its last byte.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(600);
+/// Time for one file, from the name's look-up to its last byte, where nobody says otherwise.
+pub const FETCH_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Time until a server answers.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,6 +33,8 @@ pub struct Wanted {
     pub public_key: Option<String>,
     /// Bytes that it may have, packed and unpacked.
     pub size_max: u64,
+    /// Time for each of its files.
+    pub patience: Duration,
 }
 
 /// A set that is here, and what is known of it.
@@ -70,7 +72,7 @@ fn file(origin: &Origin, wanted: &Wanted, into: &Path) -> Result<Fetched, Error>
         return Err(Error::Unprotected);
     }
     let path = into.join("fetched");
-    let Some(sha256) = bring(origin, "", &path, wanted.size_max)? else {
+    let Some(sha256) = bring(origin, "", &path, wanted.size_max, wanted.patience)? else {
         return Err(Error::Io {
             path: origin.to_string().into(),
             error: io::ErrorKind::NotFound.into(),
@@ -78,7 +80,7 @@ fn file(origin: &Origin, wanted: &Wanted, into: &Path) -> Result<Fetched, Error>
     };
     let name = name(origin);
     agrees(&sha256, wanted)?;
-    if let Some(told) = beside(origin, ".sha256", into)? {
+    if let Some(told) = beside(origin, ".sha256", into, wanted.patience)? {
         // `HASH`, or `HASH  NAME` as sha256sum(1) writes it.
         let told = told.split_ascii_whitespace().next().unwrap_or_default();
         if !told.eq_ignore_ascii_case(&sha256) {
@@ -88,7 +90,7 @@ fn file(origin: &Origin, wanted: &Wanted, into: &Path) -> Result<Fetched, Error>
     let signed = match &wanted.public_key {
         None => None,
         Some(key) => {
-            let signature = beside(origin, ".minisig", into)?
+            let signature = beside(origin, ".minisig", into, wanted.patience)?
                 .ok_or_else(|| Error::Unsigned(format!("{origin}.minisig")))?;
             verify(&path, &signature, key)?
         }
@@ -114,7 +116,7 @@ fn directory(from: &Path, wanted: &Wanted, into: &Path) -> Result<Fetched, Error
             let name = relative.to_string_lossy().into_owned();
             let left = wanted.size_max.saturating_sub(size);
             let source = File::open(entry.path()).map_err(at(entry.path()))?;
-            let (copied, sha256) = copy(source, &to, left)?;
+            let (copied, sha256) = copy(source, &to, left, at(entry.path()))?;
             size += copied;
             sums.push((name, sha256));
             if sums.len() > FILES_MAX {
@@ -209,23 +211,34 @@ fn verify(path: &Path, signature: &str, key: &str) -> Result<Option<i64>, Error>
 }
 
 /// A small file beside the set; none if it is not there.
-fn beside(origin: &Origin, ending: &str, into: &Path) -> Result<Option<String>, Error> {
+fn beside(
+    origin: &Origin,
+    ending: &str,
+    into: &Path,
+    patience: Duration,
+) -> Result<Option<String>, Error> {
     let to = into.join(format!("fetched{ending}"));
-    match bring(origin, ending, &to, BESIDE_MAX)? {
+    match bring(origin, ending, &to, BESIDE_MAX, patience)? {
         Some(_) => fs::read_to_string(&to).map(Some).map_err(at(&to)),
         None => Ok(None),
     }
 }
 
 /// Brings what lies at the origin with `ending` behind its name; its SHA-256, or none if it is not there.
-fn bring(origin: &Origin, ending: &str, to: &Path, most: u64) -> Result<Option<String>, Error> {
+fn bring(
+    origin: &Origin,
+    ending: &str,
+    to: &Path,
+    most: u64,
+    patience: Duration,
+) -> Result<Option<String>, Error> {
     match origin {
         Origin::Path(path) => {
             let mut name = path.clone().into_os_string();
             name.push(ending);
             let path = PathBuf::from(name);
             match File::open(&path) {
-                Ok(file) => copy(file, to, most).map(|(_, sha256)| Some(sha256)),
+                Ok(file) => copy(file, to, most, at(&path)).map(|(_, sha256)| Some(sha256)),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
                 Err(e) => Err(at(&path)(e)),
             }
@@ -237,18 +250,30 @@ fn bring(origin: &Origin, ending: &str, to: &Path, most: u64) -> Result<Option<S
             };
             let url = format!("{place}{ending}{query}");
             let failed = |error| Error::Http { url: url.clone(), error: Box::new(error) };
-            let body = match agent(url.starts_with("https://")).get(&url).call() {
-                Ok(response) => response.into_body(),
+            let chunked;
+            let body = match agent(url.starts_with("https://"), patience).get(&url).call() {
+                Ok(response) => {
+                    let coding = response.headers().get("transfer-encoding");
+                    chunked = coding.is_some_and(|coding| coding.as_bytes().ends_with(b"chunked"));
+                    response.into_body()
+                }
                 // What a server says of a file that it does not have, or does not show.
                 Err(ureq::Error::StatusCode(403 | 404 | 410)) => return Ok(None),
                 Err(error) => return Err(failed(error)),
             };
-            copy(body.into_reader(), to, most).map(|(_, sha256)| Some(sha256))
+            // Where the end of the connection is the end of the file, whoever cuts it makes half a file look whole.
+            if body.content_length().is_none() && !chunked {
+                let what = "the server does not say how long the file is";
+                return Err(failed(ureq::Error::Io(io::Error::other(what))));
+            }
+            // What fails to be read failed on its way, not on the disk.
+            let lost = |error| failed(ureq::Error::Io(error));
+            copy(body.into_reader(), to, most, lost).map(|(_, sha256)| Some(sha256))
         }
     }
 }
 
-fn agent(https_only: bool) -> ureq::Agent {
+fn agent(https_only: bool, patience: Duration) -> ureq::Agent {
     let tls = TlsConfig::builder()
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .root_certs(RootCerts::PlatformVerifier)
@@ -256,16 +281,22 @@ fn agent(https_only: bool) -> ureq::Agent {
     let config = ureq::Agent::config_builder()
         .tls_config(tls)
         .https_only(https_only)
-        .timeout_connect(Some(CONNECT_TIMEOUT))
-        .timeout_recv_response(Some(CONNECT_TIMEOUT))
-        .timeout_global(Some(FETCH_TIMEOUT))
+        .timeout_connect(Some(CONNECT_TIMEOUT.min(patience)))
+        .timeout_recv_response(Some(CONNECT_TIMEOUT.min(patience)))
+        .timeout_global(Some(patience))
         .user_agent(concat!("vscan/", env!("CARGO_PKG_VERSION")))
         .build();
     ureq::Agent::new_with_config(config)
 }
 
-/// Copies up to `most` bytes into a new file on disk; their number and SHA-256.
-fn copy(mut from: impl Read, to: &Path, most: u64) -> Result<(u64, String), Error> {
+/// Copies up to `most` bytes into a new file on disk; their number and SHA-256. `lost` says what it means when the source
+/// cannot be read.
+fn copy(
+    mut from: impl Read,
+    to: &Path,
+    most: u64,
+    lost: impl FnOnce(io::Error) -> Error,
+) -> Result<(u64, String), Error> {
     let mut file = File::create(to).map_err(at(to))?;
     let (mut size, mut hasher) = (0, Sha256::new());
     let mut piece = vec![0; 1 << 16];
@@ -274,7 +305,7 @@ fn copy(mut from: impl Read, to: &Path, most: u64) -> Result<(u64, String), Erro
             Ok(0) => break,
             Ok(count) => count,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(at(to)(e)),
+            Err(e) => return Err(lost(e)),
         };
         size += count as u64;
         if size > most {

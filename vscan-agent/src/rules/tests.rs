@@ -10,6 +10,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 const RULES: &str = "rule a { condition: true }\n";
 
@@ -23,7 +24,7 @@ u5aftJpL8C6pARblRv32Ivh/8KsmpjizvGPoTDDwm/ZeiZPAcrc5UzNSEHeKBSnAJJ7gn9ziVNVEnbBb
 const SIGNED: i64 = 1_795_339_000;
 
 fn wanted() -> Wanted {
-    Wanted { size_max: 1 << 20, ..Wanted::default() }
+    Wanted { size_max: 1 << 20, patience: Duration::from_secs(20), ..Wanted::default() }
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -226,6 +227,30 @@ fn a_server_is_asked_for_the_set_and_what_lies_beside_it() {
     assert_eq!((&*fetched.name, fetched.signed), ("a.yar", Some(SIGNED)));
     let asked = server.join().unwrap();
     assert_eq!(asked, ["/rules/a.yar?v=1", "/rules/a.yar.sha256?v=1", "/rules/a.yar.minisig?v=1"]);
+}
+
+/// One that never answers, and one that never ends, are waited for no longer than is said.
+#[test]
+fn a_server_that_hangs_is_left() {
+    for head in ["", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nrule"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/a.yar", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(head.as_bytes()).unwrap();
+            // Until the client has gone.
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest);
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let sha256 = Some(sha256(RULES.as_bytes()));
+        let hasty = Wanted { patience: Duration::from_millis(500), sha256, ..wanted() };
+        let started = Instant::now();
+        let failed = fetch(&Origin::Url(url), &hasty, dir.path());
+        assert!(matches!(failed, Err(Error::Http { .. })), "{failed:?}");
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+        server.join().unwrap();
+    }
 }
 
 fn manifest(sha256: &str) -> Manifest {

@@ -113,6 +113,7 @@ impl Job<'_> {
             sha256: self.args.sha256.clone(),
             public_key: self.args.public_key.clone().or_else(|| settings.public_key.clone()),
             size_max: settings.size_max,
+            patience: fetch::FETCH_TIMEOUT,
         };
         let staging = self.store.staging()?;
         let fetched = fetch::fetch(&origin, &wanted, &staging).map_err(|e| about(&origin, e))?;
