@@ -4,6 +4,7 @@
 
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -48,6 +49,13 @@ fn slow() -> Vec<u8> {
     builder.finish().unwrap();
     drop(builder);
     tar
+}
+
+/// Ends of connections at a Unix socket of this namespace, its listener and those that nobody has accepted included.
+fn connections(socket: &Path) -> Result<usize> {
+    let table = fs::read_to_string("/proc/thread-self/net/unix")?;
+    let path = socket.to_string_lossy();
+    Ok(table.lines().filter(|line| line.ends_with(&*path)).count())
 }
 
 fn beside_clamd(
@@ -153,10 +161,31 @@ fn a_clamd_that_is_killed_or_hangs_is_an_error_and_serves_again() -> Result<()> 
         ensure!(started.elapsed() < Duration::from_secs(5));
 
         // killed in mid-scan: the question lies in its socket, and it can only end
-        let (outcome, ()) = tokio::join!(clamd.scan(&slow), async {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            server.process().signal(Signal::KILL);
+        let before = connections(&server.socket())?;
+        let killed = Cell::new(false);
+        let asking = async {
+            loop {
+                let outcome = clamd.scan(&slow).await;
+                if killed.get() {
+                    break outcome;
+                }
+                // What came of the first question is still believed.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let (outcome, seen) = tokio::join!(asking, async {
+            let until = Instant::now() + Duration::from_secs(10);
+            loop {
+                let seen = connections(&server.socket()).is_ok_and(|now| now > before);
+                if seen || Instant::now() > until {
+                    server.process().signal(Signal::KILL);
+                    killed.set(true);
+                    break seen;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         });
+        ensure!(seen, "it was never asked");
         ensure!(matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
         server.process().wait(Duration::from_secs(10))?;
         // What came of the last question is believed for half a second.

@@ -339,3 +339,59 @@ fn formats_that_are_known_only() {
         said(&data.escape_ascii().to_string(), data, Reason::Unsupported);
     }
 }
+
+/// Damage that takes a member away, or most of it, is told: what is left does not look like all there was.
+#[test]
+fn damage_is_told() {
+    let at = |data: &[u8], what: &[u8]| data.windows(what.len()).position(|w| w == what).unwrap();
+    // A member that is empty and says that it is not, without a directory.
+    let whole = fixture("PPMd.zip");
+    let mut zip = whole[..at(&whole, b"PK\x01\x02")].to_vec();
+    zip[18..22].fill(0);
+    said("a zip member of no bytes", &zip, Reason::Malformed);
+    // Streams that end before their members do.
+    for (name, place, value) in [("Deflate.7z", 76, 231), ("Deflate.7z", 72, 31)] {
+        let mut archive = fixture(name);
+        archive[place] = value;
+        said(name, &archive, Reason::Malformed);
+    }
+    let short = [
+        &b"PK\x03\x04\x14\0\0\0\x08\0\0\0\0\0\0\0\0\0\x05\0\0\0\xe8\x03\0\0\x01\0\0\0a"[..],
+        b"\x4b\x04\0\0\0",
+    ]
+    .concat();
+    said("a deflated member", &short, Reason::Malformed);
+    // A name longer than the archive.
+    let mut cpio = fixture("newc.cpio");
+    let second = 6 + at(&cpio[6..], b"070701");
+    cpio[second + 94..second + 102].copy_from_slice(b"0000f000");
+    said("a name in a cpio archive", &cpio, Reason::Malformed);
+    // Behind the end of an ARJ archive lies another one, which its size of nothing hides.
+    let arj = fixture("m1.arj");
+    found("behind an ARJ archive", &[&arj[..58], b"\x60\xea\0\0", &fixture("LZMA.7z")].concat());
+    // Directories that tell of nothing.
+    let mut cab = fixture("stored.cab");
+    cab[28..30].fill(0);
+    said("a cabinet", &cab, Reason::Malformed);
+    let mut sis = std::fs::read("/usr/share/clamav-testfiles/clam.sis").unwrap();
+    sis[20..22].fill(0);
+    said("a sis file", &sis, Reason::Malformed);
+    let mut ole = forms::vba(b"\x04abcdefgh").unwrap();
+    let directory = ole.len() - 512;
+    for entry in 1..3 {
+        ole[directory + 128 * entry + 66] = 0;
+    }
+    said("an OLE2 file", &ole, Reason::Malformed);
+    let rpm = fixture("w9.gzdio.rpm");
+    let payload = rpm.windows(3).rposition(|w| w == b"\x1f\x8b\x08").unwrap();
+    let mut damaged = rpm.clone();
+    damaged[payload] = 0;
+    said("a package", &damaged, Reason::Malformed);
+    // An object of an encrypted file that its library drops.
+    let pdf = fixture("aes-128.pdf");
+    let stream = pdf.windows(8).position(|w| w == b"/Length ").unwrap();
+    let mut damaged = pdf.clone();
+    damaged.splice(stream..stream, *b"/Length (");
+    let report = file(&damaged);
+    assert_ne!(report.verdict, Verdict::Clean, "{report:?}");
+}

@@ -61,7 +61,10 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
             return;
         }
         let rest = data.get(at..).unwrap_or_default();
-        if rest.starts_with(b"\x60\xea\0\0") {
+        if let Some(behind) = rest.strip_prefix(b"\x60\xea\0\0") {
+            if behind.iter().any(|&b| b != 0) {
+                walk.part("behind the end", behind, Place::File);
+            }
             return;
         }
         let (Some(header), Some(begin)) =

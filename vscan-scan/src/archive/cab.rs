@@ -58,6 +58,9 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8], begins: bool) {
     if cabinet.cut {
         walk.note(Reason::Malformed, "the header of the cabinet is cut off");
     }
+    if cabinet.files.is_empty() {
+        walk.note(Reason::Malformed, "a cabinet without files");
+    }
     let mut files = vec![Vec::new(); cabinet.folders.len()];
     for (i, file) in cabinet.files.iter().enumerate() {
         let folder = match file.folder {

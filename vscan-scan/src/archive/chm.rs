@@ -25,6 +25,9 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     let Some((entries, content)) = directory(data, walk.limits.members as usize) else {
         return walk.note(Reason::Malformed, "help file without a directory");
     };
+    if entries.is_empty() {
+        walk.note(Reason::Malformed, "help file without files");
+    }
     if entries.len() > walk.limits.members as usize {
         walk.note(Reason::Members, "too many entries in the directory of a help file");
     }

@@ -57,6 +57,10 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
             at += body + next;
             continue;
         }
+        if body > rest.len() {
+            walk.note(Reason::Malformed, "the cpio archive is cut off in a name");
+            return;
+        }
         let size = usize::try_from(header.size).unwrap_or(usize::MAX);
         let content = clipped(rest, body, size);
         let name = super::name(name);

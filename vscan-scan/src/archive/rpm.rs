@@ -3,6 +3,7 @@
 use crate::bytes::{clipped, u32_be};
 use crate::object::{Place, Walk};
 use crate::report::Reason;
+use crate::sniff;
 
 const LEAD: usize = 96;
 const HEADER_MAGIC: &[u8] = b"\x8e\xad\xe8\x01";
@@ -17,7 +18,12 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
         Some(at) => {
             // The scripts of a package are in its header, as they are.
             walk.part("header", &data[LEAD..at], Place::File);
-            walk.part("payload", &data[at..], Place::File);
+            let payload = &data[at..];
+            let kind = sniff::sniff(payload);
+            if kind.is_leaf() && !payload.is_empty() {
+                walk.note(Reason::Malformed, "rpm package with a payload of no known form");
+            }
+            walk.part_as("payload", payload, kind, Place::File);
         }
         None => {
             walk.note(Reason::Malformed, "rpm package without a header");

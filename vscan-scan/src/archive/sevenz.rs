@@ -1,6 +1,6 @@
 //! 7z, by the crate sevenz-rust2: every block once, each of its members while it is decoded.
 
-use super::guard::caught;
+use super::guard::{caught, shorter};
 use crate::bytes::{u32_le, u64_le};
 use crate::object::{Place, Walk};
 use crate::report::Reason;
@@ -99,6 +99,10 @@ impl Read for Member<'_> {
             return Err(wrong);
         }
         match caught(|| self.reader.read(buffer)) {
+            Ok(0) if self.left > 0 && !buffer.is_empty() => {
+                self.left = 0;
+                Err(shorter())
+            }
             Ok(length) => {
                 self.left = self.left.saturating_sub(length as u64);
                 Ok(length)

@@ -23,6 +23,9 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     let Some((languages, files, options, mut at)) = header() else {
         return walk.note(Reason::Malformed, "sis file with a wrong header");
     };
+    if files == 0 {
+        walk.note(Reason::Malformed, "sis file without files");
+    }
     for _ in 0..files {
         if walk.stopped() {
             return;

@@ -5,6 +5,7 @@
 //! opened ([`super::zip_method`]), encrypted members too where a candidate for the password fits
 //! ([`super::zip_crypto`]); the others are noted.
 
+use super::guard::{Whole, shorter};
 use super::zip_crypto::{self, Keys, Sealed};
 use super::zip_method;
 use crate::bytes::{u16_le as u16_at, u32_le as u32_at, u64_le as u64_at};
@@ -171,11 +172,19 @@ fn open_member(
             let end = if member.packed.is_some() { packed.len() } else { stored_end(packed) };
             if end > 0 {
                 walk.decoded(&member.name, end as u64, &mut &packed[..end]);
+            } else if member.size.is_some_and(|size| size > 0) {
+                walk.failed(&member.name, &shorter());
             }
+        }
+        _ if packed.is_empty() && member.size.is_some_and(|size| size > 0) => {
+            walk.failed(&member.name, &shorter());
         }
         _ if packed.is_empty() => {}
         method => match zip_method::reader(method, member.flags, packed, member.size) {
-            Some(Ok(mut reader)) => walk.decoded(&member.name, packed.len() as u64, &mut reader),
+            Some(Ok(reader)) => {
+                let mut reader = Whole::new(reader, member.size);
+                walk.decoded(&member.name, packed.len() as u64, &mut reader);
+            }
             Some(Err(e)) => walk.failed(&member.name, &e),
             None => walk.within(&member.name, |walk| {
                 walk.note(Reason::Unsupported, &format!("zip method {method} cannot be opened"));

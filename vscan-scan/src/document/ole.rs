@@ -29,6 +29,9 @@ pub(crate) fn open(walk: &mut Walk<'_>, data: &[u8]) {
     if entries.len() > most {
         walk.note(Reason::Members, "too many entries in the OLE2 directory");
     }
+    if entries.iter().all(|e| e.kind != STREAM) {
+        walk.note(Reason::Malformed, "OLE2 file without streams");
+    }
     let root = entries.iter().find(|e| e.kind == ROOT);
     let mini = root.map(|r| file.chain(r.start, r.size)).unwrap_or_default();
     let mut offsets = BTreeSet::new();

@@ -83,6 +83,17 @@ impl<'a> Pdf<'a> {
         }
     }
 
+    /// Streams but those that hold the file together.
+    fn count(&self) -> usize {
+        let mut at = 0;
+        std::iter::from_fn(|| self.next(&mut at))
+            .filter(|stream| {
+                let kind = value(&stream.dictionary, b"Type").unwrap_or_default();
+                !kind.starts_with(b"/ObjStm") && !kind.starts_with(b"/XRef")
+            })
+            .count()
+    }
+
     fn stream(&mut self, walk: &mut Walk<'_>, stream: &Stream<'_>) {
         let name = format!("object-{}", stream.number);
         let filters = self.filters(&stream.dictionary);
@@ -255,6 +266,10 @@ impl<'a> Pdf<'a> {
             Some(plain) => {
                 let embedded = HashSet::new();
                 let mut file = Pdf { data: &plain, objects: objects(&plain), embedded };
+                // Viewers that rebuild a file may find objects that the tables do not lead to.
+                if file.count() < self.count() {
+                    walk.note(Reason::Malformed, "an encrypted PDF with objects out of reach");
+                }
                 file.mentions(walk, &outside_streams(&plain));
                 file.streams(walk);
             }
