@@ -431,6 +431,11 @@ pub fn leftovers(host: &Host) -> Result<Vec<String>> {
 /// Kills a process and waits until it is gone.
 pub fn kill(pid: u32) -> Result<()> {
     signal(pid, Signal::KILL);
+    wait_until_gone(pid)
+}
+
+/// Waits until a process has ended that was killed, or whose parent was.
+pub fn wait_until_gone(pid: u32) -> Result<()> {
     wait::until_true("a killed process is still there", Duration::from_secs(5), || {
         !Path::new(&format!("/proc/{pid}/ns/net")).exists()
             || fs::read_link(format!("/proc/{pid}/ns/net")).is_err()

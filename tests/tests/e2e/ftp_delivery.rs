@@ -192,6 +192,7 @@ fn a_killed_gateway_leaves_nothing_that_looks_whole() -> Result<()> {
 #[test]
 fn a_slow_receiver_slows_the_sender() -> Result<()> {
     const LENGTH: u64 = 200 << 20;
+    const STEADY: u32 = 50;
     let lab = Lab::new(Topology::Plain)?;
     let server = Server::start(lab.server(), 21, Behaviour::default())?;
     server.put("large", File::Repeated(fixtures::random(1 << 20, 4).into(), LENGTH));
@@ -204,16 +205,16 @@ fn a_slow_receiver_slows_the_sender() -> Result<()> {
             got += bytes.len() as u64;
             if got > 4 << 20 && pauses == 0 {
                 pauses += 1;
-                // Nothing is read for as long as the gateway still takes something.
-                let mut before = u64::MAX;
-                while before != stopped {
-                    before = stopped;
-                    std::thread::sleep(Duration::from_millis(400));
-                    stopped = vscan
-                        .metrics()
-                        .map(|metrics| metrics.sum("vscan_spool_bytes", &[]) as u64)
-                        .unwrap_or_default();
-                }
+                // Nothing is read for as long as the gateway still takes something: until it has taken no more in
+                // many looks at it.
+                let mut same = 0;
+                let steady = wait::until("the gateway takes all", Duration::from_secs(60), || {
+                    let held = vscan.metrics()?.sum("vscan_spool_bytes", &[]) as u64;
+                    same = if held == stopped { same + 1 } else { 0 };
+                    stopped = held;
+                    Ok((same >= STEADY).then_some(()))
+                });
+                pauses += i32::from(steady.is_err());
             }
         })
     })?;

@@ -140,6 +140,9 @@ fn serve(listener: &TcpListener, gate: &Gate, stream: &Sender<TcpStream>) -> Res
 /// Where a server shows whether the gateway serves again.
 const PROBE: u16 = 2600;
 
+/// The gateway notices what happens to a connection within this time.
+const LIMIT: Duration = Duration::from_secs(10);
+
 const TAKEN: &str = "250 2.0.0 taken\r\n";
 
 /// Sends one message; the final reply, or none if there was an end before it.
@@ -279,13 +282,27 @@ fn dies(steering: Steering, victim: Victim) -> Result<()> {
         match victim {
             Victim::Client => {
                 sessions.iter().try_for_each(|it| it.client.shutdown(Shutdown::Both))?;
+                // A server that takes the message before the gateway knows would get it all the same.
+                let early = [Stage::Offered, Stage::Sending].map(|stage| stage.port().to_string());
+                wait::until("the gateway goes on without a client", LIMIT, || {
+                    let flows = vscan.flows()?;
+                    let mut meant = flows.iter().filter(|flow| {
+                        let server = flow["real_server"].as_str().unwrap_or_default();
+                        early.iter().any(|port| server.rsplit(':').next() == Some(port))
+                    });
+                    Ok(meant.all(|flow| !flow["ended"].is_null()).then_some(()))
+                })?;
             }
             Victim::Server => {
                 sessions.iter().try_for_each(|it| it.server.shutdown(Shutdown::Both))?;
             }
             Victim::Scanner => agent::kill(before.scanner)?,
             Victim::Gateway => agent::kill(before.gateway)?,
-            Victim::Supervisor => agent::kill(before.supervisor)?,
+            Victim::Supervisor => {
+                agent::kill(before.supervisor)?;
+                // Its end is the gateway's, which comes a moment later.
+                agent::wait_until_gone(before.gateway)?;
+            }
         }
         before.workers.iter().for_each(|pid| signal(*pid, Signal::CONT));
         // The server answers to a whole message when all others have come to their end.

@@ -213,12 +213,20 @@ async fn answer(upstream: &mut TcpStream, code: &[u8; 3]) -> io::Result<()> {
         if upstream.read_buf(&mut reply).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let Some(lines) = reply.strip_suffix(b"\n") else { continue };
-        let last = lines.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
-        // Several lines end with one that has the code and a space (RFC 959 section 4.2).
-        if last.get(3) == Some(&b' ') && last[..3].iter().all(u8::is_ascii_digit) {
-            let is_it = last.starts_with(code) && reply.starts_with(code);
-            return if is_it { Ok(()) } else { Err(io::Error::other("another answer this time")) };
+        let mut lines = reply.split_inclusive(|byte| *byte == b'\n');
+        let Some(first) = lines.next().filter(|line| line.ends_with(b"\n")) else { continue };
+        // Several lines begin with the code and a hyphen, and end with one that has it and a space (RFC 959 section 4.2).
+        let ended = match first.strip_prefix(code).and_then(<[u8]>::first) {
+            Some(b'-') => lines.any(|line| {
+                line.starts_with(code) && line.get(3) == Some(&b' ') && line.ends_with(b"\n")
+            }),
+            Some(_) => true,
+            None => return Err(io::Error::other("the server has another answer this time")),
+        };
+        match (ended, lines.next()) {
+            (true, None) => return Ok(()),
+            (true, Some(_)) => return Err(io::Error::other("the server talks too much")),
+            (false, _) => {}
         }
     }
     Err(io::Error::other("the server talks too much"))
@@ -312,5 +320,46 @@ pub(super) fn reset(leg: Option<Wire>) {
         Some(Wire::Plain(tcp)) => net::abort(tcp),
         Some(wire @ Wire::Tls(_)) => wire.abort(),
         None => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::tests::connected;
+
+    /// What comes of these words of a server, whichever way they are cut.
+    async fn answered(words: &'static [u8]) -> bool {
+        let mut results = Vec::new();
+        for cut in 0..words.len() {
+            let (mut server, mut gateway) = connected().await;
+            let said = async {
+                server.set_nodelay(true).unwrap();
+                server.write_all(&words[..cut]).await.unwrap();
+                tokio::task::yield_now().await;
+                server.write_all(&words[cut..]).await.unwrap();
+                server.shutdown().await.unwrap();
+            };
+            let (_, result) = tokio::join!(said, answer(&mut gateway, b"220"));
+            results.push(result.is_ok());
+        }
+        assert!(results.windows(2).all(|two| two[0] == two[1]), "{results:?}");
+        results[0]
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_dialled_anew_has_to_answer_as_before() {
+        for good in
+            [&b"220 ready\r\n"[..], b"220\r\n", b"220-a\r\n 220 not yet\r\n220-b\r\n220 ready\r\n"]
+        {
+            assert!(answered(good).await, "{}", good.escape_ascii());
+        }
+        for bad in [&b"421 full\r\n"[..], b"220-a\r\n", b"220-a\r\n221 b\r\n", b"220 no line"] {
+            assert!(!answered(bad).await, "{}", bad.escape_ascii());
+        }
+        // Cut behind the first reply, the second has not come.
+        let (mut server, mut gateway) = connected().await;
+        server.write_all(b"220 ready\r\n220 twice\r\n").await.unwrap();
+        assert!(answer(&mut gateway, b"220").await.is_err());
     }
 }
