@@ -415,7 +415,8 @@ fn edit(range: Range<usize>, with: Vec<u8>) -> Edit {
 /// # Errors
 /// When two overlap otherwise.
 fn arranged(mut edits: Vec<Edit>) -> Result<Vec<Edit>, Why> {
-    edits.sort_by_key(|e| (e.at, std::cmp::Reverse(e.len)));
+    // What is put before something is not part of it.
+    edits.sort_by_key(|e| (e.at, e.len > 0, std::cmp::Reverse(e.len)));
     let mut out: Vec<Edit> = Vec::with_capacity(edits.len());
     for edit in edits {
         let end = out.last().map_or(0, |last| last.at + last.len);

@@ -314,6 +314,20 @@ fn the_header_tells_what_was_done() {
 }
 
 #[test]
+fn the_header_tells_it_where_its_first_field_goes() {
+    // The field that describes the portion is the first of the message, and gives way with it.
+    let message = format!("{OCTETS}\r\nSubject: x\r\n\r\n{}", base64(MARK));
+    let report = scan(message.as_bytes());
+    let fields = vec![("X-Vscan".into(), "treated".into())];
+    for remedy in [Remedy::Replace, Remedy::Strip] {
+        let plan = Plan { fields: fields.clone(), ..plan(&report, &[remedy]) };
+        let (out, _) = repaired(message.as_bytes(), &plan);
+        let out = String::from_utf8(out).unwrap();
+        assert!(out.starts_with("X-Vscan: treated\r\n") && !out.contains("octet"), "{out}");
+    }
+}
+
+#[test]
 fn the_size_is_kept_and_orders_are_checked() {
     let message = attached(OCTETS, &base64(MARK));
     let report = scan(message.as_bytes());
