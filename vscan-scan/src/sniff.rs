@@ -312,10 +312,13 @@ pub fn sniff(data: &[u8]) -> Kind {
     if data.len() > 512 && data[data.len() - 512..].starts_with(b"koly\0\0\0\x04") {
         return Kind::Unsupported("dmg");
     }
-    if is_text(data) {
-        return text_kind(data);
+    match text_kind(data) {
+        kind if is_text(data) => kind,
+        // What these begin with is sure enough, and their readers pass over bytes that no text has.
+        kind
+        @ (Kind::Message | Kind::Mbox | Kind::Html | Kind::Uuencoded | Kind::Relationships) => kind,
+        _ => Kind::Data,
     }
-    Kind::Data
 }
 
 /// What a part is besides its first type.
@@ -398,6 +401,7 @@ struct Carried {
 }
 
 const CARRIED: &[Carried] = &[
+    Carried { magic: arj::MAGIC, offset: 0, begins: arj::archive_begins, kind: Kind::Arj },
     Carried { magic: sevenz::MAGIC, offset: 0, begins: sevenz::begins, kind: Kind::SevenZip },
     Carried { magic: b"Rar!\x1a\x07", offset: 0, begins: rar::begins, kind: Kind::Rar },
     Carried { magic: cab::MAGIC, offset: 0, begins: cab::begins, kind: Kind::Cab },
@@ -447,6 +451,8 @@ fn is_text(data: &[u8]) -> bool {
 }
 
 fn text_kind(data: &[u8]) -> Kind {
+    // As much as headers have that are read at all; what is no field ends it.
+    let fields = &data[..data.len().min(1 << 20)];
     let head = &data[..data.len().min(4096)];
     let trimmed = head.trim_ascii_start();
     let begins =
@@ -466,18 +472,25 @@ fn text_kind(data: &[u8]) -> Kind {
         return Kind::Uuencoded;
     }
     if head.starts_with(b"From ") {
-        let rest = memchr::memchr(b'\n', head).map_or(&head[..0], |i| &head[i + 1..]);
-        if known_fields(rest) >= 2 {
+        let rest = memchr::memchr(b'\n', head).map_or(&head[..0], |i| &fields[i + 1..]);
+        if has_fields(rest) {
             return Kind::Mbox;
         }
     }
-    if known_fields(head) >= 2 { Kind::Message } else { Kind::Text }
+    if has_fields(fields) { Kind::Message } else { Kind::Text }
 }
 
-/// Number of different known header fields in the lines that begin `head`, up to the first line that is none.
-fn known_fields(head: &[u8]) -> usize {
+/// True when the lines that begin `head`, up to the first that is no header field, show a message: two known fields, or one
+/// that says that there are parts in it.
+fn has_fields(head: &[u8]) -> bool {
     let mut seen = [false; FIELDS.len()];
-    for line in head.split(|&b| b == b'\n') {
+    // Lines that end in CR alone are read by some clients.
+    let first = memchr::memchr2(b'\r', b'\n', head);
+    let end = match first {
+        Some(at) if head[at] == b'\r' && head.get(at + 1) != Some(&b'\n') => b'\r',
+        _ => b'\n',
+    };
+    for line in head.split(|&b| b == end) {
         if line.first().is_some_and(|&b| b == b' ' || b == b'\t') {
             continue;
         }
@@ -488,9 +501,16 @@ fn known_fields(head: &[u8]) -> usize {
         }
         if let Some(i) = FIELDS.iter().position(|f| name.eq_ignore_ascii_case(f.as_bytes())) {
             seen[i] = true;
+            let parts = FIELDS[i] == "content-type" && {
+                let value = line[colon + 1..].trim_ascii_start();
+                value.get(..9).is_some_and(|v| v.eq_ignore_ascii_case(b"multipart"))
+            };
+            if parts || seen.iter().filter(|&&s| s).count() >= 2 {
+                return true;
+            }
         }
     }
-    seen.iter().filter(|&&s| s).count()
+    false
 }
 
 #[cfg(test)]

@@ -446,6 +446,55 @@ fn names_and_labels_that_lie() {
         ("an archive called another", File, "a.rar", zip.clone(), Found),
         ("a member without an ending", File, "a", gzip(&Zip::of(&[("x", &eicar)]).done()), Found),
         ("a message called a document", File, "a.doc", hidden().into_bytes(), Found),
+        (
+            "a message with a byte that no text has",
+            File,
+            "a.eml",
+            changed(&hidden(), "Subject: s", "Subject: \x01\x7f\0"),
+            Found,
+        ),
+        (
+            "a message behind 60 KB of other fields",
+            File,
+            "a.eml",
+            [&b"X-A: b\r\n".repeat(8000)[..], hidden().as_bytes()].concat(),
+            Found,
+        ),
+        (
+            "a message whose lines end in CR",
+            File,
+            "a.eml",
+            hidden().replace("\r\n", "\r").into_bytes(),
+            Found,
+        ),
+        (
+            "a message of one field",
+            File,
+            "a.eml",
+            hidden().into_bytes()[hidden().find("Content-Type").unwrap()..].to_vec(),
+            Found,
+        ),
+        (
+            "a message with such a byte, attached",
+            Message,
+            "",
+            labelled(
+                "application/octet-stream",
+                &changed(&hidden(), "Subject: s", "Subject: \x01"),
+            ),
+            Found,
+        ),
+        (
+            "a page with bytes that no text has",
+            File,
+            "a.html",
+            format!(
+                "\0\x01\x7f<a href=\"data:a/b;base64,{}\">",
+                base64(&eicar).replace("\r\n", "")
+            )
+            .into_bytes(),
+            Found,
+        ),
         ("an archive labelled a picture", Message, "", labelled("image/png", &zip), Found),
         ("an archive labelled a text", Message, "", labelled("text/plain", &zip), Found),
         ("an archive labelled a message", Message, "", labelled("message/rfc822", &zip), Found),
@@ -458,6 +507,21 @@ fn names_and_labels_that_lie() {
         ),
     ];
     settle(cases);
+}
+
+/// An ARJ archive of one stored member.
+fn arj(data: &[u8]) -> Vec<u8> {
+    let header = |kind: u8, size: u32| {
+        let mut basic = vec![30, 11, 1, 2, 16, 0, kind, 0, 0, 0, 0, 0];
+        basic.extend([size.to_le_bytes(), size.to_le_bytes()].concat());
+        basic.resize(30, 0);
+        basic.extend(b"a.com\0\0");
+        let mut crc = flate2::Crc::new();
+        crc.update(&basic);
+        let len = basic.len() as u16;
+        [b"\x60\xea", &len.to_le_bytes()[..], &basic, &crc.sum().to_le_bytes(), &[0, 0]].concat()
+    };
+    [&header(2, 0)[..], &header(0, data.len() as u32), data, b"\x60\xea\0\0"].concat()
 }
 
 /// Each type before and behind each other: whichever a reader takes the file for, the archive in it is opened.
@@ -498,6 +562,7 @@ fn two_types_in_one_file() {
         ("a rar", rar::version_4("a.com", &eicar, false)),
         ("another rar", rar::version_5("a.com", &eicar, false)),
         ("a PDF", pdf(&hex).into_bytes()),
+        ("an ARJ archive", arj(&eicar)),
     ];
     // Containers of every kind: what they hold is nothing to the shipped rules.
     for dir in

@@ -15,6 +15,15 @@ const VOLUME: u8 = 4;
 /// The file type of a directory; all others may have data.
 const DIRECTORY: u8 = 3;
 
+pub(crate) const MAGIC: &[u8] = b"\x60\xea";
+/// The file type in the header of the archive itself.
+const MAIN: u8 = 2;
+
+/// True when the header of an archive lies here, not that of a member.
+pub(crate) fn archive_begins(data: &[u8]) -> bool {
+    begins(data) && data.get(4 + 6) == Some(&MAIN)
+}
+
 /// True when an ARJ header begins the data: a plausible size, first size and host system, and the right checksum.
 pub(crate) fn begins(data: &[u8]) -> bool {
     header(data).is_some_and(|h| {
@@ -24,7 +33,7 @@ pub(crate) fn begins(data: &[u8]) -> bool {
 
 /// The basic header at the beginning, without its magic and size.
 fn header(data: &[u8]) -> Option<&[u8]> {
-    if !data.starts_with(b"\x60\xea") {
+    if !data.starts_with(MAGIC) {
         return None;
     }
     let size = usize::from(u16_le(data, 2)?);

@@ -14,9 +14,30 @@ const SHOWS: usize = 4096;
 /// True where the beginning of the data has tags of a page in it.
 pub(crate) fn shows(data: &[u8]) -> bool {
     let head = &data[..data.len().min(SHOWS)];
-    [&b"<html"[..], b"<!doctype html", b"<script", b"<body", b"<svg"]
-        .iter()
-        .any(|tag| find(head, tag, 0).is_some())
+    const TAGS: &[&[u8]] = &[
+        b"<html",
+        b"<!doctype",
+        b"<head",
+        b"<body",
+        b"<script",
+        b"<svg",
+        b"<a ",
+        b"<img",
+        b"<iframe",
+        b"<object",
+        b"<embed",
+        b"<meta",
+        b"<link",
+        b"<form",
+        b"<table",
+        b"<div",
+        b"<p",
+        b"<br",
+        b"<style",
+        b"<title",
+        b"<!--",
+    ];
+    TAGS.iter().any(|tag| find(head, tag, 0).is_some())
 }
 
 /// True for text that may carry something.
