@@ -334,54 +334,60 @@ fn a_dead_gateway_completes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A server that insists on a certificate of the client's: the session passes, with TLS 1.2 at once, with 1.3, where the
-/// server says so behind its handshake, from the next one on.
+/// A server that insists on a certificate of the client's: where it is inside the session passes, with TLS 1.2 at once,
+/// with 1.3, where the server says so behind its handshake, from the next one on. One outside could say so to have its files
+/// pass: nothing does.
 #[test]
 fn clients_with_certificates_pass() -> Result<()> {
-    let lab = Lab::new(Topology::Plain)?;
-    let pki = Ftps::new(&lab)?;
-    let ca = pki.path("theirs.pem");
-    let insists = format!("require_cert=YES\nvalidate_cert=YES\nca_certs_file={ca}\n");
-    let vsftpd = pki.vsftpd(lab.server(), 21, &insists)?;
-    let proftpd = pki.proftpd_with(
-        lab.server(),
-        2121,
-        &format!("TLSProtocol TLSv1.2\nTLSVerifyClient on\nTLSCACertificateFile {ca}\n"),
-    )?;
-    let settings = Settings::new(Steering::Bpf)
-        .with("ftp", "ports = [21, 2121]\ntls = \"terminate\"")
-        .with("", &pki.settings());
-    let vscan = Vscan::start(&lab, &settings)?;
-    let both = pki.path("both.pem");
-    let (certificate, key) = (pki.path("client.crt"), pki.path("client.key"));
-    let got = lab.client().dir().join("got");
-    for (port, files, at_once) in [(21, vsftpd.files(), false), (2121, proftpd.files(), true)] {
-        fs::write(files.join("bad"), fixtures::eicar())?;
-        let url = format!("ftp://server.example:{port}/bad");
-        let run = |more: &[&str]| {
-            let _ = fs::remove_file(&got);
-            let common = [
-                &["curl", "-sS", "--max-time", "30", "-u", "alice:secret", "--ssl-reqd"][..],
-                &["--cacert", &both, "-o", "got", &url],
-                more,
-            ];
-            lab.client().run(common.concat())
-        };
-        let with = ["--cert", &certificate, "--key", &key];
-        let first = run(&with)?;
-        ensure!(first.success() == at_once, "port {port}: {first:?}");
-        let second = run(&with)?;
-        ensure!(second.success(), "port {port}: {second:?}");
-        ensure!(fs::read(&got)? == fixtures::eicar(), "port {port}");
-        // One that has none gets no further than without a gateway.
-        let none = run(&[])?;
-        ensure!(!none.success(), "port {port}: {none:?}");
+    for (topology, inside) in [(Topology::Forward, true), (Topology::Plain, false)] {
+        let lab = Lab::new(topology)?;
+        let pki = Ftps::new(&lab)?;
+        let ca = pki.path("theirs.pem");
+        let insists = format!("require_cert=YES\nvalidate_cert=YES\nca_certs_file={ca}\n");
+        let vsftpd = pki.vsftpd(lab.server(), 21, &insists)?;
+        let proftpd = pki.proftpd_with(
+            lab.server(),
+            2121,
+            &format!("TLSProtocol TLSv1.2\nTLSVerifyClient on\nTLSCACertificateFile {ca}\n"),
+        )?;
+        let settings = Settings::new(Steering::Bpf)
+            .with("ftp", "ports = [21, 2121]\ntls = \"terminate\"")
+            .with("", &if inside { pki.inbound() } else { pki.settings() });
+        let vscan = Vscan::start(&lab, &settings)?;
+        let both = pki.path("both.pem");
+        let (certificate, key) = (pki.path("client.crt"), pki.path("client.key"));
+        for (port, files, at_once) in [(21, vsftpd.files(), false), (2121, proftpd.files(), true)] {
+            fs::write(files.join("file"), "content")?;
+            let url = format!("ftp://server.example:{port}/file");
+            let connect = format!("server.example:{port}:{}", lab.dial(Family::V4, port));
+            let run = |more: &[&str]| {
+                // Its size is asked for on the dialogue: data ports that are not opened are not forwarded.
+                let common = [
+                    &["curl", "-sSI", "--max-time", "30", "-u", "alice:secret", "--ssl-reqd"][..],
+                    &["--cacert", &both, "--connect-to", &connect, &url],
+                    more,
+                ];
+                lab.client().run(common.concat())
+            };
+            let with = ["--cert", &certificate, "--key", &key];
+            let first = run(&with)?;
+            ensure!(first.success() == (inside && at_once), "{topology:?} {port}: {first:?}");
+            let second = run(&with)?;
+            ensure!(second.success() == inside, "{topology:?} {port}: {second:?}");
+            ensure!(second.out.contains("Content-Length: 7") == inside, "{second:?}");
+            // One that has none gets no further than without a gateway.
+            let none = run(&[])?;
+            ensure!(!none.success(), "{topology:?} {port}: {none:?}");
+        }
+        let noted = |it: &serde_json::Value| it["anomaly"]["event"] == "tls_client_certificate";
+        vscan.wait_for_event("anomaly", noted)?;
+        let passed = if inside { 5.0 } else { 0.0 };
+        wait::until("sessions that passed are not counted", LIMIT, || {
+            let counted =
+                vscan.metrics()?.sum("vscan_flows_uninspected_total", &[("reason", "tls")]);
+            Ok((counted == passed).then_some(()))
+        })?;
     }
-    vscan.wait_for_event("anomaly", |it| it["anomaly"]["event"] == "tls_client_certificate")?;
-    wait::until("sessions that passed are not counted", LIMIT, || {
-        let passed = vscan.metrics()?.sum("vscan_flows_uninspected_total", &[("reason", "tls")]);
-        Ok((passed == 5.0).then_some(()))
-    })?;
     Ok(())
 }
 

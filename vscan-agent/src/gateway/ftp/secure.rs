@@ -120,7 +120,7 @@ async fn handshakes(place: Place<'_>, mut client: TcpStream, upstream: TcpStream
     }
     let tls = place.tls;
     let server = place.server.ip();
-    if place.gateway.closed_book.has(place.client.ip(), place.server) && !has_rules(place) {
+    if place.gateway.closed_book.has(place.client.ip(), place.server) && may_pass(place) {
         let what = "the client has a certificate for this server, which cannot be handed on";
         place.flow.anomaly("tls_client_certificate", what);
         return Change::Passes { client, upstream, received: hello.bytes };
@@ -140,7 +140,7 @@ async fn handshakes(place: Place<'_>, mut client: TcpStream, upstream: TcpStream
         // A server that insists on a certificate: only its client can have one.
         Err(error) if way.asked_for_certificate() && way.refusal().is_none() => {
             insists(place);
-            let anew = if has_rules(place) { Err(error) } else { dial_anew(place).await };
+            let anew = if may_pass(place) { dial_anew(place).await } else { Err(error) };
             return match anew {
                 Ok(upstream) => Change::Passes { client, upstream, received: hello.bytes },
                 Err(error) => {
@@ -188,11 +188,23 @@ async fn handshakes(place: Place<'_>, mut client: TcpStream, upstream: TcpStream
     }
 }
 
-/// The server insists on a certificate of the client's: what passes from now on.
+/// The server insists on a certificate of the client's.
 fn insists(place: Place<'_>) {
-    place.gateway.closed_book.note(place.client.ip(), place.server);
-    let what = "the server wants a certificate of the client's";
-    place.flow.anomaly("tls_client_certificate", what);
+    if may_pass(place) {
+        place.gateway.closed_book.note(place.client.ip(), place.server);
+        let what = "the server wants a certificate of the client's, who passes from now on";
+        place.flow.anomaly("tls_client_certificate", what);
+    } else {
+        let what = "the server wants a certificate of the client's, which cannot be handed on; \
+                    never_open would let it pass";
+        place.flow.anomaly("tls_client_certificate", what);
+    }
+}
+
+/// Whether sessions may pass because their server says that it wants a certificate: a server of others could say so to
+/// have its files pass unread.
+fn may_pass(place: Place<'_>) -> bool {
+    place.config.is_inside(place.server.ip()) && !has_rules(place)
 }
 
 /// Another connection to the server, as far as its client has come: TLS is to begin.
