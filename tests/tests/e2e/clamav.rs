@@ -54,6 +54,11 @@ const LOGIC: &[&str] = &[
     "Engine:51-255,Target:0;(0|1)>1,2;{A};{B}",
     "Engine:51-255,Target:0;(0|1)>2,1;{A};{B}",
     "Engine:51-255,Target:0;(0|1)=2;{A};{B}",
+    "Engine:51-255,Target:0;0<2;{A}",
+    "Engine:51-255,Target:0;0<2&1;{A};2e2e",
+    "Engine:51-255,Target:0;1&0<1;{A};2e2e",
+    "Engine:51-255,Target:0;(0|1)<2;{A};{B}",
+    "Engine:51-255,Target:0;(0|1)<3&2;{A};{B};2e2e",
     "Engine:51-255,Target:0;0|1&2;{A};{B};ffeeffeeffee",
     "Engine:51-255,Target:0;2&0|1;{A};{B};ffeeffeeffee",
     "Engine:51-255,Target:0;((0&1)|(2&0));{A};{B};2e2e2e2e2e",
@@ -86,10 +91,49 @@ fn files(dir: &Path) -> Result<()> {
         ("pdf", format!("%PDF-1.4\n{a}\n%%EOF\n").into_bytes()),
         ("known", b"hello world, this is a file of some size\n".to_vec()),
         ("allowed", format!("{a} which is let pass").into_bytes()),
+        ("longer", format!("{a} which is let pass too, by another hash").into_bytes()),
+        ("program", program(&[0xab; 512])),
+        ("other", program(&[0xcd; 512])),
     ] {
         fs::write(dir.join(name), content)?;
     }
     Ok(())
+}
+
+/// A Windows program with one section.
+fn program(section: &[u8]) -> Vec<u8> {
+    let mut file = vec![0; 0x200];
+    file[..2].copy_from_slice(b"MZ");
+    file[0x80..0x84].copy_from_slice(b"PE\0\0");
+    file[0x84..0x86].copy_from_slice(&0x14cu16.to_le_bytes());
+    for (at, byte) in [(0x3c, 0x80), (0x86, 1), (0x94, 0xe0), (0x96, 2), (0x97, 1)] {
+        file[at] = byte;
+    }
+    file[0x98..0x9a].copy_from_slice(&0x10bu16.to_le_bytes());
+    // Sizes of code, entry point, image base, alignments, sizes, number of directories.
+    for (at, value) in [
+        (0x9c, section.len() as u32),
+        (0xa8, 0x1000),
+        (0xb4, 0x40_0000),
+        (0xb8, 0x1000),
+        (0xbc, 0x200),
+        (0xd0, 0x2000),
+        (0xd4, 0x200),
+        (0xf4, 16),
+    ] {
+        file[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    // The version of the system that it wants, and the subsystem.
+    file[0xc8] = 4;
+    file[0xdc] = 3;
+    let header = 0x98 + 0xe0;
+    file[header..header + 5].copy_from_slice(b".text");
+    let len = section.len() as u32;
+    for (at, value) in [(8, len), (12, 0x1000), (16, len), (20, 0x200), (36, 0x6000_0020)] {
+        file[header + at..header + at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    file.extend_from_slice(section);
+    file
 }
 
 /// By the file's name, the detections.
@@ -119,11 +163,34 @@ fn what_clamscan_finds_is_found() -> Result<()> {
         format!("{md5}:{size}:T.md5\n{md5}:{}:T.other\n{md5}:{size}:T.left.out\n", size + 1);
     let longer = format!("{sha1}:{size}:T.sha1\n{sha256}:*:T.sha256:73\n");
     let allowed = format!("{}:{length}:ours\n", sum("md5sum", "allowed")?);
+    let sections = dir.with_file_name("sections");
+    fs::create_dir_all(&sections)?;
+    for (name, byte) in [("ab", 0xab), ("cd", 0xcd)] {
+        fs::write(sections.join(name), [byte; 512])?;
+    }
+    let of_section = |program: &str, name: &str| sum(program, &format!("../sections/{name}"));
+    let mdb = format!(
+        "512:{}:T.mdb\n511:{}:T.mdb.size\n512:{}:T.left.out\n",
+        of_section("md5sum", "ab")?,
+        of_section("md5sum", "ab")?,
+        of_section("md5sum", "cd")?
+    );
+    let msb = format!(
+        "512:{}:T.msb.sha1\n*:{}:T.msb.sha256:73\n",
+        of_section("sha1sum", "cd")?,
+        of_section("sha256sum", "ab")?
+    );
+    let sfp = format!(
+        "{}:{}:ours\n",
+        sum("sha256sum", "longer")?,
+        fs::metadata(dir.join("longer"))?.len()
+    );
     // By themselves: a report has room for 32 findings.
     for (kind, databases) in [
         ("bodies", vec![("t.ndb", numbered(BODIES, "body", ':'))]),
         ("logic", vec![("t.ldb", numbered(LOGIC, "logic", ';'))]),
         ("hashes", vec![("t.hdb", lists), ("t.hsb", longer)]),
+        ("sections", vec![("t.mdb", mdb), ("t.msb", msb)]),
     ] {
         let database = host.dir().join(kind);
         fs::create_dir_all(&database)?;
@@ -132,6 +199,7 @@ fn what_clamscan_finds_is_found() -> Result<()> {
         }
         fs::write(database.join("t.ign2"), "T.left.out\nT.body3\n")?;
         fs::write(database.join("t.fp"), &allowed)?;
+        fs::write(database.join("t.sfp"), &sfp)?;
         let theirs = clamscan(host, &database, &dir)?;
         let ours = scan(host, &database, &dir)?;
         ensure!(!theirs.is_empty(), "clamscan finds nothing with {kind}");
@@ -139,7 +207,7 @@ fn what_clamscan_finds_is_found() -> Result<()> {
         for (file, names) in &theirs {
             let own = ours.get(file).cloned().unwrap_or_default();
             // Of hashes one is enough: lists are asked for the file, not for all that they call it.
-            if kind != "hashes" || own.is_disjoint(names) {
+            if !matches!(kind, "hashes" | "sections") || own.is_disjoint(names) {
                 missed.extend(names.difference(&own).map(|name| format!("{name} in {file}")));
             }
         }

@@ -521,8 +521,12 @@ impl Logic<'_> {
             return None;
         }
         let sum: Vec<String> = counted.subsignatures.iter().map(|i| format!("#_a{i}")).collect();
-        let sign = if operator == '=' { "==" } else { &operator.to_string() };
-        let mut text = format!("({} {sign} {times})", sum.join(" + "));
+        let mut text = match operator {
+            '=' => format!("({} == {times})", sum.join(" + ")),
+            '>' => format!("({} > {times})", sum.join(" + ")),
+            // "Less than" asks for nothing in ClamAV 1.4, neither what is there more often nor what is not there at all.
+            _ => "true".to_owned(),
+        };
         if let Some(different) = different.filter(|&n| n > 0) {
             let each: Vec<String> =
                 counted.subsignatures.iter().map(|i| format!("$_a{i}")).collect();

@@ -101,6 +101,10 @@ fn logical_signatures_find_what_they_are_for() {
         ("(0|1|2)>2,3", b"hello hello world", false),
         ("(0|1|2)>2,2", b"hello hello world", true),
         ("(0|1)<2", b"hello", true),
+        ("(0|1)<2", b"hello world", true),
+        ("0<2&1", b"hello hello hello world", true),
+        ("0<2&1", b"world", true),
+        ("0<2&1", b"hello", false),
     ] {
         let signature = format!("A.Name-1;Engine:51-255,Target:0;{logic};{subs}");
         let hits = scan(&[("a.ldb", &signature)], data);
