@@ -9,6 +9,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
 mod corpus;
+mod hashes;
 mod literals;
 mod process;
 mod rules;
@@ -42,6 +43,7 @@ fn main() -> Result<()> {
                 "threads-4" => process::threads(&places),
                 "large-object-4" => process::large(&places),
                 "rss-6k" => process::memory(&places),
+                "hashes-10m" => hashes::memory(&places),
                 other => bail!("there is no measurement {other}"),
             }
         }

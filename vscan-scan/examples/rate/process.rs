@@ -18,14 +18,14 @@ const WORKERS: usize = 4;
 const BYTES: u64 = 96 << 20;
 const ROUNDS: usize = 5;
 
-struct Process {
+pub(crate) struct Process {
     child: Child,
     workers: Vec<(i32, OwnedFd)>,
     control: OwnedFd,
 }
 
 impl Process {
-    fn start(scanner: &Path, rules: &Path) -> Result<Self> {
+    pub(crate) fn start(scanner: &Path, rules: &Path) -> Result<Self> {
         Self::start_with(scanner, rules, WORKERS, &[])
     }
 
@@ -135,7 +135,7 @@ fn all(process: &Process, files: &[File], workers: usize) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-fn corpus(places: &Places) -> Result<Vec<File>> {
+pub(crate) fn corpus(places: &Places) -> Result<Vec<File>> {
     let mut files = corpus::elf(BYTES / 3)?;
     files.extend(corpus::pe(&places.programs, BYTES / 3)?);
     files.extend(corpus::texts(BYTES / 3)?);
@@ -243,7 +243,8 @@ pub(crate) fn memory(places: &Places) -> Result<()> {
     Ok(())
 }
 
-fn memory_of(process: Process, files: &[File]) -> Result<f64> {
+/// Mebibytes of a scanner's processes together, shared pages by their shares, when each worker has scanned all files.
+pub(crate) fn memory_of(process: Process, files: &[File]) -> Result<f64> {
     // Each worker scans everything.
     std::thread::scope(|scope| {
         let threads: Vec<_> = process
