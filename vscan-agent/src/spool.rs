@@ -12,6 +12,7 @@
 use crate::{
     blocking,
     blocks::{BlockHash, BlockHasher},
+    scanner::{Ahead, Scanner},
     tls::Wire,
 };
 use rustix::{
@@ -27,7 +28,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -73,6 +74,8 @@ struct Shared {
     memory: Budget,
     disk: Budget,
     object_max: u64,
+    /// Whose workers look at large objects while they arrive.
+    scanner: OnceLock<Scanner>,
 }
 
 /// Bytes in use, of at most `limit`.
@@ -120,13 +123,20 @@ impl Spool {
                 memory: Budget { limit: memory, used: AtomicU64::new(0) },
                 disk: Budget { limit: disk, used: AtomicU64::new(0) },
                 object_max,
+                scanner: OnceLock::new(),
             }),
         })
+    }
+
+    /// From now on large objects are looked at by this scanner while they arrive. The first one that is named stays.
+    pub fn look_ahead(&self, scanner: &Scanner) {
+        let _ = self.shared.scanner.set(scanner.clone());
     }
 
     /// Starts an object.
     pub fn writer(&self) -> Writer {
         Writer {
+            ahead: None,
             store: Store::Heap(Vec::new()),
             len: 0,
             hasher: None,
@@ -189,6 +199,8 @@ pub struct Writer {
     /// Small objects are hashed at once when they are complete.
     hasher: Option<Box<BlockHasher>>,
     claim: Claim,
+    /// Who looks at it meanwhile, once it is on disk.
+    ahead: Option<Ahead>,
 }
 
 impl Writer {
@@ -226,6 +238,10 @@ impl Writer {
         }
         self.hasher.get_or_insert_default().update(bytes);
         self.len = len;
+        // Not in memory: what is mapped elsewhere may not be sealed at once, and small objects are soon scanned.
+        if let (Store::Disk(file), Some(scanner)) = (&self.store, self.claim.shared.scanner.get()) {
+            self.ahead.get_or_insert_with(|| Ahead::new(scanner)).grown(file, len);
+        }
         Ok(())
     }
 
@@ -253,8 +269,14 @@ impl Writer {
             let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
             fcntl_add_seals(file, seals).map_err(io::Error::from)?;
         }
-        let inner =
-            Inner { store: self.store, len: self.len, hash, blocks, _claim: Some(self.claim) };
+        let inner = Inner {
+            store: self.store,
+            len: self.len,
+            hash,
+            blocks,
+            ahead: self.ahead,
+            _claim: Some(self.claim),
+        };
         Ok(Object { inner: Arc::new(inner) })
     }
 
@@ -345,6 +367,8 @@ struct Inner {
     hash: blake3::Hash,
     /// Of objects that left the heap.
     blocks: Vec<BlockHash>,
+    /// Who looked at it while it arrived.
+    ahead: Option<Ahead>,
     _claim: Option<Claim>,
 }
 
@@ -370,7 +394,7 @@ impl Object {
             Store::Heap(heap) => heap.len() as u64,
             Store::Memfd(_) | Store::Disk(_) => len,
         };
-        let inner = Inner { store, len, hash, blocks: Vec::new(), _claim: None };
+        let inner = Inner { store, len, hash, blocks: Vec::new(), ahead: None, _claim: None };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -416,11 +440,12 @@ impl Object {
     /// # Errors
     /// No descriptors left, or no /proc.
     pub fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
-        let Some(file) = self.file() else { return Ok(None) };
-        // A passed descriptor shares its offset and its access mode: open it afresh.
-        let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-        let fresh = open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Some(fresh))
+        self.file().map(reopen).transpose()
+    }
+
+    /// Who looked at it while it arrived.
+    pub(crate) fn ahead(&self) -> Option<&Ahead> {
+        self.inner.ahead.as_ref()
     }
 
     /// Reads at `offset` into `buffer`; 0 at the end.
@@ -458,6 +483,12 @@ impl Object {
             Store::Memfd(file) | Store::Disk(file) => Some(file),
         }
     }
+}
+
+/// A read-only descriptor with an offset of its own: one that is passed shares its offset and its access mode.
+pub(crate) fn reopen(file: &File) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    Ok(open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Reads an [`Object`] from its first byte to its last.

@@ -128,6 +128,7 @@ mod tests {
         let (a, b) = pair().unwrap();
         let request = Request {
             id: 7,
+            object: None,
             kind: ObjectKind::File,
             ask: Ask::Report { detail: false },
             name: Some("x".repeat(4096)),

@@ -185,6 +185,9 @@ pub struct Report {
     /// Parts whose bytes the worker had given to its engines before, so that it knew what they find.
     #[serde(default)]
     pub known: u32,
+    /// Bytes of the object that were looked at while it arrived.
+    #[serde(default)]
+    pub ahead: u64,
     /// Rules were asked whose answer changes with the time: it holds for this time alone.
     #[serde(default)]
     pub timely: bool,
@@ -235,6 +238,7 @@ impl Report {
             unlisted: 0,
             mail: MailFacts::default(),
             known: 0,
+            ahead: 0,
             timely: false,
             bytes: 0,
             micros: 0,

@@ -82,6 +82,9 @@ pub enum Content {
 /// What is wanted of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ask {
+    /// Nothing yet: the object arrives, and so many of its bytes are there, which stay as they are. The worker looks at what
+    /// it can, soon answers [`Answer::Ahead`], and keeps what it saw under [`Request::object`], for a while.
+    Ahead,
     /// What is in it: [`Answer::Report`].
     Report {
         /// With hashes of the parts, tags and metadata of the findings, and the long tree.
@@ -103,6 +106,8 @@ pub enum Ask {
 pub struct Request {
     /// Echoed in the [`Response`].
     pub id: u64,
+    /// The object's number, if this worker was told of it by [`Ask::Ahead`].
+    pub object: Option<u64>,
     /// What is wanted.
     pub ask: Ask,
     /// What it is.
@@ -141,6 +146,8 @@ pub const ANSWER_MAX: usize = crate::report::TREE_DETAIL_MAX
 /// A worker's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
+    /// So many bytes were looked at.
+    Ahead(u64),
     /// What was found.
     Report(Box<Report>),
     /// What can be done.

@@ -169,6 +169,7 @@ fn an_object_in_a_file_is_read_whatever_the_shared_offset() {
         }
         let request = Request {
             id: size as u64,
+            object: None,
             ask: Ask::Report { detail: true },
             kind: ObjectKind::File,
             name: None,

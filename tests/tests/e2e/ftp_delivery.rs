@@ -222,3 +222,50 @@ fn a_slow_receiver_slows_the_sender() -> Result<()> {
     ensure!(pauses == 1 && stopped < LENGTH / 2, "{stopped} bytes were taken meanwhile");
     client.quit()
 }
+
+/// Large files are looked at by a worker while they come, in either direction. What is in them is found wherever it is,
+/// also when those who looked are gone by the end.
+#[test]
+fn a_large_file_is_looked_at_while_it_arrives() -> Result<()> {
+    const LEN: usize = 40_000_000;
+    let lab = Lab::new(Topology::Plain)?;
+    let server = Server::start(lab.server(), 21, Behaviour::default())?;
+    let vscan = Vscan::start(&lab, &settings(&lab, Steering::Nft)?)?;
+    let looked =
+        || Ok::<_, anyhow::Error>(vscan.metrics()?.sum("vscan_scan_ahead_bytes_total", &[]));
+    let good = fixtures::random(LEN, 5);
+    server.put("good", good.clone());
+    let mut client = connect(&lab)?;
+    let got = client.download("RETR good")?;
+    ensure!(got.data.is_some_and(|(data, _)| data == good), "{}", got.reply);
+    let first = looked()?;
+    ensure!(first >= f64::from(4 << 20), "{first} bytes were looked at");
+    for at in [0, (20 << 20) - 10, LEN - 100] {
+        let name = format!("bad-{at}");
+        server.put(&name, infected(LEN, at));
+        let torn = client.download(&format!("RETR {name}"))?;
+        ensure!(torn.data.is_none() && torn.reply.contains("Piece_Pattern"), "{}", torn.reply);
+        let up = client.upload(&format!("up-{name}"), &infected(LEN, at + 1))?;
+        ensure!(up.reply.contains("Piece_Pattern"), "{}", up.reply);
+    }
+    let second = looked()?;
+    ensure!(second >= 2.0 * first.min(f64::from(8 << 20)), "{second} bytes were looked at");
+    client.quit()?;
+
+    // All workers end in the middle of an upload.
+    let mut client = connect(&lab)?;
+    let bad = infected(LEN, 1000);
+    let up = std::thread::scope(|scope| -> Result<_> {
+        let up = scope.spawn(|| client.upload("killed", &bad));
+        wait::until_true("no file arrives", Duration::from_secs(20), || {
+            vscan.metrics().is_ok_and(|m| m.sum("vscan_spool_bytes", &[("place", "disk")]) > 1e7)
+        })?;
+        for pid in vscan.processes().workers {
+            agent::kill(pid)?;
+        }
+        up.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    ensure!(up.reply.contains("Piece_Pattern"), "{}", up.reply);
+    ensure!(server.file("killed").is_none(), "it went through");
+    Ok(())
+}

@@ -119,6 +119,7 @@ impl Gateway {
         };
         let report = self.scan(config, job).await;
         self.observer.metrics.scanned(started.elapsed().as_secs_f64(), report.micros);
+        self.observer.metrics.looked_ahead(report.ahead);
         let case = self.case(config, flow, &report, Some(object), object.len(), about);
         let mut decision = policy::decide(config, &case.facts(&report));
         if about.stored.is_some() && report.verdict == Verdict::Error {

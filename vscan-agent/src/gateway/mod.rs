@@ -95,6 +95,7 @@ impl Gateway {
         let scanner = Scanner::new();
         scanner.remember(config.scan.cache.memory);
         scanner.set_clamd(config.scan.clamd.as_ref(), Some(observer.metrics.clamd()));
+        spool.look_ahead(&scanner);
         Self {
             notifier: Notifier::in_memory(observer.clone()),
             sessions: Arc::new(Semaphore::new(config.gateway.max_sessions.get())),

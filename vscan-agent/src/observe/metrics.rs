@@ -30,6 +30,7 @@ pub struct Metrics {
     unread: IntCounterVec,
     scan_seconds: Histogram,
     scan_cpu_seconds: prometheus::Counter,
+    scan_ahead_bytes: IntCounter,
     scanner_workers: IntGaugeVec,
     scanner_restarts: IntCounterVec,
     scanner_rules: IntGauge,
@@ -174,6 +175,10 @@ impl Metrics {
                 "vscan_scan_cpu_seconds_total",
                 "CPU time that scanner workers spent on objects.",
             )),
+            scan_ahead_bytes: m.counter(
+                "vscan_scan_ahead_bytes_total",
+                "Bytes of objects that scanner workers looked at while they arrived.",
+            ),
             scanner_workers: m.gauges(
                 "vscan_scanner_workers",
                 "Scanner workers, by state.",
@@ -474,6 +479,11 @@ impl Metrics {
         self.scan_seconds.observe(seconds);
         #[expect(clippy::cast_precision_loss, reason = "microseconds below 2^53")]
         self.scan_cpu_seconds.inc_by(cpu_micros as f64 / 1e6);
+    }
+
+    /// So many bytes of an object were looked at while it arrived.
+    pub fn looked_ahead(&self, bytes: u64) {
+        self.scan_ahead_bytes.inc_by(bytes);
     }
 
     /// How many scanner workers there are and how many of them have an object.

@@ -236,7 +236,7 @@ impl Cache {
             return;
         }
         // What a worker knew and how long it took is said of one scan.
-        let kept = Report { known: 0, micros: 0, ..report.clone() };
+        let kept = Report { known: 0, ahead: 0, micros: 0, ..report.clone() };
         self.store.put(key, &kept).await;
         if let Some(lead) = lead {
             lead.land(kept);

@@ -124,6 +124,20 @@ impl Generation {
         }
     }
 
+    /// A worker that waits, without waiting for it: the one with this process id, or else the one that has waited longest,
+    /// if another one is left for whoever comes.
+    pub(super) fn take_waiting(&self, wanted: Option<i32>) -> Option<Worker> {
+        let mut waiting = lock(&self.waiting);
+        let place = match wanted {
+            Some(pid) => waiting.iter().position(|worker| worker.pid == pid)?,
+            None if waiting.len() > 1 || self.alive.borrow().len() == 1 => 0,
+            None => return None,
+        };
+        // Whoever has a permit already comes before.
+        self.free.try_acquire().ok()?.forget();
+        (place < waiting.len()).then(|| waiting.remove(place))
+    }
+
     pub(super) fn status(&self) -> Status {
         let alive = self.alive.borrow().len() as u64;
         Status {
@@ -257,9 +271,16 @@ impl Generation {
         told && self.free.is_closed()
     }
 
-    fn put(&self, worker: Worker) {
+    /// The worker waits from now on.
+    pub(super) fn put(&self, worker: Worker) {
         lock(&self.waiting).push(worker);
         self.free.add_permits(1);
+    }
+}
+
+impl Worker {
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
     }
 }
 

@@ -4,6 +4,7 @@
 //! What lives here: which worker takes which object, deadlines, the one retry, the change to a new
 //! set of rules, and in [`cache`] what was scanned before. What a report leads to is decided elsewhere ([`crate::policy`]).
 
+mod ahead;
 pub mod cache;
 mod generation;
 pub mod process;
@@ -13,6 +14,7 @@ use crate::{
     config,
     spool::Object,
 };
+pub use ahead::Ahead;
 use cache::{Cache, Found, InProcess, Key, Store};
 use generation::{Failure, Generation};
 use std::{
@@ -277,7 +279,7 @@ impl Scanner {
                 parts.misses.fetch_add(others, Ordering::Relaxed);
                 (*report, scanner)
             }
-            Ok((Answer::Repair(_) | Answer::Allowed(_), _)) => {
+            Ok((Answer::Repair(_) | Answer::Allowed(_) | Answer::Ahead(_), _)) => {
                 (Report::error("the scanner answered another question"), 0)
             }
             Err(why) => (Report::error(why), 0),
@@ -305,7 +307,7 @@ impl Scanner {
         let repaired = match self.ask(&job, Ask::Repair(plan), most, deadline).await {
             Ok((Answer::Repair(repair::Answer::Repaired(repaired)), _)) => repaired,
             Ok((Answer::Repair(unrepairable), _)) => return unrepairable,
-            Ok((Answer::Report(_) | Answer::Allowed(_), _)) => {
+            Ok((Answer::Report(_) | Answer::Allowed(_) | Answer::Ahead(_), _)) => {
                 return unrepairable("the scanner answered another question".to_owned());
             }
             Err(why) => return unrepairable(why),
@@ -319,6 +321,14 @@ impl Scanner {
             }
         }
         repair::Answer::Repaired(repaired)
+    }
+
+    fn generation(&self) -> Option<Arc<Generation>> {
+        self.shared.current.borrow().clone()
+    }
+
+    fn next_number(&self) -> u64 {
+        self.shared.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
     /// One question with its two attempts: the answer and the number of the process that gave it, or why there is none.
@@ -395,13 +405,22 @@ impl Scanner {
         until: Instant,
     ) -> Result<(Answer, u64), Failure> {
         let mut current = self.shared.current.subscribe();
-        let (generation, worker) = loop {
+        // Whoever looked at it while it arrived has less to do.
+        let ahead = job.object.ahead().filter(|_| matches!(ask, Ask::Report { .. }));
+        if let Some(ahead) = ahead {
+            let _ = tokio::time::timeout_at(until, ahead.settled()).await;
+        }
+        let (generation, worker, object) = loop {
             let generation = current.borrow_and_update().clone();
             let taking = async {
-                if let Some(generation) = generation
-                    && let Some(worker) = generation.take().await
-                {
-                    return Some((generation, worker));
+                if let Some(generation) = generation {
+                    let looked = ahead.and_then(|ahead| ahead.worker(&generation));
+                    if let Some((worker, object)) = looked {
+                        return Some((generation, worker, Some(object)));
+                    }
+                    if let Some(worker) = generation.take().await {
+                        return Some((generation, worker, None));
+                    }
                 }
                 // No scanner, or its process has ended: wait for the next one.
                 let _ = current.changed().await;
@@ -420,6 +439,7 @@ impl Scanner {
         let time_limit = until.saturating_duration_since(Instant::now()).saturating_sub(GRACE);
         let request = Request {
             id: self.shared.next_id.fetch_add(1, Ordering::Relaxed),
+            object,
             ask: ask.clone(),
             kind: job.kind,
             name: job.name.clone(),

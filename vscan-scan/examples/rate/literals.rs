@@ -32,9 +32,10 @@ pub(crate) fn run(places: &Places) -> Result<()> {
             seen.clear();
             let started = cpu();
             let mut stream = Stream::default();
-            for chunk in file.data.chunks(CHUNK) {
-                stream.feed(&filter, chunk, &mut seen);
+            for len in (CHUNK..file.data.len()).step_by(CHUNK) {
+                stream.grown(&filter, &file.data[..len], &mut seen, usize::MAX);
             }
+            stream.ended(&filter, &file.data, &mut seen);
             std::hint::black_box(seen.list());
             if round > 0 {
                 time += cpu() - started;

@@ -42,6 +42,7 @@ fn main() -> Result<()> {
                 "rules-6k-archive" => rules::archives(&places),
                 "threads-4" => process::threads(&places),
                 "large-object-4" => process::large(&places),
+                "last-byte-100m" => process::last_byte(&places),
                 "rss-6k" => process::memory(&places),
                 "hashes-10m" => hashes::memory(&places),
                 other => bail!("there is no measurement {other}"),

@@ -94,6 +94,7 @@ fn scan_file(
     };
     let request = Request {
         id: 0,
+        object: None,
         ask: Ask::Report { detail: false },
         kind: ObjectKind::File,
         name: Some(file.name.clone()),
@@ -218,6 +219,76 @@ pub(crate) fn large(places: &Places) -> Result<()> {
     let (_, one, many) = ratios[ROUNDS / 2];
     tell(bytes as f64 / many / 1e6, Some(bytes as f64 / one / 1e6));
     processes.into_iter().try_for_each(Process::end)
+}
+
+/// Seconds from the last byte of large objects to their report: looked at while they arrived, against not. Bytes without
+/// any pattern, as compressed ones are, and programs.
+pub(crate) fn last_byte(places: &Places) -> Result<()> {
+    let mut noise = vec![0; LARGE];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    let objects =
+        [joined("elf", corpus::elf(LARGE as u64)?), File { name: "noise".into(), data: noise }];
+    let more = ["--limits", r#"{"known_parts": 0}"#];
+    let process = Process::start_with(&places.scanner, &places.rules, 1, &more)?;
+    let worker = &process.workers[0].1;
+    let mut buffer = vec![0; DATAGRAM_MAX];
+    let mut number = 0;
+    let mut times = Vec::new();
+    for round in 0..=ROUNDS {
+        let mut both = [0.0, 0.0];
+        for object in &objects {
+            let file = memfd(&object.data)?;
+            let mut reports = Vec::new();
+            for (arrives, seconds) in [true, false].into_iter().zip(&mut both) {
+                number += 1;
+                for len in (STEP..object.data.len()).step_by(STEP).filter(|_| arrives) {
+                    let look = asked(object, Ask::Ahead, number, len);
+                    channel::send(worker, &look, Some(file.as_fd()))?;
+                    match channel::recv_answer(worker, &mut buffer, 0)? {
+                        Some(Answer::Ahead(_)) => {}
+                        other => bail!("{other:?}"),
+                    }
+                }
+                let started = Instant::now();
+                let ask = Ask::Report { detail: false };
+                let whole = asked(object, ask, number, object.data.len());
+                channel::send(worker, &whole, Some(file.as_fd()))?;
+                match channel::recv_answer(worker, &mut buffer, 0)? {
+                    Some(Answer::Report(report)) => {
+                        ensure!((report.ahead > 0) == arrives, "{} looked at", report.ahead);
+                        reports.push(Report { micros: 0, ahead: 0, ..*report });
+                    }
+                    other => bail!("{other:?}"),
+                }
+                *seconds += started.elapsed().as_secs_f64();
+            }
+            ensure!(reports[0] == reports[1], "{}: another report", object.name);
+        }
+        if round > 0 {
+            times.push((both[0] / both[1], both));
+        }
+    }
+    times.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (_, [looked_at, not]) = times[ROUNDS / 2];
+    tell(looked_at / objects.len() as f64, Some(not / objects.len() as f64));
+    process.end()
+}
+
+/// So many bytes are looked at at a time, as the gateway has it.
+const STEP: usize = 4 << 20;
+
+/// A question about an object that lies in a descriptor.
+fn asked(object: &File, ask: Ask, number: u64, len: usize) -> Request {
+    Request {
+        id: 0,
+        object: Some(number),
+        ask,
+        kind: ObjectKind::File,
+        name: Some(object.name.clone()),
+        passwords: Vec::new(),
+        time_limit_ms: 60_000,
+        content: Content::Descriptor { len: len as u64 },
+    }
 }
 
 /// Memory of all its processes after they have scanned, in MiB, each page by its share: the larger of what it is with rules

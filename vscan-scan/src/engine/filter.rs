@@ -66,6 +66,8 @@ pub struct Filter {
     /// Shapes, numbered behind the literals, and by pair of bytes.
     shapes: Vec<Shape>,
     pairs: Pairs,
+    /// How far behind a window's beginning anything may reach that is looked for by it.
+    reach: usize,
 }
 
 /// Lists of shapes by pair of bytes.
@@ -141,33 +143,35 @@ impl Seen {
     }
 }
 
-/// A stream on its way through a filter.
-#[derive(Clone, Debug, Default)]
+/// Something on its way through a filter while it grows.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Stream {
-    /// The end of what has passed: what a literal may begin in.
-    carry: Vec<u8>,
+    /// What begins before this was looked at.
+    at: usize,
 }
 
 impl Stream {
-    /// Looks at the next bytes.
-    pub fn feed(&mut self, filter: &Filter, chunk: &[u8], seen: &mut Seen) {
-        const CARRY: usize = NEEDLE_MAX - 1;
-        // Over the border: all that begins before it and ends behind it.
-        let head = chunk.len().min(CARRY);
-        if !self.carry.is_empty() {
-            let kept = self.carry.len();
-            self.carry.extend_from_slice(&chunk[..head]);
-            filter.scan_part(&self.carry, true, seen);
-            if chunk.len() <= CARRY {
-                let surplus = self.carry.len().saturating_sub(CARRY);
-                self.carry.drain(..surplus);
-                return;
-            }
-            self.carry.truncate(kept);
+    /// Looks at what came since, of all the bytes that are there now, but for the last ones: what begins in them may go on
+    /// behind them. At most `most` bytes are looked at; how many were.
+    pub fn grown(&mut self, filter: &Filter, data: &[u8], seen: &mut Seen, most: usize) -> usize {
+        let to = data.len().saturating_sub(filter.reach).min(self.at.saturating_add(most));
+        let to = to / PLACE * PLACE;
+        if to <= self.at {
+            return 0;
         }
-        filter.scan_part(chunk, true, seen);
-        self.carry.clear();
-        self.carry.extend_from_slice(&chunk[chunk.len().saturating_sub(CARRY)..]);
+        filter.scan_range(data, self.at, to, seen);
+        to - std::mem::replace(&mut self.at, to)
+    }
+
+    /// Looks at the rest: these are all the bytes, and what [`Filter::scan`] sees in them has been seen then.
+    pub fn ended(&mut self, filter: &Filter, data: &[u8], seen: &mut Seen) {
+        filter.scan_range(data, self.at, data.len(), seen);
+        self.at = data.len();
+    }
+
+    /// Where the next look begins.
+    pub fn at(&self) -> usize {
+        self.at
     }
 }
 
@@ -200,6 +204,7 @@ impl Filter {
         }
         filter.fill(chosen);
         filter.fill_pairs(shapes);
+        filter.reach = shapes.iter().map(Shape::reach).fold(NEEDLE_MAX, usize::max);
         filter
     }
 
@@ -277,7 +282,7 @@ impl Filter {
 
     /// Looks for all literals in `data`, as a whole.
     pub fn scan(&self, data: &[u8], seen: &mut Seen) {
-        self.scan_part(data, false, seen);
+        self.scan_range(data, 0, data.len(), seen);
     }
 
     /// The same, of what begins to be looked at from `from` up to `to`, multiples of [`PLACE`] or the end. Ranges that make up
@@ -288,17 +293,7 @@ impl Filter {
         if self.literals() > 0 {
             self.tables.scan(&data[from..to], |at, found| match found {
                 Found::Literal => self.look(data, from + at, seen),
-                Found::Pair => self.look_pairs(data, from + at, false, seen),
-            });
-        }
-    }
-
-    /// The same in a part of something. `open`: more lies around it, and a shape that reaches there is taken for seen.
-    pub fn scan_part(&self, data: &[u8], open: bool, seen: &mut Seen) {
-        if self.literals() > 0 {
-            self.tables.scan(data, |at, found| match found {
-                Found::Literal => self.look(data, at, seen),
-                Found::Pair => self.look_pairs(data, at, open, seen),
+                Found::Pair => self.look_pairs(data, from + at, seen),
             });
         }
     }
@@ -346,24 +341,24 @@ impl Filter {
 
     /// Looks up the pairs that begin in the [`STEP`] bytes from `at` on.
     #[inline(never)]
-    fn look_pairs(&self, data: &[u8], at: usize, open: bool, seen: &mut Seen) {
+    fn look_pairs(&self, data: &[u8], at: usize, seen: &mut Seen) {
         if self.tables.pairs.is_empty() {
             return;
         }
         for at in at..(at + STEP).min(data.len().saturating_sub(1)) {
             let pair = u16::from_le_bytes([data[at], data[at + 1]]);
             if has_pair(&self.tables.pairs, pair) {
-                self.verify_pair(data, at, pair, open, seen);
+                self.verify_pair(data, at, pair, seen);
             }
         }
     }
 
     /// This pair lies at `at`: does one of its shapes lie around it?
-    fn verify_pair(&self, data: &[u8], at: usize, pair: u16, open: bool, seen: &mut Seen) {
+    fn verify_pair(&self, data: &[u8], at: usize, pair: u16, seen: &mut Seen) {
         let [from, to] = [0, 1].map(|i| self.pairs.starts[usize::from(pair) + i] as usize);
         for &shape in &self.pairs.shapes[from..to] {
             let number = self.literals.len() as u32 + shape;
-            if !seen.has(number) && self.shapes[shape as usize].lies(data, at, open) {
+            if !seen.has(number) && self.shapes[shape as usize].lies(data, at) {
                 seen.insert(number);
             }
         }

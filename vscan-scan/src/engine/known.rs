@@ -16,8 +16,12 @@ pub(super) struct Key([u8; 32]);
 
 impl Key {
     pub(super) fn of(part: &Part<'_>) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(part.data);
+        Self::of_begun(part, blake3::Hasher::new(), 0)
+    }
+
+    /// The same of a part of whose bytes so many are in the hash already.
+    pub(super) fn of_begun(part: &Part<'_>, mut hasher: blake3::Hasher, begun: usize) -> Self {
+        hasher.update(&part.data[begun..]);
         // Lengths stand behind, so that nothing can be taken for the bytes before it.
         let mut frame = |bytes: &[u8]| {
             hasher.update(bytes).update(&(bytes.len() as u64).to_le_bytes());

@@ -3,6 +3,7 @@
 //!
 //! In front of YARA rules stand a [literal filter](filter) and a [plan] of when which of them run.
 
+pub mod ahead;
 pub mod allow;
 pub mod bundle;
 pub mod clamav;
@@ -19,6 +20,7 @@ pub mod yara;
 
 use crate::object::{Engine, Hit, Part};
 use crate::process::crew::Crew;
+use ahead::Ahead;
 use allow::Allowed;
 use bundle::Key;
 use clamav::Database;
@@ -345,6 +347,7 @@ pub struct Engines<'s> {
     yara: Vec<Yara<'s>>,
     known: Known,
     help: Option<Help>,
+    ahead: Option<Ahead>,
     /// Rules that ask for the time have run.
     timely: bool,
 }
@@ -353,7 +356,8 @@ impl<'s> Engines<'s> {
     /// Engines; their memory is set up as it is needed.
     pub fn new(signatures: &'s Signatures) -> Self {
         let yara = signatures.rules.iter().map(Yara::new).collect();
-        Self { signatures, yara, known: Known::default(), help: None, timely: false }
+        let known = Known::default();
+        Self { signatures, yara, known, help: None, ahead: None, timely: false }
     }
 
     /// The same, which these threads help with large parts.
@@ -385,6 +389,28 @@ impl<'s> Engines<'s> {
     /// Whether rules that ask for the time have run since this was asked last: what was found then may not be found later.
     pub fn take_timely(&mut self) -> bool {
         std::mem::take(&mut self.timely)
+    }
+
+    /// Nothing was looked at yet, of an object that begins to arrive.
+    pub fn arriving(&self) -> Ahead {
+        Ahead::new(&self.yara)
+    }
+
+    /// Looks at more of an object that arrives, of which these bytes are there; how many were looked at now.
+    pub fn look_ahead(&self, ahead: &mut Ahead, data: &[u8]) -> usize {
+        ahead.look(&self.yara, data)
+    }
+
+    /// The object is whole, and the part that is scanned next. How much of it was looked at.
+    pub fn arrived(&mut self, mut ahead: Ahead, data: &[u8]) -> usize {
+        let looked = ahead.whole(data);
+        self.ahead = Some(ahead);
+        looked
+    }
+
+    /// What was said to come did not, or is over.
+    pub fn forget_ahead(&mut self) {
+        self.ahead = None;
     }
 
     /// Units of YARA rules that would run on the data, and all units.
@@ -428,12 +454,19 @@ impl Engine for Engines<'_> {
 
     fn scan(&mut self, part: &Part<'_>, hits: &mut Vec<Hit>) -> Result<(), String> {
         let before = hits.len();
-        let key = self.known.is_on().then(|| PartKey::of(part));
+        let ahead = self.ahead.take().filter(|ahead| ahead.is_of(part.data));
+        let key = self.known.is_on().then(|| match &ahead {
+            Some(ahead) => ahead.key(part),
+            None => PartKey::of(part),
+        });
         let mut result = Ok(());
         // What rules find that ask for the time is never remembered.
         let mut timely = Vec::new();
         let recalled = key.is_some_and(|key| self.known.recall(&key, hits));
         let mut lasting = true;
+        if let Some(ahead) = ahead.filter(|_| !recalled) {
+            ahead.give(&mut self.yara);
+        }
         match &self.help {
             Some(help) if !recalled && part.data.len() >= help.large => {
                 // Which units found what is not told apart here.

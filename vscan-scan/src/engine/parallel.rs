@@ -48,10 +48,11 @@ impl Help {
         asked: &[Algorithm],
     ) -> (Made, Vec<Found>) {
         let each = sets.iter_mut().map(|yara| {
-            yara.gate.seen.clear();
+            let at = yara.gate.begin().at();
             Progress {
                 gate: Some(std::mem::take(&mut yara.gate)),
-                at: 0,
+                at,
+                first: true,
                 taken: vec![false; yara.set.plan.table().units as usize],
                 found: Vec::new(),
             }
@@ -197,6 +198,8 @@ struct Progress {
     gate: Option<Gate>,
     /// Where the next range begins.
     at: usize,
+    /// No range is done yet.
+    first: bool,
     /// Units that run, or ran.
     taken: Vec<bool>,
     found: Vec<(usize, Found)>,
@@ -298,8 +301,9 @@ impl<'a> Schedule<'a> {
                 own.plan.filter().scan_range(data, from, to, &mut seen);
                 let mut board = self.lock();
                 board.ranges -= 1;
-                if let Some(gate) = &mut board.sets[set].gate
-                    && (gate.seen.join(&seen) || from == 0)
+                let Progress { gate, first, .. } = &mut board.sets[set];
+                if let Some(gate) = gate
+                    && (gate.seen.join(&seen) | std::mem::take(first))
                 {
                     own.plan.begin(&Facts::new(data, &self.names), gate);
                     board.want(set);

@@ -15,7 +15,7 @@ mod imphash;
 mod probe;
 mod split;
 
-use super::filter::{Choice, Filter, Seen};
+use super::filter::{Choice, Filter, Seen, Stream};
 use super::needle::Needle;
 use super::shape::{Confirm, Shape};
 use facts::Facts;
@@ -119,15 +119,36 @@ impl Lists {
     }
 }
 
-/// What a scanner keeps from one object to the next.
+/// What a scanner keeps from one object to the next, and of the next one what was seen before.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
     pub(crate) seen: Seen,
+    /// What was seen already of the data that comes next, and how far.
+    ahead: Option<(Seen, Stream)>,
     patterns: Vec<bool>,
     touched_patterns: Vec<u32>,
     components: Vec<bool>,
     touched_components: Vec<u32>,
     pub(crate) units: Vec<bool>,
+}
+
+impl Gate {
+    /// The data that comes next was looked at already, as far as that.
+    pub(crate) fn go_on(&mut self, seen: Seen, at: Stream) {
+        self.ahead = Some((seen, at));
+    }
+
+    /// New data: how much of it was looked at, and in `seen` what was seen in that.
+    pub(crate) fn begin(&mut self) -> Stream {
+        self.seen.clear();
+        match self.ahead.take() {
+            Some((seen, at)) => {
+                self.seen = seen;
+                at
+            }
+            None => Stream::default(),
+        }
+    }
 }
 
 impl Plan {
@@ -178,6 +199,7 @@ impl Plan {
     pub(crate) fn gate(&self) -> Gate {
         Gate {
             seen: Seen::new(&self.filter),
+            ahead: None,
             patterns: vec![false; self.table.patterns.len()],
             touched_patterns: Vec::new(),
             components: vec![false; self.table.components.len()],
@@ -193,8 +215,7 @@ impl Plan {
         gate: &'g mut Gate,
         probe: impl FnOnce() -> Vec<bool>,
     ) -> &'g [bool] {
-        gate.seen.clear();
-        self.filter.scan(facts.data, &mut gate.seen);
+        gate.begin().ended(&self.filter, facts.data, &mut gate.seen);
         self.decide(facts, gate, probe);
         &gate.units
     }

@@ -467,9 +467,13 @@ impl Shape {
             .flat_map(move |a| second.clone().into_iter().map(move |b| u16::from_le_bytes([a, b])))
     }
 
-    /// Whether it may lie around `at`, where one of its pairs is. `open`: the data goes on at both ends, and what lies there
-    /// may fit.
-    pub(crate) fn lies(&self, data: &[u8], at: usize, open: bool) -> bool {
+    /// Most bytes from the beginning of its pair to its end.
+    pub(crate) fn reach(&self) -> usize {
+        self.elements[usize::from(self.anchor)..].iter().map(|e| usize::from(e.max)).sum()
+    }
+
+    /// Whether it may lie around `at`, where one of its pairs is.
+    pub(crate) fn lies(&self, data: &[u8], at: usize) -> bool {
         let anchor = usize::from(self.anchor);
         let mut steps = STEPS_MAX;
         let (ahead, behind) = (&self.elements[anchor + 2..], &self.elements[..anchor]);
@@ -477,10 +481,10 @@ impl Shape {
         let mut last = |i: usize| at.checked_sub(i + 1).and_then(|at| data.get(at)).copied();
         let fixed = |e: &&Element| e.min == e.max;
         // What lies at fixed distances first: it is soon told.
-        fits(ahead.iter().take_while(fixed), &mut next, 0, open, &mut steps)
-            && fits(behind.iter().rev().take_while(fixed), &mut last, 0, open, &mut steps)
-            && fits(ahead.iter(), &mut next, 0, open, &mut steps)
-            && fits(behind.iter().rev(), &mut last, 0, open, &mut steps)
+        fits(ahead.iter().take_while(fixed), &mut next, 0, &mut steps)
+            && fits(behind.iter().rev().take_while(fixed), &mut last, 0, &mut steps)
+            && fits(ahead.iter(), &mut next, 0, &mut steps)
+            && fits(behind.iter().rev(), &mut last, 0, &mut steps)
     }
 }
 
@@ -489,7 +493,6 @@ fn fits<'e>(
     mut elements: impl Iterator<Item = &'e Element> + Clone,
     byte: &mut dyn FnMut(usize) -> Option<u8>,
     mut at: usize,
-    open: bool,
     steps: &mut u32,
 ) -> bool {
     while let Some(element) = elements.next() {
@@ -497,19 +500,19 @@ fn fits<'e>(
             match byte(at) {
                 Some(byte) if element.set.has(byte) => at += 1,
                 Some(_) => return false,
-                None => return open,
+                None => return false,
             }
         }
         if element.max > element.min {
             for _ in element.min..=element.max {
                 *steps = steps.saturating_sub(1);
-                if *steps == 0 || fits(elements.clone(), byte, at, open, steps) {
+                if *steps == 0 || fits(elements.clone(), byte, at, steps) {
                     return true;
                 }
                 match byte(at) {
                     Some(byte) if element.set.has(byte) => at += 1,
                     Some(_) => return false,
-                    None => return open,
+                    None => return false,
                 }
             }
             return false;

@@ -4,6 +4,7 @@ use super::crew::Cores;
 use super::sys::{self, Mapping};
 use crate::channel;
 use crate::engine::Engines;
+use crate::engine::ahead::Ahead;
 use crate::limits::Limits;
 use crate::object::{self, Object};
 use crate::repair;
@@ -31,6 +32,7 @@ pub fn serve(
     version: &str,
 ) -> ! {
     let mut buffer = vec![0; DATAGRAM_MAX];
+    let mut arriving = Arriving::default();
     loop {
         let (request, descriptor) = match channel::recv::<Request>(socket, &mut buffer) {
             Ok(Some(message)) => message,
@@ -41,7 +43,7 @@ pub fn serve(
         let id = request.id;
         cores.work(true);
         let scanned = catch_unwind(AssertUnwindSafe(|| {
-            answer(engines, limits, version, &request, descriptor)
+            answer(engines, &mut arriving, limits, version, &request, descriptor)
         }));
         cores.work(false);
         let panicked = scanned.is_err();
@@ -61,6 +63,7 @@ pub fn serve(
 /// The answer when there is none.
 fn failed(version: &str, ask: &Ask, why: String) -> Answer {
     match ask {
+        Ask::Ahead => Answer::Ahead(0),
         Ask::Report { .. } => {
             Answer::Report(Box::new(Report { rules: version.to_owned(), ..Report::error(why) }))
         }
@@ -71,6 +74,7 @@ fn failed(version: &str, ask: &Ask, why: String) -> Answer {
 
 fn answer(
     engines: &mut Engines<'_>,
+    arriving: &mut Arriving,
     limits: &Limits,
     version: &str,
     request: &Request,
@@ -79,6 +83,7 @@ fn answer(
     let (started, cpu) = (Instant::now(), cpu_micros());
     let limit = Duration::from_millis(request.time_limit_ms)
         .min(Duration::from_secs(u64::from(limits.seconds)));
+    let mut looked = 0;
     let mut work = |data: &[u8]| {
         let object = Object {
             name: request.name.as_deref(),
@@ -86,7 +91,17 @@ fn answer(
             ..Object::new(request.kind, data, started + limit)
         };
         match &request.ask {
+            Ask::Ahead => {
+                let Some(number) = request.object else { return Answer::Ahead(0) };
+                let mut ahead = arriving.take(number).unwrap_or_else(|| engines.arriving());
+                let looked = engines.look_ahead(&mut ahead, data);
+                arriving.keep(number, ahead);
+                Answer::Ahead(looked as u64)
+            }
             Ask::Report { detail } => {
+                if let Some(ahead) = request.object.and_then(|number| arriving.take(number)) {
+                    looked = engines.arrived(ahead, data);
+                }
                 let details = detail.then_some(hashes as fn(&[u8]) -> Hashes);
                 let report = object::scan(engines, limits, &Object { details, ..object });
                 Answer::Report(Box::new(report))
@@ -97,7 +112,7 @@ fn answer(
     };
     let mut answer = match (&request.content, descriptor) {
         (Content::Inline(data), _) => work(data),
-        (Content::Descriptor { len }, Some(file)) => match open(&file, *len) {
+        (Content::Descriptor { len }, Some(file)) => match open(&file, *len, &request.ask) {
             Ok(Bytes::Copied(data)) => work(&data),
             Ok(Bytes::Mapped(mapping)) => work(mapping.bytes()),
             Err(e) => failed(version, &request.ask, format!("the object cannot be read: {e}")),
@@ -106,13 +121,37 @@ fn answer(
             failed(version, &request.ask, "a request without its descriptor".into())
         }
     };
+    engines.forget_ahead();
     if let Answer::Report(report) = &mut answer {
+        report.ahead = looked as u64;
         report.known = engines.take_known();
         report.timely = engines.take_timely();
         report.micros = cpu_micros().saturating_sub(cpu);
         report.rules = version.to_owned();
     }
     answer
+}
+
+/// Objects that arrive, the one that was looked at last behind the others. Those that never came to be whole are
+/// forgotten when there are more.
+#[derive(Default)]
+struct Arriving(Vec<(u64, Ahead)>);
+
+/// Objects that arrive at a time of which one worker keeps what it saw: some ten kilobytes each.
+const ARRIVING_MAX: usize = 64;
+
+impl Arriving {
+    fn take(&mut self, number: u64) -> Option<Ahead> {
+        let place = self.0.iter().position(|(one, _)| *one == number)?;
+        Some(self.0.remove(place).1)
+    }
+
+    fn keep(&mut self, number: u64, ahead: Ahead) {
+        if self.0.len() >= ARRIVING_MAX {
+            self.0.remove(0);
+        }
+        self.0.push((number, ahead));
+    }
 }
 
 fn hashes(data: &[u8]) -> Hashes {
@@ -129,8 +168,9 @@ enum Bytes {
     Mapped(Mapping),
 }
 
-/// The object's bytes, without touching the offset that the descriptor shares with the gateway's.
-fn open(file: impl AsFd, len: u64) -> io::Result<Bytes> {
+/// The object's bytes, without touching the offset that the descriptor shares with the gateway's. One that arrives is looked
+/// at in part.
+fn open(file: impl AsFd, len: u64, ask: &Ask) -> io::Result<Bytes> {
     let size = rustix::fs::fstat(&file)?.st_size;
     if u64::try_from(size).is_ok_and(|size| size < len) {
         return Err(io::Error::new(
@@ -139,6 +179,9 @@ fn open(file: impl AsFd, len: u64) -> io::Result<Bytes> {
         ));
     }
     let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+    if matches!(ask, Ask::Ahead) && len > 0 {
+        return Mapping::sparse(file, len).map(Bytes::Mapped);
+    }
     if len > INLINE_MAX {
         return Mapping::new(file, len).map(Bytes::Mapped);
     }

@@ -138,6 +138,7 @@ impl Worker {
         };
         let request = Request {
             id: 1,
+            object: None,
             ask,
             kind,
             name: Some(name.into()),
@@ -147,6 +148,40 @@ impl Worker {
         };
         let file = (!inline).then(|| memfd(data));
         channel::send(&self.socket, &request, file.as_ref().map(AsFd::as_fd)).unwrap();
+    }
+
+    /// Asks for a look at an object that arrives: these are the bytes that are there.
+    pub(crate) fn look(&mut self, number: u64, file: &File, len: u64) -> Option<Answer> {
+        self.request(Some(number), Ask::Ahead, Some(file), len)
+    }
+
+    /// Asks for the report of an object that has arrived.
+    pub(crate) fn report(&mut self, number: Option<u64>, file: &File, len: u64) -> Report {
+        match self.request(number, Ask::Report { detail: false }, Some(file), len) {
+            Some(Answer::Report(report)) => *report,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn request(
+        &mut self,
+        object: Option<u64>,
+        ask: Ask,
+        file: Option<&File>,
+        len: u64,
+    ) -> Option<Answer> {
+        let request = Request {
+            id: 1,
+            object,
+            ask,
+            kind: ObjectKind::File,
+            name: Some("x".into()),
+            passwords: Vec::new(),
+            time_limit_ms: 60_000,
+            content: Content::Descriptor { len },
+        };
+        channel::send(&self.socket, &request, file.map(AsFd::as_fd)).unwrap();
+        self.any_answer()
     }
 
     pub(crate) fn socket(&self) -> &OwnedFd {

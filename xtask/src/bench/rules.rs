@@ -22,6 +22,8 @@ enum Goal {
     Value(f64),
     /// At least this ratio to what stands beside it.
     Ratio(f64),
+    /// At most this ratio to what stands beside it.
+    Less(f64),
     /// At most this value.
     Most(f64),
 }
@@ -33,6 +35,7 @@ const BENCHES: [(&str, &str, Goal); 8] = [
     ("rules-6k-archive", "MB/s", Goal::Ratio(2.0)),
     ("threads-4", "MB/s", Goal::Ratio(2.7)),
     ("large-object-4", "MB/s", Goal::Ratio(2.0)),
+    ("last-byte-100m", "s", Goal::Less(0.8)),
     ("rss-6k", "MiB", Goal::Most(250.0)),
     ("hashes-10m", "MiB", Goal::Most(500.0)),
 ];
@@ -80,6 +83,7 @@ pub(super) fn run(wanted: impl Fn(&str) -> bool, output: Output) -> Result<()> {
         let baseline = figures["baseline"].as_f64();
         match *goal {
             Goal::Ratio(goal) => super::report(output, name, unit, value, baseline, Some(goal)),
+            Goal::Less(goal) => super::report_less(output, name, unit, value, baseline, goal),
             Goal::Most(goal) => super::report_less(output, name, unit, value, baseline, goal),
             Goal::Value(goal) => {
                 let figures = [Some(value), baseline, None, Some(goal)];

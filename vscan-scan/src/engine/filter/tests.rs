@@ -74,12 +74,12 @@ proptest! {
         prop_assert_eq!(sorted(&seen), &expected[..]);
         seen.clear();
         prop_assert!(needles.iter().enumerate().all(|(i, _)| !seen.has(i as u32)));
-        let (mut stream, mut rest, mut cuts) = (Stream::default(), &data[..], cuts.iter().cycle());
-        while !rest.is_empty() {
-            let (head, tail) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
-            stream.feed(&filter, head, &mut seen);
-            rest = tail;
+        let (mut stream, mut len, mut cuts) = (Stream::default(), 0, cuts.iter().cycle());
+        while len < data.len() {
+            len = data.len().min(len + *cuts.next().unwrap());
+            stream.grown(&filter, &data[..len], &mut seen, *cuts.next().unwrap());
         }
+        stream.ended(&filter, &data, &mut seen);
         prop_assert_eq!(sorted(&seen), expected);
     }
 }
@@ -103,9 +103,9 @@ fn literals_of_every_length_are_found_at_every_place_and_across_every_border() {
                 seen.clear();
                 let mut stream = Stream::default();
                 let border = place + len / 2;
-                stream.feed(&filter, &data[..border], &mut seen);
+                stream.grown(&filter, &data[..border], &mut seen, border);
                 assert!(seen.list().is_empty());
-                stream.feed(&filter, &data[border..], &mut seen);
+                stream.ended(&filter, &data, &mut seen);
                 assert_eq!(seen.list(), [0], "{how:?}, {len} bytes at {place}, split");
             }
         }
@@ -113,7 +113,6 @@ fn literals_of_every_length_are_found_at_every_place_and_across_every_border() {
 }
 
 /// Literals of every length and shapes, together, in data that is cut at every place: the stream sees what the whole shows.
-/// Of shapes it may take one for seen that reaches over a border.
 #[test]
 fn a_stream_that_is_cut_anywhere_sees_what_the_whole_shows() {
     use crate::engine::shape::shapes;
@@ -160,33 +159,34 @@ fn a_stream_that_is_cut_anywhere_sees_what_the_whole_shows() {
     let literals = needles.len() as u32;
     assert!((0..literals).all(|n| whole.has(n)), "{:?}", sorted(&whole));
     assert!(whole.list().len() >= needles.len() + 5, "{:?}", sorted(&whole));
-    let check = |pieces: &[&[u8]], what: &str| {
+    let check = |data: &[u8], cuts: &mut dyn Iterator<Item = usize>, what: &str| {
         let (mut seen, mut stream) = (Seen::new(&filter), Stream::default());
-        pieces.iter().for_each(|piece| stream.feed(&filter, piece, &mut seen));
-        for &n in whole.list() {
-            assert!(seen.has(n), "{what}: {n} is not seen");
+        let mut early = 0;
+        for cut in cuts {
+            early += stream.grown(&filter, &data[..cut.min(data.len())], &mut seen, usize::MAX);
         }
-        for &n in seen.list() {
-            assert!(n >= literals || whole.has(n), "{what}: {n} is not there");
-        }
+        assert_eq!(early, stream.at());
+        stream.ended(&filter, data, &mut seen);
+        assert_eq!(sorted(&seen), sorted(&whole), "{what}");
+        early
     };
+    assert!(filter.reach < data.len() / 2, "much is looked at before the end");
     for a in 0..=data.len() {
-        check(&[&data[..a], &data[a..]], &format!("cut at {a}"));
+        check(&data, &mut [a].into_iter(), &format!("cut at {a}"));
         for b in (a..=data.len()).step_by(3) {
-            check(&[&data[..a], &data[a..b], &data[b..]], &format!("cut at {a} and {b}"));
+            check(&data, &mut [a, b].into_iter(), &format!("cut at {a} and {b}"));
         }
     }
     for len in 1..100 {
-        check(&data.chunks(len).collect::<Vec<_>>(), &format!("in pieces of {len}"));
+        let early = check(&data, &mut (0..=data.len()).step_by(len), &format!("pieces of {len}"));
+        assert!(early > 0);
     }
     // Far from both ends, where blocks of the fast way are.
     for front in [31, 32, 33, 127, 128, 129, 4095] {
         let far = [&vec![b'.'; front][..], &data, &[b'.'; 200]].concat();
         for len in [1, 7, 31, 32, 33, 64, 127, 128, 129, 1460, 4096] {
-            check(
-                &far.chunks(len).collect::<Vec<_>>(),
-                &format!("{front} before it, pieces of {len}"),
-            );
+            let what = format!("{front} before it, pieces of {len}");
+            check(&far, &mut (0..far.len() + len).step_by(len), &what);
         }
     }
 }
