@@ -258,7 +258,7 @@ fn a_large_file_is_looked_at_while_it_arrives() -> Result<()> {
     let up = std::thread::scope(|scope| -> Result<_> {
         let up = scope.spawn(|| client.upload("killed", &bad));
         wait::until_true("no file arrives", Duration::from_secs(20), || {
-            vscan.metrics().is_ok_and(|m| m.sum("vscan_spool_bytes", &[("place", "disk")]) > 1e7)
+            vscan.metrics().is_ok_and(|m| m.sum("vscan_spool_bytes", &[("where", "disk")]) > 1e7)
         })?;
         for pid in vscan.processes().workers {
             agent::kill(pid)?;
