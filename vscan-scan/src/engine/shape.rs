@@ -120,7 +120,7 @@ impl Confirm {
             let cost = found.map_or(there.len(), |at| at + CONFIRM_COST);
             budget.set(budget.get().saturating_sub(cost));
             let Some(at) = found else { return false };
-            if budget.get() == 0 || self.shape.lies(data, from + at, false) {
+            if budget.get() == 0 || self.shape.lies(data, from + at) {
                 return true;
             }
             from += at + 1;
