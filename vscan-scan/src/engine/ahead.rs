@@ -145,7 +145,7 @@ mod tests {
     fn the_hash_of_what_arrived_is_the_hash_of_the_whole() {
         let loaded = signatures();
         let mut engines = Engines::new(&loaded).remembering(100);
-        let data: Vec<u8> = (0..100_000u32).map(|i| (i * 31 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..100_000u32).map(|i| ((i * 31) >> 3) as u8).collect();
         scan(&mut engines, &data);
         assert_eq!(engines.take_known(), 0);
         let mut ahead = engines.arriving();
