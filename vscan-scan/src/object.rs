@@ -536,6 +536,12 @@ impl Walk<'_> {
     /// Opens a part by every decoder that fits: a polyglot has more than one.
     fn open(&mut self, data: &[u8], kind: Kind, place: Place) {
         self.open_as(data, kind, place, true);
+        // The members of an encrypted document (OpenDocument 1.3 part 2, 4.8.4) are not encrypted to the archive.
+        if self.path.last().is_some_and(|name| name == document::ODF_MANIFEST)
+            && memchr::memmem::find(data, b"encryption-data").is_some()
+        {
+            self.note(place.encrypted(), "encrypted OpenDocument file");
+        }
         // Scripts and pages in UTF-16: patterns are written for plain text.
         if let Some(big_endian) = match data {
             [0xff, 0xfe, ..] => Some(false),

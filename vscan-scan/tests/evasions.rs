@@ -175,6 +175,22 @@ fn zip(name: &str) -> Vec<u8> {
     Zip::of(&[("readme.txt", b"read me"), (name, &eicar())]).done()
 }
 
+/// An OpenDocument text with an embedded object, encrypted or not.
+fn odf(encrypted: bool) -> Vec<u8> {
+    let data = if encrypted { "<manifest:encryption-data/>" } else { "" };
+    let manifest = format!(
+        "<?xml version=\"1.0\"?><manifest:manifest><manifest:file-entry manifest:full-path=\"content.xml\">{data}\
+         </manifest:file-entry></manifest:manifest>"
+    );
+    let object = if encrypted { vec![0xa5; 68] } else { eicar() };
+    Zip::of(&[
+        ("mimetype", b"application/vnd.oasis.opendocument.text"),
+        ("META-INF/manifest.xml", manifest.as_bytes()),
+        ("Object 1", &object),
+    ])
+    .done()
+}
+
 /// The fifteen that were measured with ClamAV's daemon 1.4.6: it missed the first seven.
 #[test]
 fn the_fifteen_measured_evasions() {
@@ -394,6 +410,14 @@ fn what_is_ambiguous_is_read_in_every_way() {
             Found,
         ),
         ("a NUL in a name", Message, "", named("name=\"a.txt\0.com\"").into_bytes(), Found),
+        (
+            "a document whose members are encrypted, not its archive",
+            File,
+            "a.odt",
+            odf(true),
+            Unread(Reason::Encrypted),
+        ),
+        ("a document with an object in it", File, "a.odt", odf(false), Found),
         ("a NUL in a member's name", File, "a.zip", zip("a.txt\0.com"), Found),
         ("a name from right to left", File, "a.zip", zip("a\u{202e}txt.com"), Found),
         ("a name that leads out of the directory", File, "a.zip", zip("../../../a.com"), Found),

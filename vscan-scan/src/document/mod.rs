@@ -9,5 +9,8 @@ mod pdf_filter;
 pub(crate) mod rtf;
 pub(crate) mod vba;
 
+/// The member of an OpenDocument file that lists the others, and says which are encrypted.
+pub(crate) const ODF_MANIFEST: &str = "META-INF/manifest.xml";
+
 #[cfg(test)]
 mod tests;
