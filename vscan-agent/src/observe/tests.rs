@@ -511,6 +511,13 @@ fn what_is_shipped_for_prometheus_is_true() {
     observer.metrics.scanned(0.1, 1);
     observer.metrics.meter.passed_unplaced(Blind::AgentDown, 1);
     observer.metrics.tls.failed(Protocol::Smtp, Side::Server);
+    let leg = TlsLeg {
+        version: "TLSv1.3".to_owned(),
+        cipher: "TLS13_AES_256_GCM_SHA384".to_owned(),
+        resumed: false,
+    };
+    let record = TlsRecord { client: Some(leg), ..TlsRecord::default() };
+    observer.metrics.tls.opened(Protocol::Smtp, &record);
     observer.metrics.tls.set_expiries(&[crate::tls::Age {
         file: "mx.pem".to_owned(),
         names: Vec::new(),
