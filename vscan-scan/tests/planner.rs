@@ -101,8 +101,88 @@ rule sums { strings: $a = "one of the sum" $b = "two of the sum" condition: #a +
 rule always { condition: filesize == 13 }
 rule zeros { strings: $a = { 00 00 00 00 00 00 00 00 00 00 00 00 90 90 } condition: $a }
 rule anchored_any { strings: $a = "BEGIN" $b = "START" condition: any of them at 0 }
+rule xor_seven { strings: $a = "http://" xor condition: $a }
+rule xor_keys { strings: $a = "//:ptth" xor(16-31) condition: $a }
+rule xor_one_key { strings: $a = "exactly" xor(0x20) wide ascii condition: $a }
+rule xor_other_keys { strings: $a = "https://" xor $b = "https://" condition: $a and #a > #b }
+rule xor_other_full { strings: $a = "ftps://" xor $b = "ftps://" fullword condition: #a > #b }
+rule name_matches { condition: filename matches /\.te?xt\.(exe|com)$/i }
+rule name_equals { condition: filename iequals "Report.DOC" }
+rule name_ends { condition: filename iendswith ".Scr" and filesize < 60 }
+rule name_starts { condition: filename startswith "inv" and filename contains "oice" }
+rule ending { condition: extension == ".jpg" and filetype != "JPEG" and filesize < 50 }
+rule kelvin { condition: filename icontains "k2k" }
+rule path { condition: filepath icontains "EPORT" and not filename == "x" }
+rule owned { condition: owner == "" and filename == "owned" }
+rule confirmed { strings: $a = { 00 02 00 01 00 02 ?? ?? 33 [2-3] 44 ~55 66 } condition: $a }
+rule confirmed_wide { strings: $a = /zero[0-9]{2}x.y/ wide ascii nocase condition: $a }
+rule pe_time { condition: pe.timestamp == 0x12345678 }
+rule pe_not { condition: pe.is_pe and not (pe.timestamp == 1 or (pe.machine == 7 and pe.is_dll())) }
+rule pe_sections { condition: for any s in pe.sections : ( s.name == ".odd" ) }
+rule pe_section_at { condition: for any i in (0..pe.number_of_sections) : ( pe.sections[i].name == ".odd" ) }
+rule pe_section_index { condition: pe.section_index(".odd") >= 0 }
+rule pe_exports { condition: pe.exports("SsSs") and pe.number_of_exports == 1 }
+rule pe_imports { condition: pe.imports("kernel32.dll", "createfilea") and pe.imports("Kernel32.dll") == 2 }
+rule pe_imphash { condition: pe.imphash() == "PEHASH" }
+rule pe_imphash_not { strings: $a = "beside a hash" condition: pe.imphash() != "PEHASH" or $a }
+rule pe_nested { condition: (pe.timestamp > 5 and ((pe.machine == 0x14c) or pe.machine == 1)) and (filesize > 3 or pe.entry_point == 7) }
+rule pe_defined { condition: defined pe.timestamp and not defined pe.pdb_path }
+rule pe_version { condition: pe.version_info["CompanyName"] contains "Nobody" or pe.timestamp == 0x12345679 }
+rule pe_signed { condition: pe.number_of_signatures > 0 or for any i in (0..pe.number_of_signatures) : ( pe.signatures[i].serial == "00" or pe.timestamp == 0x1234567a ) }
 rule tagged : one two { meta: x = 1 strings: $a = "with tags and meta" condition: $a }
 "#;
+
+/// A 32-bit program: a section with an odd name, an export, two imports.
+fn program(timestamp: u32) -> Vec<u8> {
+    let mut data = vec![0u8; 0x800];
+    let mut put = |at: usize, bytes: &[u8]| data[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"MZ");
+    put(60, &0x80u32.to_le_bytes());
+    put(0x80, b"PE\0\0\x4c\x01\x01\0");
+    put(0x88, &timestamp.to_le_bytes());
+    put(0x94, &[224, 0, 2, 1]);
+    put(0x98, &[0x0b, 0x01]);
+    for (at, value) in [
+        (0x98 + 32, 0x1000u32),
+        (0x98 + 36, 0x200),
+        (0x98 + 92, 16),
+        (0xf8, 0x1300),
+        (0xfc, 0x80),
+        (0x100, 0x1000),
+        (0x104, 40),
+        (0x178 + 8, 0x400),
+        (0x178 + 12, 0x1000),
+        (0x178 + 16, 0x400),
+        (0x178 + 20, 0x400),
+        (0x400, 0x1100),
+        (0x40c, 0x1200),
+        (0x410, 0x1140),
+        (0x500, 0x1240),
+        (0x504, 0x8000_0011),
+        (0x710, 1),
+        (0x714, 1),
+        (0x718, 1),
+        (0x71c, 0x1340),
+        (0x720, 0x1350),
+        (0x724, 0x1360),
+        (0x740, 0x1010),
+        (0x750, 0x1370),
+    ] {
+        put(at, &value.to_le_bytes());
+    }
+    put(0x178, b".odd");
+    put(0x600, b"KERNEL32.dll");
+    put(0x640, b"\0\0CreateFileA");
+    put(0x770, b"ssss");
+    data
+}
+
+/// The hash of its imports, as its rule has it.
+fn tricky() -> String {
+    use md5::Digest;
+    let hash = md5::Md5::digest("kernel32.createfilea,kernel32.ord17");
+    TRICKY.replace("PEHASH", &hash.iter().map(|b| format!("{b:02x}")).collect::<String>())
+}
 
 /// A global rule bounds its own file; private ones are not told.
 const GLOBAL: &str = r#"
@@ -525,7 +605,7 @@ fn differ(dir: &Path) -> (BTreeSet<String>, usize) {
 #[test]
 fn tricky_rules_find_what_they_find_without_a_plan() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("tricky.yar"), TRICKY).unwrap();
+    std::fs::write(dir.path().join("tricky.yar"), tricky()).unwrap();
     std::fs::write(dir.path().join("global.yar"), GLOBAL).unwrap();
     let (mut found, count) = differ(dir.path());
     let files: Vec<(PathBuf, Vec<u8>)> = ["global.yar", "tricky.yar"]
@@ -602,8 +682,44 @@ fn tricky_rules_find_what_they_find_without_a_plan() {
             ]
             .concat(),
         ),
+        ("a.text.EXE", b"x".to_vec()),
+        ("a.txt.com", b"x".to_vec()),
+        ("a.tt.com", b"x".to_vec()),
+        ("rEPORT.doc", b"x".to_vec()),
+        ("saver.SCR", b"x".to_vec()),
+        ("invoice", b"x".to_vec()),
+        ("invoke oice", b"x".to_vec()),
+        ("photo.JPG", b"x".to_vec()),
+        ("\u{212a}2K", b"x".to_vec()),
+        ("owned", b"x".to_vec()),
+        ("\u{2c67}2k.txt.exe", b"x".to_vec()),
+        ("a", b"\0\x02\0\x01\0\x02..\x33...\x44\x56\x66".to_vec()),
+        ("a", b"\0\x02\0\x01\0\x02\0\x02\0\x01\0\x02..\x33..\x44\x00\x66".to_vec()),
+        ("a", b"\0\x02\0\x01\0\x02..\x33..\x44\x55\x66".to_vec()),
+        ("a", b"ZERO99x\ny ZERO12x.y".to_vec()),
+        ("a", wide("zero34X_Y")),
+        ("a", program(0x1234_5678)),
+        ("a", program(0x1234_5679)),
+        ("a", program(0x1234_567a)),
+        ("a", program(1)),
+        ("a", [program(7), b"beside a hash".to_vec()].concat()),
     ] {
         pair.compare(name, &data);
+    }
+    // At every length: the headers are cut.
+    (0..0x800).step_by(13).for_each(|len| pair.compare("a", &program(0x1234_5678)[..len]));
+    // Under every key, at the beginning, in the middle and at the end.
+    for key in 0..=255 {
+        for text in ["http://", "//:ptth", "exactly", "https://", "ftps://"] {
+            for there in [xor(text.as_bytes(), key), xor(&wide(text), key)] {
+                pair.compare("a", &there);
+                let place = usize::from(key) % 61;
+                let plain = text.repeat(usize::from(key) % 3);
+                let data =
+                    [&vec![b'.'; place][..], &there, &[b'_'; 9], plain.as_bytes(), &there].concat();
+                pair.compare("a", &data);
+            }
+        }
     }
     found.extend(std::mem::take(&mut pair.found));
     let names: Vec<String> = rules.iter().map(|r| r.identifier().to_owned()).collect();
@@ -630,6 +746,50 @@ fn measured_rules_find_what_they_find_without_a_plan() {
     let Some(dir) = std::env::var_os("VSCAN_MEASURED_RULES") else { return };
     let (found, count) = differ(Path::new(&dir));
     assert!(found.len() * 2 >= count, "{} of {count} rules are found", found.len());
+}
+
+/// Data that is made to be looked at everywhere: no scan may take much longer than without a plan.
+#[test]
+fn no_data_makes_the_plan_slow() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tricky.yar"), tricky()).unwrap();
+    let files = [(dir.path().join("tricky.yar"), tricky().into_bytes())];
+    let rules = plain(&files);
+    let loaded =
+        Signatures::load(&[dir.path().to_owned()], None).unwrap_or_else(|e| panic!("{}", e[0]));
+    let mut scanner = Scanner::new(&rules);
+    scanner.fast_scan(true).max_matches_per_pattern(10_000);
+    let mut engines = Engines::new(&loaded);
+    let kinds: [&[u8]; 9] = [
+        b"\0",
+        b"\0\x02\0\x01",
+        b"\0\x02\0\x01\0\x02..\x33..\x44",
+        b"http:/",
+        b"\x81\x01tc",
+        b"\xf7\x4d",
+        b"q^a",
+        b"x~y",
+        b"COUNTED literal MZ",
+    ];
+    for bytes in kinds {
+        let mut data = b"MZ".to_vec();
+        data.extend(bytes.iter().cycle().take(1 << 20));
+        let path = ["a".to_owned()];
+        let part =
+            Part { data: &data, kind: sniff::sniff(&data), name: "a", path: &path, detail: false };
+        let mut least = [Duration::MAX; 2];
+        for _ in 0..3 {
+            let started = Instant::now();
+            scanner.scan(&data).unwrap();
+            least[0] = least[0].min(started.elapsed());
+            let started = Instant::now();
+            engines.scan(&part, &mut Vec::new()).unwrap();
+            least[1] = least[1].min(started.elapsed());
+        }
+        // A megabyte in a tenth of a second, whatever it is, or little more than without a plan.
+        let bound = Duration::from_millis(100).max(least[0] * 3);
+        assert!(least[1] < bound, "{}: {least:?}", bytes.escape_ascii());
+    }
 }
 
 #[test]

@@ -16,10 +16,10 @@ mod wide;
 mod windows;
 
 use super::needle::{How, NEEDLE_MAX, Needle};
-use super::shape::Shape;
+use super::shape::{Around, Shape};
 use probe::{
-    Found, PAIR_WORDS, SMALL_WORDS, Tables, has, has_pair, long_hash, mask, middle_hash,
-    short_hash, short_xor_hash, small_index, xor_hash,
+    Found, SMALL_WORDS, TRIPLE_WORDS, Tables, has, has_triple, long_hash, mask, middle_hash,
+    short_hash, short_xor_hash, small_index, triple_hash, triple_index, xor_hash,
 };
 use windows::{Kind, Window, windows};
 
@@ -46,6 +46,10 @@ const SHORT: usize = 4;
 /// Bytes of which the windows are looked at before it is asked whether any was hit.
 const BLOCK: usize = 32;
 
+/// Steps that may go into shapes, for each byte and beside: ordinary files take a tenth of it.
+const WORK_EACH: usize = 2;
+const WORK_FREE: usize = 64 << 10;
+
 /// A bit that lower case letters have and upper case letters do not, in each byte.
 const FOLD: u64 = 0x2020_2020_2020_2020;
 
@@ -58,6 +62,8 @@ pub struct Filter {
     tables: Tables,
     /// Open addressing: upper half of the window's hash, and one more than its first place in `entries`.
     slots: Vec<(u32, u32)>,
+    /// A byte of each slot's hash, 0 where there is none: a quarter of the second-level cache, where the slots are twice it.
+    tags: Vec<u8>,
     /// Literals by window; the last of each window is marked.
     entries: Vec<Entry>,
     /// All literals, one behind the other.
@@ -74,7 +80,14 @@ pub struct Filter {
 #[derive(Debug, Default)]
 struct Pairs {
     starts: Vec<u32>,
-    shapes: Vec<u32>,
+    shapes: Vec<Quick>,
+}
+
+/// A shape, and what the bytes around its pair are like, all at once: most places are told by that.
+#[derive(Clone, Copy, Debug)]
+struct Quick {
+    shape: u32,
+    around: Around,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,12 +110,15 @@ struct Literal {
 pub struct Seen {
     bits: Vec<u64>,
     list: Vec<u32>,
+    /// What shapes took, in steps, and from when on they are taken for seen.
+    work: usize,
+    work_max: usize,
 }
 
 impl Seen {
     /// Room for the literals of a filter.
     pub fn new(filter: &Filter) -> Self {
-        Self { bits: vec![0; filter.literals().div_ceil(64)], list: Vec::new() }
+        Self { bits: vec![0; filter.literals().div_ceil(64)], ..Self::default() }
     }
 
     /// The literals by their place in the slice that the filter was built of, in the order in which they were seen.
@@ -119,7 +135,7 @@ impl Seen {
 
     /// Knows what this one has seen, and lists only what it sees itself.
     pub(super) fn beside(&self) -> Self {
-        Self { bits: self.bits.clone(), list: Vec::new() }
+        Self { bits: self.bits.clone(), ..Self::default() }
     }
 
     /// Adds what another one has seen; true if any of it is new.
@@ -135,6 +151,11 @@ impl Seen {
 
     fn has(&self, literal: u32) -> bool {
         self.bits[literal as usize / 64] >> (literal % 64) & 1 != 0
+    }
+
+    /// Work for so many bytes.
+    fn allow(&mut self, bytes: usize) {
+        self.work_max = self.work.saturating_add(bytes * WORK_EACH + WORK_FREE);
     }
 
     fn insert(&mut self, literal: u32) {
@@ -218,16 +239,21 @@ impl Filter {
         }
         all.sort_unstable();
         all.dedup();
-        self.tables.pairs = vec![0; PAIR_WORDS];
+        self.tables.triples = vec![0; TRIPLE_WORDS];
+        for triple in shapes.iter().flat_map(Shape::triples) {
+            let hash = triple_hash(triple);
+            self.tables.triples[triple_index(hash)] |= mask(hash);
+        }
         self.pairs.starts = vec![0; (1 << 16) + 1];
         for &(pair, _) in &all {
-            self.tables.pairs[usize::from(pair >> 5)] |= 1 << (pair & 31);
             self.pairs.starts[usize::from(pair) + 1] += 1;
         }
         for i in 0..1 << 16 {
             self.pairs.starts[i + 1] += self.pairs.starts[i];
         }
-        self.pairs.shapes = all.into_iter().map(|(_, shape)| shape).collect();
+        let around: Vec<Around> = shapes.iter().map(Shape::around).collect();
+        let quick = |(_, shape): (u16, u32)| Quick { shape, around: around[shape as usize] };
+        self.pairs.shapes = all.into_iter().map(quick).collect();
         self.shapes = shapes.to_vec();
     }
 
@@ -246,6 +272,7 @@ impl Filter {
         chosen.sort_unstable_by_key(|c| (c.window, c.literal, c.offset));
         let distinct = chosen.chunk_by(|a, b| a.window == b.window).count();
         self.slots = vec![(0, 0); (distinct * 2).next_power_of_two()];
+        self.tags = vec![0; self.slots.len()];
         for group in chosen.chunk_by(|a, b| a.window == b.window) {
             let first = self.entries.len() as u32;
             for (i, c) in group.iter().enumerate() {
@@ -272,6 +299,7 @@ impl Filter {
                 at = (at + 1) & mask;
             }
             self.slots[at] = (upper, first + 1);
+            self.tags[at] = tag(upper);
         }
     }
 
@@ -291,6 +319,7 @@ impl Filter {
     pub(super) fn scan_range(&self, data: &[u8], from: usize, to: usize, seen: &mut Seen) {
         debug_assert!(from.is_multiple_of(PLACE) && (to.is_multiple_of(PLACE) || to == data.len()));
         if self.literals() > 0 {
+            seen.allow(to - from);
             self.tables.scan(&data[from..to], |at, found| match found {
                 Found::Literal => self.look(data, from + at, seen),
                 Found::Pair => self.look_pairs(data, from + at, seen),
@@ -342,12 +371,15 @@ impl Filter {
     /// Looks up the pairs that begin in the [`STEP`] bytes from `at` on.
     #[inline(never)]
     fn look_pairs(&self, data: &[u8], at: usize, seen: &mut Seen) {
-        if self.tables.pairs.is_empty() {
+        let triples = &self.tables.triples;
+        if triples.is_empty() {
             return;
         }
         for at in at..(at + STEP).min(data.len().saturating_sub(1)) {
             let pair = u16::from_le_bytes([data[at], data[at + 1]]);
-            if has_pair(&self.tables.pairs, pair) {
+            let third = data.get(at + 2);
+            let hash = third.map(|&third| triple_hash(u32::from(pair) | u32::from(third) << 16));
+            if hash.is_none_or(|hash| has_triple(triples, hash)) {
                 self.verify_pair(data, at, pair, seen);
             }
         }
@@ -356,10 +388,13 @@ impl Filter {
     /// This pair lies at `at`: does one of its shapes lie around it?
     fn verify_pair(&self, data: &[u8], at: usize, pair: u16, seen: &mut Seen) {
         let [from, to] = [0, 1].map(|i| self.pairs.starts[usize::from(pair) + i] as usize);
-        for &shape in &self.pairs.shapes[from..to] {
-            let number = self.literals.len() as u32 + shape;
-            if !seen.has(number) && self.shapes[shape as usize].lies(data, at) {
-                seen.insert(number);
+        for quick in &self.pairs.shapes[from..to] {
+            let number = self.literals.len() as u32 + quick.shape;
+            if quick.around.may_lie(data, at) && !seen.has(number) {
+                let shape = &self.shapes[quick.shape as usize];
+                if seen.work > seen.work_max || shape.lies(data, at, &mut seen.work) {
+                    seen.insert(number);
+                }
             }
         }
     }
@@ -367,14 +402,17 @@ impl Filter {
     /// This window lies at `at`, or one of the same hash: which literals does it belong to?
     fn verify(&self, data: &[u8], at: usize, window: Window, seen: &mut Seen) {
         let mask = self.slots.len() - 1;
-        let (place, tag) = slot(window);
+        let (place, upper) = slot(window);
         let mut place = place & mask;
         loop {
-            match self.slots[place] {
-                (_, 0) => return,
-                // Another window may have the same upper half: on to the end of the chain.
-                (upper, first) if upper == tag => {
-                    self.compare(data, at, first as usize - 1, seen);
+            match self.tags[place] {
+                0 => return,
+                // Another window may have the same byte, or the same upper half: on to the end of the chain.
+                byte if byte == tag(upper) => {
+                    let (other, first) = self.slots[place];
+                    if other == upper {
+                        self.compare(data, at, first as usize - 1, seen);
+                    }
                 }
                 _ => {}
             }
@@ -421,6 +459,12 @@ struct Chosen {
     literal: u32,
     /// Offset of the window in the literal.
     offset: u8,
+}
+
+/// The byte that marks a slot.
+#[inline(always)]
+fn tag(upper: u32) -> u8 {
+    (upper >> 24) as u8 | 1
 }
 
 /// Where a window's slot is looked for first, and what marks it there.

@@ -11,8 +11,8 @@
 pub(crate) mod condition;
 pub(crate) mod facts;
 pub(crate) mod formula;
-mod imphash;
 mod probe;
+mod program;
 mod split;
 
 use super::filter::{Choice, Filter, Seen, Stream};

@@ -5,6 +5,7 @@
 
 use super::filter::rarity;
 use super::needle::{forms, parse};
+use memchr::arch::all::packedpair::HeuristicFrequencyRank;
 use memchr::memmem;
 use regex_syntax::hir::{Class, Hir, HirKind};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,9 @@ const CONFIRM_COST: usize = 64;
 
 /// Steps of one comparison; behind them the answer is yes.
 const STEPS_MAX: u32 = 1000;
+
+/// What a comparison takes that is soon told, in steps.
+const LOOK_STEPS: usize = 4;
 
 /// How seldom the pairs of a shape together have to be: one in two to the power of this.
 const PAIR_RARE: u32 = 9;
@@ -112,7 +116,7 @@ pub(crate) struct Confirm {
 impl Confirm {
     /// Whether it may lie in the data. The bytes that are searched are taken from the budget; without any it may.
     pub(crate) fn may_lie(&self, data: &[u8], budget: &Cell<usize>) -> bool {
-        let finder = memmem::Finder::new(&self.run);
+        let finder = memmem::FinderBuilder::new().build_forward_with_ranker(Ranks, &self.run);
         let mut from = 0;
         loop {
             let there = &data[from..];
@@ -120,11 +124,22 @@ impl Confirm {
             let cost = found.map_or(there.len(), |at| at + CONFIRM_COST);
             budget.set(budget.get().saturating_sub(cost));
             let Some(at) = found else { return false };
-            if budget.get() == 0 || self.shape.lies(data, from + at) {
+            let mut work = 0;
+            if budget.get() == 0 || self.shape.lies(data, from + at, &mut work) {
                 return true;
             }
+            budget.set(budget.get().saturating_sub(work * CONFIRM_COST / 4));
             from += at + 1;
         }
+    }
+}
+
+/// How often bytes are, for the search: in programs and texts, not in texts alone.
+struct Ranks;
+
+impl HeuristicFrequencyRank for Ranks {
+    fn rank(&self, byte: u8) -> u8 {
+        255 - 16 * rarity(byte)
     }
 }
 
@@ -323,6 +338,11 @@ impl Pieces {
                 let runs = two[0].set == two[1].set && common(&two[0].set);
                 let often = if runs { often << 6 } else { often };
                 let rare = 24 - (often | 1).ilog2().min(24);
+                // The third byte, by which the pair is looked for, may be any of its set.
+                let third = piece.get(i + 2).filter(|e| e.is_one());
+                let said = third.map_or(0, |e| {
+                    12 - (each(&e.set) | 1).ilog2().min(12).max(e.set.len().ilog2())
+                });
                 // What is told without a search.
                 let fixed = |e: &&Element| e.min == e.max;
                 let before = piece[..i].iter().rev().take_while(fixed).count();
@@ -330,12 +350,12 @@ impl Pieces {
                 let run = bits(&piece[i - before..i + behind]);
                 if rare >= PAIR_RARE
                     && run >= RUN_RARE
-                    && best.as_ref().is_none_or(|(most, _)| rare > *most)
+                    && best.as_ref().is_none_or(|(most, _)| rare + said > *most)
                 {
                     let from = i.saturating_sub(ELEMENTS_MAX / 2);
                     let to = piece.len().min(i + 2 + ELEMENTS_MAX / 2);
                     let elements = piece[from..to].to_vec();
-                    best = Some((rare, Shape { elements, anchor: (i - from) as u16 }));
+                    best = Some((rare + said, Shape { elements, anchor: (i - from) as u16 }));
                 }
             }
         }
@@ -472,8 +492,40 @@ impl Shape {
         self.elements[usize::from(self.anchor)..].iter().map(|e| usize::from(e.max)).sum()
     }
 
-    /// Whether it may lie around `at`, where one of its pairs is.
-    pub(crate) fn lies(&self, data: &[u8], at: usize) -> bool {
+    /// The first three bytes wherever it lies, from the anchor on; numbers of 24 bits.
+    pub(crate) fn triples(&self) -> impl Iterator<Item = u32> {
+        let third = self.elements.get(usize::from(self.anchor) + 2);
+        let third = third.filter(|e| e.is_one()).map_or(Set::ANY, |e| e.set);
+        let third: Vec<u8> = third.bytes().collect();
+        self.pairs().flat_map(move |pair| {
+            third.clone().into_iter().map(move |b| u32::from(pair) | u32::from(b) << 16)
+        })
+    }
+
+    /// What the bytes around the anchor are like.
+    pub(crate) fn around(&self) -> Around {
+        let anchor = usize::from(self.anchor);
+        let before = self.elements[..anchor].iter().rev().take_while(|e| e.is_one()).count();
+        let each = |back: usize| {
+            let mut around = Around { back: back as u8, ..Around::default() };
+            let run = self.elements[anchor - back..].iter().take(8).take_while(|e| e.is_one());
+            for (i, element) in run.enumerate() {
+                let (mut all, mut any) = (0xff, 0);
+                element.set.bytes().for_each(|b| (all, any) = (all & b, any | b));
+                // Bits that are the same in all bytes of the set.
+                let mask = !(all ^ any);
+                around.mask |= u64::from(mask) << (8 * i);
+                around.value |= u64::from(all & mask) << (8 * i);
+            }
+            around
+        };
+        // The place of the eight bytes where they say most.
+        let all = (0..=before.min(6)).map(each);
+        all.max_by_key(|around| around.mask.count_ones()).unwrap_or_default()
+    }
+
+    /// Whether it may lie around `at`, where one of its pairs is. Adds what it took to `work`.
+    pub(crate) fn lies(&self, data: &[u8], at: usize, work: &mut usize) -> bool {
         let anchor = usize::from(self.anchor);
         let mut steps = STEPS_MAX;
         let (ahead, behind) = (&self.elements[anchor + 2..], &self.elements[..anchor]);
@@ -481,10 +533,32 @@ impl Shape {
         let mut last = |i: usize| at.checked_sub(i + 1).and_then(|at| data.get(at)).copied();
         let fixed = |e: &&Element| e.min == e.max;
         // What lies at fixed distances first: it is soon told.
-        fits(ahead.iter().take_while(fixed), &mut next, 0, &mut steps)
+        let lies = fits(ahead.iter().take_while(fixed), &mut next, 0, &mut steps)
             && fits(behind.iter().rev().take_while(fixed), &mut last, 0, &mut steps)
             && fits(ahead.iter(), &mut next, 0, &mut steps)
-            && fits(behind.iter().rev(), &mut last, 0, &mut steps)
+            && fits(behind.iter().rev(), &mut last, 0, &mut steps);
+        *work += LOOK_STEPS + (STEPS_MAX - steps) as usize;
+        lies
+    }
+}
+
+/// Eight bytes, of which some bits are known, from so many before a pair on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Around {
+    value: u64,
+    mask: u64,
+    back: u8,
+}
+
+impl Around {
+    /// Whether what lies around the pair at `at` is like this; it may be where there are no eight bytes.
+    #[inline(always)]
+    pub(crate) fn may_lie(&self, data: &[u8], at: usize) -> bool {
+        let there = at.checked_sub(usize::from(self.back)).and_then(|from| data.get(from..));
+        match there.and_then(|there| there.first_chunk()) {
+            Some(bytes) => u64::from_le_bytes(*bytes) & self.mask == self.value,
+            None => true,
+        }
     }
 }
 
@@ -496,7 +570,16 @@ fn fits<'e>(
     steps: &mut u32,
 ) -> bool {
     while let Some(element) = elements.next() {
-        for _ in 0..element.min {
+        let mut left = element.min;
+        if left > 1 && element.set == Set::ANY {
+            // Whatever they are: it is enough that they are there.
+            if byte(at + usize::from(left) - 1).is_none() {
+                return false;
+            }
+            at += usize::from(std::mem::take(&mut left));
+        }
+        *steps = steps.saturating_sub(u32::from(left) / 8);
+        for _ in 0..left {
             match byte(at) {
                 Some(byte) if element.set.has(byte) => at += 1,
                 Some(_) => return false,

@@ -12,8 +12,8 @@ const LONG_WORDS: [usize; 4] = [1 << 11, 1 << 14, 1 << 16, 1 << 17];
 /// Words of the Bloom filters of middle and of short windows: 32 KiB each, which the first-level cache holds.
 pub(super) const SMALL_WORDS: usize = 1 << 13;
 
-/// Words of the table of pairs: a bit for each.
-pub(super) const PAIR_WORDS: usize = 1 << 11;
+/// The same of triples: many have a third byte that may be any.
+pub(super) const TRIPLE_WORDS: usize = 1 << 15;
 
 /// Odd numbers with many bits, for the halves of a window.
 pub(super) const LONG_LO: u32 = 0x9e37_79b1;
@@ -21,6 +21,7 @@ pub(super) const LONG_HI: u32 = 0x85eb_ca77;
 pub(super) const MIDDLE_LO: u32 = 0xc2b2_ae3d;
 pub(super) const MIDDLE_HI: u32 = 0x27d4_eb2f;
 pub(super) const SHORT_ALL: u32 = 0x1656_67b1;
+pub(super) const TRIPLE_ALL: u32 = 0x9e48_5565;
 pub(super) const SHORT_XOR_ALL: u32 = 0x7feb_352d;
 pub(super) const XOR_LO: u32 = 0xcc9e_2d51;
 pub(super) const XOR_HI: u32 = 0x1b87_3593;
@@ -34,8 +35,8 @@ pub(super) struct Tables {
     pub(super) short: Vec<u32>,
     /// The differences of short literals under XOR keys.
     pub(super) short_xor: Vec<u32>,
-    /// A bit for each pair of bytes.
-    pub(super) pairs: Vec<u32>,
+    /// Three bytes that pairs of shapes begin.
+    pub(super) triples: Vec<u32>,
     /// There are literals under XOR keys.
     pub(super) xor: bool,
 }
@@ -85,8 +86,8 @@ impl Tables {
             if !self.short.is_empty() {
                 any |= has(&self.short, short_hash((folded >> (8 * skip)) as u32));
             }
-            if !self.pairs.is_empty() {
-                pair |= has_pair(&self.pairs, (window >> (8 * skip)) as u16);
+            if !self.triples.is_empty() {
+                pair |= has_triple(&self.triples, triple_hash((window >> (8 * skip)) as u32));
             }
         }
         [any, pair]
@@ -156,6 +157,12 @@ pub(super) fn short_hash(folded: u32) -> u32 {
     folded.wrapping_mul(SHORT_ALL)
 }
 
+/// Of the first three bytes.
+#[inline(always)]
+pub(super) fn triple_hash(window: u32) -> u32 {
+    (window & 0xff_ffff).wrapping_mul(TRIPLE_ALL)
+}
+
 /// Of the differences of neighbours in a window: the same whatever key the window is XORed with.
 #[inline(always)]
 pub(super) fn xor_hash(window: u64) -> u32 {
@@ -186,12 +193,19 @@ pub(super) fn has(table: &[u32], hash: u32) -> bool {
     table[small_index(hash)] & mask == mask
 }
 
+/// The same of a table of [`TRIPLE_WORDS`].
 #[inline(always)]
-pub(super) fn small_index(hash: u32) -> usize {
-    (hash >> (32 - SMALL_WORDS.trailing_zeros())) as usize
+pub(super) fn has_triple(table: &[u32], hash: u32) -> bool {
+    let mask = mask(hash);
+    table[triple_index(hash)] & mask == mask
 }
 
 #[inline(always)]
-pub(super) fn has_pair(pairs: &[u32], pair: u16) -> bool {
-    pairs[usize::from(pair >> 5)] >> (pair & 31) & 1 != 0
+pub(super) fn triple_index(hash: u32) -> usize {
+    (hash >> (32 - TRIPLE_WORDS.trailing_zeros())) as usize
+}
+
+#[inline(always)]
+pub(super) fn small_index(hash: u32) -> usize {
+    (hash >> (32 - SMALL_WORDS.trailing_zeros())) as usize
 }

@@ -199,12 +199,14 @@ proptest! {
         needles in proptest::collection::vec(a_needle(), 1..200),
         block in proptest::collection::vec(any::<u8>(), BLOCK * 4 + LONG + 1..BLOCK * 4 + LONG + 2),
         letters in letters(BLOCK * 4 + LONG + 1..BLOCK * 4 + LONG + 2),
-        pairs in proptest::collection::vec(any::<u16>(), 0..2000),
+        triples in proptest::collection::vec(any::<u32>(), 0..2000),
     ) {
         let mut filter = Filter::new(&needles);
-        if !pairs.is_empty() {
-            filter.tables.pairs = vec![0; probe::PAIR_WORDS];
-            pairs.iter().for_each(|&p| filter.tables.pairs[usize::from(p >> 5)] |= 1 << (p & 31));
+        if !triples.is_empty() {
+            filter.tables.triples = vec![0; TRIPLE_WORDS];
+            for hash in triples.iter().map(|&t| triple_hash(t)) {
+                filter.tables.triples[triple_index(hash)] |= mask(hash);
+            }
         }
         for data in [&block, &letters] {
             let mut portable = Vec::new();

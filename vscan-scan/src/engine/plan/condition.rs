@@ -221,7 +221,10 @@ impl<'a, 'src> Reader<'a, 'src> {
         };
         let in_data = |bytes: Vec<u8>| (self.literals)(vec![Needle { bytes, how: How::Nocase }]);
         let names = match (call.identifier.name, &call.args[..]) {
-            ("exports", [name]) => text(name).map_or(Formula::Maybe, in_data),
+            ("exports", [name]) => text(name).map_or(Formula::Maybe, |name| {
+                let export = String::from_utf8(name.clone()).map(Formula::Export);
+                Formula::all([in_data(name), export.unwrap_or(Formula::Maybe)])
+            }),
             ("imports", [library]) => text(library).map_or(Formula::Maybe, in_data),
             ("imports", [library, function]) => match (text(library), text(function)) {
                 (Some(library), Some(function)) => {

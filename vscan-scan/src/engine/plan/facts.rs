@@ -1,6 +1,6 @@
 //! What formulas are asked of beside literals: the bytes of the object, what rules call it, and what its imports are.
 
-use super::imphash::{Imphash, imphash};
+use super::program::{Imphash, imphash, may_export};
 use crate::engine::needle::{How, Needle};
 use crate::sniff::Kind;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,8 @@ pub(crate) struct Facts<'a> {
     /// None: it may be called anything.
     names: Option<&'a Names<'a>>,
     imphash: OnceCell<Imphash>,
+    /// What takes long is taken for wrong.
+    at_once: bool,
 }
 
 /// The values of the variables that rules may ask for.
@@ -113,17 +115,22 @@ impl Variable {
 
 impl<'a> Facts<'a> {
     pub(crate) fn new(data: &'a [u8], names: &'a Names<'a>) -> Self {
-        Self { data, names: Some(names), imphash: OnceCell::new() }
+        Self { data, names: Some(names), imphash: OnceCell::new(), at_once: false }
     }
 
     /// The same, without what takes long to find out: that is taken for wrong.
     pub(super) fn at_once(&self) -> Self {
-        Self { data: self.data, names: self.names, imphash: Imphash::None.into() }
+        Self { data: self.data, names: self.names, imphash: OnceCell::new(), at_once: true }
     }
 
     /// Of data that may be called anything.
     pub(crate) fn unnamed(data: &'a [u8]) -> Self {
-        Self { data, names: None, imphash: OnceCell::new() }
+        Self { data, names: None, imphash: OnceCell::new(), at_once: false }
+    }
+
+    /// Whether the program may export this name.
+    pub(super) fn may_export(&self, name: &str) -> bool {
+        !self.at_once && may_export(self.data, name.as_bytes())
     }
 
     pub(super) fn may_be(&self, text: &Text) -> bool {
@@ -134,6 +141,9 @@ impl<'a> Facts<'a> {
 
     /// Whether the program's imports may have this hash: they have another one only where that is certain.
     pub(super) fn may_have_imports(&self, hash: &str) -> bool {
+        if self.at_once {
+            return false;
+        }
         match self.imphash.get_or_init(|| imphash(self.data)) {
             Imphash::Is(known) => known == hash,
             Imphash::None => false,

@@ -23,6 +23,8 @@ pub(crate) enum Formula {
     Text(Text),
     /// The hash of the imports of a Windows program, in lower case.
     Imphash(String),
+    /// The name of an export of a Windows program, in any case.
+    Export(String),
     /// One of the byte strings, each byte with its mask, lies at this offset.
     At(Int, Vec<Vec<(u8, u8)>>),
     /// One of them begins between these offsets, both included.
@@ -152,18 +154,28 @@ impl Formula {
     fn cost(&self) -> u32 {
         match self {
             Formula::Maybe | Formula::Never => 0,
-            Formula::Compare(..) => 1,
-            Formula::Pattern(_) => 2,
+            Formula::Pattern(_) => 1,
+            Formula::Compare(..) => 2,
             Formula::At(..) => 3,
             Formula::Text(_) => 4,
             Formula::Within(..) => 100,
             // The first one asked reads the imports.
             Formula::Imphash(_) => 50,
+            Formula::Export(_) => 60,
             // Searches the data.
             Formula::Confirm(_) => 5000,
             // The first one asked takes longest.
             Formula::Probe(_) => 1 << 20,
-            Formula::And(parts) | Formula::Or(parts) | Formula::AtLeast(_, parts) => {
+            Formula::And(parts) => {
+                // The costly ones are seldom reached behind something that is seldom true.
+                let seldom = |part: &Formula| {
+                    use Formula::{Export, Imphash, Pattern, Text};
+                    matches!(part, Pattern(_) | Imphash(_) | Export(_) | Text(_))
+                };
+                let sum = parts.iter().fold(4, |sum: u32, part| sum.saturating_add(part.cost()));
+                if parts.iter().any(seldom) { (sum >> 10).max(4) } else { sum }
+            }
+            Formula::Or(parts) | Formula::AtLeast(_, parts) => {
                 parts.iter().fold(4, |sum: u32, part| sum.saturating_add(part.cost()))
             }
         }
@@ -182,6 +194,7 @@ impl Formula {
         let data = facts.data;
         match self {
             Formula::Text(text) => facts.may_be(text),
+            Formula::Export(name) => facts.may_export(name),
             Formula::Imphash(hash) => facts.may_have_imports(hash),
             Formula::Probe(probe) => probed(*probe),
             Formula::Confirm(shapes) => confirmed(*shapes),
@@ -231,6 +244,7 @@ impl Formula {
             | Formula::Confirm(_)
             | Formula::Text(_)
             | Formula::Imphash(_)
+            | Formula::Export(_)
             | Formula::At(..)
             | Formula::Within(..)
             | Formula::Compare(..) => false,
@@ -251,7 +265,7 @@ impl Formula {
             Formula::Never => u32::MAX,
             Formula::Pattern(pattern) => of_pattern(*pattern),
             Formula::Imphash(_) => IMPHASH_STRENGTH,
-            Formula::Text(_) => TEXT_STRENGTH,
+            Formula::Text(_) | Formula::Export(_) => TEXT_STRENGTH,
             // What is seldom in a probe, names and hashes, stands beside it.
             Formula::Probe(_) => PROBE_STRENGTH,
             Formula::Confirm(_) | Formula::At(..) | Formula::Within(..) | Formula::Compare(..) => 0,
@@ -283,6 +297,7 @@ impl Formula {
             | Formula::Confirm(_)
             | Formula::Text(_)
             | Formula::Imphash(_)
+            | Formula::Export(_)
             | Formula::At(..)
             | Formula::Within(..)
             | Formula::Compare(..) => {}
@@ -296,7 +311,7 @@ const IMPHASH_STRENGTH: u32 = 24;
 /// How seldom what a module is asked for holds.
 const PROBE_STRENGTH: u32 = 8;
 
-/// How seldom an object has a certain name; its ending may be a common one.
+/// How seldom an object, or what it exports, has a certain name; it may be a common one.
 const TEXT_STRENGTH: u32 = 16;
 
 /// Widest range that is searched.

@@ -1,4 +1,4 @@
-//! The hash against yara-x's, over programs that are whole, cut, and wrong in every field.
+//! The hash, and the names of exports, against yara-x's, over programs that are whole, cut, and wrong in every field.
 
 use super::*;
 use proptest::prelude::*;
@@ -13,7 +13,8 @@ fn rules() -> &'static Rules {
 fn compiled() -> Rules {
     let mut compiler = Compiler::new();
     let text = "import \"pe\" import \"console\" \
-        rule hash { condition: console.log(pe.imphash()) and pe.is_pe }";
+        rule hash { condition: console.log(pe.imphash()) and pe.is_pe } \
+        rule alpha { condition: pe.exports(\"Alpha\") } rule beta { condition: pe.exports(\"bET\") }";
     compiler.add_source(text).unwrap();
     compiler.build()
 }
@@ -21,7 +22,16 @@ fn compiled() -> Rules {
 /// What yara-x says, and what is said here where it is said.
 fn both(scanner: &mut Scanner<'_>, said: &std::rc::Rc<std::cell::RefCell<String>>, data: &[u8]) {
     said.borrow_mut().clear();
-    scanner.scan(data).unwrap();
+    let exported: Vec<String> = scanner
+        .scan(data)
+        .unwrap()
+        .matching_rules()
+        .map(|rule| rule.identifier().to_owned())
+        .collect();
+    for (rule, name) in [("alpha", "alpha"), ("beta", "bet")] {
+        let may = may_export(data, name.as_bytes());
+        assert!(may || exported.iter().all(|r| r != rule), "{rule}: {}", data.escape_ascii());
+    }
     let theirs = said.borrow().clone();
     match imphash(data) {
         Imphash::Is(hash) => assert_eq!(hash, theirs, "{}", data.escape_ascii()),
@@ -56,6 +66,8 @@ fn program(wide: bool) -> Vec<u8> {
     put(optional + 32, &0x1000u32.to_le_bytes());
     put(optional + 36, &0x200u32.to_le_bytes());
     let directory = optional + if wide { 112 } else { 96 };
+    put(directory, &0x1300u32.to_le_bytes());
+    put(directory + 4, &0x100u32.to_le_bytes());
     put(directory + 8, &0x1000u32.to_le_bytes());
     put(directory + 12, &60u32.to_le_bytes());
     for (i, (address, size, offset)) in
@@ -75,6 +87,16 @@ fn program(wide: bool) -> Vec<u8> {
         put(descriptor + 12, &name.to_le_bytes());
         put(descriptor + 16, &addresses.to_le_bytes());
     }
+    // A table of exports at 0x1300, which lies at 0x700: two functions, with names.
+    for (field, value) in [(16, 1u32), (20, 2), (24, 2), (28, 0x1340), (32, 0x1350), (36, 0x1360)] {
+        put(0x700 + field, &value.to_le_bytes());
+    }
+    for (at, value) in [(0x740, 0x1010u32), (0x744, 0x1020), (0x750, 0x1370), (0x754, 0x1380)] {
+        put(at, &value.to_le_bytes());
+    }
+    put(0x760, &[0, 0, 1, 0]);
+    put(0x770, b"aLPHA\0");
+    put(0x780, b"Bet\0");
     put(0x600, b"KERNEL32.dll\0");
     put(0x620, b"Strange.Name.OCX\0");
     let width = if wide { 8 } else { 4 };
@@ -94,14 +116,22 @@ fn program(wide: bool) -> Vec<u8> {
 
 #[test]
 fn programs_have_yara_xs_hash() {
-    let known = "KERNEL32.dll";
     for wide in [false, true] {
         let data = program(wide);
-        let Imphash::Is(hash) = imphash(&data) else { panic!("{known} is known") };
+        let Imphash::Is(hash) = imphash(&data) else { panic!("its imports are plain") };
         let text = "kernel32.createfilea,kernel32.writefile,kernel32.ord17,\
             strange.name.second_one,strange.name.ord3";
         let digest = Md5::digest(text).iter().map(|b| format!("{b:02x}")).collect::<String>();
         assert_eq!(hash, digest);
+        let mut theirs = Vec::new();
+        let rules = rules();
+        let mut scanner = Scanner::new(rules);
+        let said = std::rc::Rc::new(std::cell::RefCell::new(String::new()));
+        let log = said.clone();
+        scanner.console_log(move |message| *log.borrow_mut() = message);
+        scanner.scan(&data).unwrap();
+        theirs.push(said.borrow().clone());
+        assert_eq!(theirs, [digest], "yara-x is asked at all");
         // At every length, and with each library whose ordinals have names.
         compare((0..data.len()).map(|len| data[..len].to_vec()));
         for name in
@@ -114,6 +144,9 @@ fn programs_have_yara_xs_hash() {
         }
     }
     assert_eq!(imphash(b"no program"), Imphash::None);
+    let data = program(false);
+    assert!(may_export(&data, b"alpha") && may_export(&data, b"bet") && !may_export(&data, b"be"));
+    assert!(!may_export(&data, b"gamma") && !may_export(b"MZ", b"alpha"));
 }
 
 #[test]
@@ -150,7 +183,7 @@ proptest! {
     fn wrong_programs_have_yara_xs_hash(
         wide in any::<bool>(),
         changes in proptest::collection::vec(
-            (prop_oneof![0usize..0x100, 0x88usize..0x200, 0x400usize..0x700], prop_oneof![
+            (prop_oneof![0usize..0x100, 0x88usize..0x200, 0x400usize..0x7a0], prop_oneof![
                 any::<u32>(),
                 0u32..0x3000,
                 Just(0),

@@ -1,5 +1,5 @@
-//! The hash of the imports of a Windows program, as yara-x's `pe.imphash()` gives it, without its parse of all the rest:
-//! many rules ask for nothing else, and of every program.
+//! What can be told of a Windows program without yara-x's parse of all of it: the hash of its imports, as `pe.imphash()`
+//! gives it, and the names of its exports. Many rules ask for nothing else, and of every program.
 //!
 //! The headers are read in yara-x's way to the letter, mistaken ones as well. Where that would take its tables of names
 //! for ordinals, or long, nothing is said; then yara-x is asked.
@@ -17,9 +17,10 @@ pub(crate) enum Imphash {
     Unknown,
 }
 
-/// Most sections, descriptors of libraries and functions of one, as in yara-x.
+/// Most sections, descriptors of libraries and functions of one, and names of exports, as in yara-x.
 const SECTIONS_MAX: usize = 96;
 const IMPORTS_MAX: usize = 16384;
+const EXPORTS_MAX: usize = 16384;
 
 /// Longest names, as in yara-x: longer ones are cut.
 const LIBRARY_NAME_MAX: usize = 512;
@@ -44,6 +45,26 @@ pub(crate) fn imphash(data: &[u8]) -> Imphash {
         }
         _ => Imphash::Unknown,
     }
+}
+
+/// Whether the program may export something of this name, in any case: its table has a name that is equal. yara-x has more
+/// to ask of a table before it believes it.
+pub(crate) fn may_export(data: &[u8], name: &[u8]) -> bool {
+    let names = || {
+        let program = Program::parse(data)?;
+        let address = u32_at(program.directory, 0)?;
+        let table = program.at(address)?.get(..40)?;
+        let count = (u32_at(table, 24)? as usize).min(EXPORTS_MAX);
+        let names = program.at(u32_at(table, 32)?)?.chunks_exact(4).take(count);
+        let mut names = names.filter_map(|at| program.at(u32_at(at, 0)?));
+        let equal = |there: &[u8]| {
+            let begin = there.get(..name.len());
+            begin.is_some_and(|begin| begin.eq_ignore_ascii_case(name))
+                && there.get(name.len()).is_none_or(|&b| b == 0)
+        };
+        Some(names.any(equal))
+    };
+    name.len() >= FUNCTION_NAME_MAX || names().unwrap_or(false)
 }
 
 #[derive(Default)]
