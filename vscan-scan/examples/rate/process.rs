@@ -145,7 +145,9 @@ pub(crate) fn corpus(places: &Places) -> Result<Vec<File>> {
 
 /// Four workers against one, in MB/s.
 pub(crate) fn threads(places: &Places) -> Result<()> {
-    let process = Process::start(&places.scanner, &places.rules)?;
+    // Nobody helps the one, and nothing is remembered: the same files come again.
+    let alone = ["--threads", "1", "--limits", r#"{"known_parts": 0}"#];
+    let process = Process::start_with(&places.scanner, &places.rules, WORKERS, &alone)?;
     let files = corpus(places)?;
     let bytes: usize = files.iter().map(|file| file.data.len()).sum();
     all(&process, &files, WORKERS)?;
