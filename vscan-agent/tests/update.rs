@@ -14,16 +14,12 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-const FIRST: &str = "rule a { condition: true }\n";
+const FIRST: &str = include_str!("fixtures/a.yar");
 const SECOND: &str = "rule b { strings: $a = \"the second set\" condition: $a }\n";
 
 /// A key of minisign's, made for this test, and its signature over [`FIRST`].
-const KEY: &str = "RWSey39pjzo02Ec3/fJEWSfh5AW+GIjJnrREgSe+L7nanw9jw5oM1/9l";
-const SIGNATURE: &str = "untrusted comment: signature from minisign secret key
-RUSey39pjzo02BTCovfQyfIU2NnWALpg0+7hXHr0wLW3vP4xN5WZLcNXFzhrUerbLgi0OVYvliLNEI97Aap23mXMw729BaNwKAU=
-trusted comment: timestamp:1795339000 file:a.yar
-u5aftJpL8C6pARblRv32Ivh/8KsmpjizvGPoTDDwm/ZeiZPAcrc5UzNSEHeKBSnAJJ7gn9ziVNVEnbBbOqOQDA==
-";
+const KEY: &str = include_str!("fixtures/minisign.pub");
+const SIGNATURE: &str = include_str!("fixtures/a.yar.minisig");
 
 /// How an answer comes, besides its status and its body.
 #[derive(Clone, Copy, Debug, Default)]

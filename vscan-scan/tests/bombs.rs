@@ -6,12 +6,15 @@
 #[expect(dead_code, reason = "shared with the tests of the process, which use it")]
 mod common;
 mod mark;
+#[path = "fixtures/pack.rs"]
+mod pack;
 #[path = "fixtures/sevenz.rs"]
 mod sevenz;
 
 use flate2::Compression;
-use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+use flate2::write::{GzEncoder, ZlibEncoder};
 use mark::{MARK, Mark, fixture};
+use pack::{crc32, deflate, gzip};
 use std::io::Write;
 use std::time::{Duration, Instant};
 use vscan_scan::limits::Limits;
@@ -78,18 +81,6 @@ fn peak(pid: i32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-}
-
-fn deflate(data: &[u8]) -> Vec<u8> {
-    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(data).unwrap();
-    encoder.finish().unwrap()
-}
-
-fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(data).unwrap();
-    encoder.finish().unwrap()
 }
 
 /// A local header of a deflated member, whose sizes are `packed` and unknown.
@@ -323,12 +314,6 @@ fn a_hundred_thousand_members_end() {
     let object = Object::new(ObjectKind::File, &object, started + Duration::from_secs(60));
     assert_eq!(scan(&mut Mark, &Limits::default(), &object).verdict, Verdict::Clean);
     assert!(started.elapsed() < SOON);
-}
-
-fn crc32(data: &[u8]) -> u32 {
-    let mut crc = flate2::Crc::new();
-    crc.update(data);
-    crc.sum()
 }
 
 #[test]

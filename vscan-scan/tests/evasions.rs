@@ -8,13 +8,13 @@
 
 #[expect(dead_code, reason = "shared with the test of the process, which uses all of it")]
 mod common;
+#[path = "fixtures/pack.rs"]
+mod pack;
 #[path = "fixtures/rar.rs"]
 mod rar;
 
 use common::{Scanner, Worker, eicar};
-use flate2::Compression;
-use flate2::write::{DeflateEncoder, GzEncoder};
-use std::io::Write;
+use pack::{crc32, deflate, gzip};
 use vscan_scan::report::{Reason, Report, Verdict};
 use vscan_scan::wire::ObjectKind::{self, File, Message};
 
@@ -123,18 +123,6 @@ fn changed(whole: &str, from: &str, to: &str) -> Vec<u8> {
     whole.replacen(from, to, 1).into_bytes()
 }
 
-fn deflate(data: &[u8]) -> Vec<u8> {
-    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(data).unwrap();
-    encoder.finish().unwrap()
-}
-
-fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(data).unwrap();
-    encoder.finish().unwrap()
-}
-
 /// A zip archive in its three pieces: members, directory, end record.
 struct Zip {
     local: Vec<u8>,
@@ -147,10 +135,8 @@ impl Zip {
         let (mut local, mut central) = (Vec::new(), Vec::new());
         for (name, data) in members {
             let packed = deflate(data);
-            let mut crc = flate2::Crc::new();
-            crc.update(data);
             let mut common = Vec::from(*b"\x14\0\0\0\x08\0\0\0\0\0");
-            for field in [crc.sum(), packed.len() as u32, data.len() as u32, name.len() as u32] {
+            for field in [crc32(data), packed.len() as u32, data.len() as u32, name.len() as u32] {
                 common.extend(field.to_le_bytes());
             }
             central.extend([&b"PK\x01\x02\x14\0"[..], &common, &[0; 10]].concat());
@@ -323,9 +309,8 @@ fn what_is_ambiguous_is_read_in_every_way() {
     let mut xz = fixture("plain.iso.xz")[..24].to_vec();
     let at = xz.windows(2).position(|w| w == [0x21, 0x01]).unwrap();
     xz[at + 2] = 39;
-    let mut crc = flate2::Crc::new();
-    crc.update(&xz[12..20]);
-    xz[20..24].copy_from_slice(&crc.sum().to_le_bytes());
+    let crc = crc32(&xz[12..20]);
+    xz[20..24].copy_from_slice(&crc.to_le_bytes());
     let zstd = b"\x28\xb5\x2f\xfd\x00\xa8\x01\0\0x".to_vec();
     let named = |name: &str| mail(&OCTETS.replace("name=a.com", name), &base64(&common::eicar()));
     let cases = vec![
@@ -540,10 +525,9 @@ fn arj(data: &[u8]) -> Vec<u8> {
         basic.extend([size.to_le_bytes(), size.to_le_bytes()].concat());
         basic.resize(30, 0);
         basic.extend(b"a.com\0\0");
-        let mut crc = flate2::Crc::new();
-        crc.update(&basic);
+        let crc = crc32(&basic);
         let len = basic.len() as u16;
-        [b"\x60\xea", &len.to_le_bytes()[..], &basic, &crc.sum().to_le_bytes(), &[0, 0]].concat()
+        [b"\x60\xea", &len.to_le_bytes()[..], &basic, &crc.to_le_bytes(), &[0, 0]].concat()
     };
     [&header(2, 0)[..], &header(0, data.len() as u32), data, b"\x60\xea\0\0"].concat()
 }

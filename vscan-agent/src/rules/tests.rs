@@ -12,15 +12,11 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-const RULES: &str = "rule a { condition: true }\n";
+const RULES: &str = include_str!("../../tests/fixtures/a.yar");
 
 /// A key pair of minisign's, made for this test, and its signature over [`RULES`], prehashed.
-const KEY: &str = "RWSey39pjzo02Ec3/fJEWSfh5AW+GIjJnrREgSe+L7nanw9jw5oM1/9l";
-const SIGNATURE: &str = "untrusted comment: signature from minisign secret key
-RUSey39pjzo02BTCovfQyfIU2NnWALpg0+7hXHr0wLW3vP4xN5WZLcNXFzhrUerbLgi0OVYvliLNEI97Aap23mXMw729BaNwKAU=
-trusted comment: timestamp:1795339000 file:a.yar
-u5aftJpL8C6pARblRv32Ivh/8KsmpjizvGPoTDDwm/ZeiZPAcrc5UzNSEHeKBSnAJJ7gn9ziVNVEnbBbOqOQDA==
-";
+const KEY: &str = include_str!("../../tests/fixtures/minisign.pub");
+const SIGNATURE: &str = include_str!("../../tests/fixtures/a.yar.minisig");
 const SIGNED: i64 = 1_795_339_000;
 
 fn wanted() -> Wanted {
