@@ -44,14 +44,6 @@ pub const fn begins_anew(segment: &Segment, known: &Flow) -> bool {
     (segment.opens() || segment.answers()) && known.isn != isn(segment)
 }
 
-/// Whether a segment is the first of its direction that ends the connection.
-#[inline(always)]
-#[must_use]
-pub const fn closes(before: u32, now: u32) -> bool {
-    const END: u32 = flow::FIN | flow::RST;
-    now & END != 0 && before & END == 0
-}
-
 /// A direction of which this is the first segment.
 #[inline(always)]
 #[must_use]
@@ -93,14 +85,5 @@ mod tests {
         assert!(!begins_anew(&segment(SYN, 1000, 0), &known));
         assert!(begins_anew(&segment(SYN, 1001, 0), &known));
         assert!(!begins_anew(&segment(ACK, 9, 9), &known));
-    }
-
-    #[test]
-    fn only_the_first_end_closes() {
-        let fin = flags(&segment(FIN | ACK, 0, 0));
-        assert!(closes(flow::SYN, fin));
-        assert!(!closes(flow::SYN | flow::FIN, fin));
-        assert!(closes(0, flags(&segment(RST, 0, 0))));
-        assert!(!closes(0, flags(&segment(ACK, 0, 0))));
     }
 }

@@ -151,8 +151,8 @@ fn ours(ctx: &TcContext, settings: &Settings, segment: &Segment, to_ours: bool) 
     let mut added = 0;
     if segment.opens() && to_ours {
         count(Counter::Syns, 1);
-        let kind = match decide_syn(settings, segment, now) {
-            Action::Steer => event::OPEN,
+        match decide_syn(settings, segment, now) {
+            Action::Steer => {}
             Action::Deny => {
                 if count(Counter::Denied, 1) == 0 {
                     warn!(
@@ -161,7 +161,7 @@ fn ours(ctx: &TcContext, settings: &Settings, segment: &Segment, to_ours: bool) 
                         segment.key.dport
                     );
                 }
-                report(event::DENIED, segment, packets, bytes, now);
+                report(event::DENIED, segment);
                 return DROP;
             }
             Action::Limit => {
@@ -172,14 +172,14 @@ fn ours(ctx: &TcContext, settings: &Settings, segment: &Segment, to_ours: bool) 
                         segment.key.dport
                     );
                 }
-                report(event::LIMITED, segment, packets, bytes, now);
+                report(event::LIMITED, segment);
                 return DROP;
             }
             Action::Exempt => {
                 count(Counter::Exempt, 1);
                 add_mark(ctx, settings, settings.bypass);
                 added = flow::EXEMPT;
-                event::EXEMPT
+                report(event::EXEMPT, segment);
             }
             Action::Down => {
                 if count(Counter::Down, 1) == 0 {
@@ -191,10 +191,9 @@ fn ours(ctx: &TcContext, settings: &Settings, segment: &Segment, to_ours: bool) 
                 }
                 add_mark(ctx, settings, settings.down);
                 added = flow::DOWN;
-                event::DOWN
+                report(event::DOWN, segment);
             }
-        };
-        report(kind, segment, packets, bytes, now);
+        }
     }
     account(ctx, segment, packets, bytes, now, added);
     NEXT
@@ -255,10 +254,6 @@ fn account(ctx: &TcContext, segment: &Segment, packets: u64, bytes: u64, now: u6
             if before | flags | added != before {
                 known.flags = before | flags | added;
             }
-            if account::closes(before, flags) {
-                let (packets, bytes) = (known.packets, known.bytes);
-                report(event::CLOSE, segment, packets, bytes, now);
-            }
             return;
         }
     }
@@ -270,10 +265,10 @@ fn account(ctx: &TcContext, segment: &Segment, packets: u64, bytes: u64, now: u6
 
 /// Tells the agent.
 #[inline(always)]
-fn report(kind: u32, segment: &Segment, packets: u64, bytes: u64, now: u64) {
+fn report(kind: u32, segment: &Segment) {
     match EVENTS.reserve::<Event>(0) {
         Some(mut entry) => {
-            entry.write(Event { at_ns: now, packets, bytes, key: segment.key, kind });
+            entry.write(Event { key: segment.key, kind });
             entry.submit(0);
         }
         None => {

@@ -83,7 +83,6 @@ fn tell(gateway: &Gateway, happened: &Happened) {
         dest: SocketAddr,
     }
     let (r#type, reason) = match happened.what {
-        What::Open | What::Close => return,
         What::Exempt => ("uninspected", "exempt"),
         What::AgentDown => match gateway.config().gateway.on_agent_down {
             OnAgentDown::Open => ("uninspected", "agent_down"),

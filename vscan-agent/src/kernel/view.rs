@@ -85,13 +85,9 @@ pub struct Seen {
     pub killed: bool,
 }
 
-/// What happened to a flow.
+/// What became of a connection that does not reach the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// A connection was opened.
-    Open,
-    /// A direction ended.
-    Close,
     /// Dropped: a denied network.
     Denied,
     /// Dropped: over the rate limit.
@@ -111,8 +107,6 @@ pub struct Happened {
     pub from: SocketAddr,
     /// Where it went.
     pub to: SocketAddr,
-    /// This direction so far.
-    pub traffic: Traffic,
 }
 
 /// The counters of the BPF programs, since the maps were made.
@@ -336,32 +330,24 @@ fn join(all: &HashMap<FlowKey, Flow>, now: u64) -> Vec<Seen> {
 }
 
 fn event_of(bytes: &[u8]) -> Option<Happened> {
-    let word = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
-    let half = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+    let word = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
     if bytes.len() != size_of::<Event>() {
         return None;
     }
     let address = |at: usize| {
-        Some(vscan_common::Address([half(at)?, half(at + 4)?, half(at + 8)?, half(at + 12)?]))
+        Some(vscan_common::Address([word(at)?, word(at + 4)?, word(at + 8)?, word(at + 12)?]))
     };
     let port = |at: usize| bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes);
-    // the layout of Event: three words, then the key, then the kind
-    let key = FlowKey { src: address(24)?, dst: address(40)?, sport: port(56)?, dport: port(58)? };
-    let what = match half(60)? {
-        event::OPEN => What::Open,
-        event::CLOSE => What::Close,
+    // the layout of Event: the key, then the kind
+    let key = FlowKey { src: address(0)?, dst: address(16)?, sport: port(32)?, dport: port(34)? };
+    let what = match word(36)? {
         event::DENIED => What::Denied,
         event::LIMITED => What::Limited,
         event::EXEMPT => What::Exempt,
         event::DOWN => What::AgentDown,
         _ => return None,
     };
-    Some(Happened {
-        what,
-        from: key.from(),
-        to: key.to(),
-        traffic: Traffic { packets: word(8)?, bytes: word(16)? },
-    })
+    Some(Happened { what, from: key.from(), to: key.to() })
 }
 
 #[cfg(test)]
@@ -404,9 +390,6 @@ mod tests {
     #[test]
     fn events_are_read_by_their_layout() {
         let mut bytes = Vec::new();
-        for word in [9_u64, 3, 180] {
-            bytes.extend(word.to_ne_bytes());
-        }
         let k = key("192.0.2.1:40000", "[2001:db8::1]:21");
         for word in k.src.0.into_iter().chain(k.dst.0) {
             bytes.extend(word.to_ne_bytes());
@@ -416,7 +399,6 @@ mod tests {
         bytes.extend(event::LIMITED.to_ne_bytes());
         let happened = event_of(&bytes).unwrap();
         assert_eq!((happened.what, happened.from, happened.to), (What::Limited, k.from(), k.to()));
-        assert_eq!(happened.traffic, Traffic { packets: 3, bytes: 180 });
-        assert_eq!(event_of(&bytes[..60]), None);
+        assert_eq!(event_of(&bytes[..36]), None);
     }
 }
