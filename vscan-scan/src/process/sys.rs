@@ -105,6 +105,15 @@ pub fn ignore_file_size_signal() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
+/// Makes the calling thread, and those that it starts, batch work (`SCHED_BATCH`, sched(7)): who computes for a while
+/// interrupts nobody when it is woken, such as the session's thread that has just given it an object.
+pub fn compute() {
+    let none = libc::sched_param { sched_priority: 0 };
+    // It may be forbidden to us, and is a matter of speed alone.
+    // SAFETY: the parameters are valid for the call, which only reads them.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const none) };
+}
+
 /// So many zeros that all processes share which this one forks. They stay until the process ends.
 ///
 /// # Errors

@@ -369,6 +369,7 @@ impl<'r> Zygote<'r> {
         if let Err(e) = sandbox::confine_worker(self.pid, self.data_bytes) {
             refuse(&mut ready, &e);
         }
+        sys::compute();
         let cores = Cores::new(self.working, slot, self.cores);
         let helpers = self.config.threads.saturating_sub(1) as usize;
         let mut engines = match Crew::start(helpers, cores) {
