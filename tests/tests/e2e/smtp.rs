@@ -30,6 +30,7 @@ on_both!(
     tls_refused_and_stripped,
     chunks_are_never_commands,
     a_port_used_again_at_once,
+    ports_do_not_run_out,
     real_clients,
 );
 
@@ -351,6 +352,27 @@ fn a_dying_server_is_no_acceptance(steering: Steering) -> Result<()> {
             server.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         });
         server?;
+    }
+    Ok(())
+}
+
+/// A client that leaves first: each of its sessions keeps a port of the upstream leg in TIME_WAIT.
+fn ports_do_not_run_out(steering: Steering) -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    lab.gateway.sh("echo '50000 50007' > /proc/sys/net/ipv4/ip_local_port_range")?;
+    let _vscan = Vscan::start(&lab, &Settings::new(steering))?;
+    for family in FAMILIES {
+        let listener = raw::listen(lab.server(), 25)?;
+        for number in 0..24 {
+            let mut client = Peer::connect(lab.client(), lab.dial(family, 25))?;
+            let (mut server, _) = raw::accept(&listener)?;
+            server.send("220 mx\r\n")?;
+            client.expect("220").with_context(|| format!("{family:?}, session {number}"))?;
+            client.finish()?;
+            ensure!(matches!(server.drain()?.1, End::Fin), "{family:?}, session {number}");
+            drop(server);
+            client.drain()?;
+        }
     }
     Ok(())
 }

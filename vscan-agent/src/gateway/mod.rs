@@ -3,6 +3,7 @@
 //! [`process`] is the process around it, [`inspect`] what happens to an object, `ftp` and `smtp` drive
 //! the session machines of `vscan-proto`. Nothing here parses mail or archives.
 
+mod accept;
 pub mod ftp;
 pub mod inspect;
 mod outbound;
@@ -18,13 +19,13 @@ mod workers;
 
 use crate::{
     config::{Config, OutboundAction, Protocol},
-    net::{self, close},
+    net::{self, Dialling, close},
     notify::Notifier,
     observe::{FlowHandle, FlowOpen, Observer},
     quarantine,
     scanner::Scanner,
     spool::Spool,
-    tls::{ClosedBook, Tls},
+    tls::{ClosedBook, Reluctant, Tls},
 };
 use inspect::ErrorLedger;
 use std::{
@@ -69,6 +70,8 @@ pub struct Gateway {
     tls: RwLock<Arc<Tls>>,
     /// Whose TLS cannot be opened.
     pub closed_book: ClosedBook,
+    /// Who refuses the TLS that it announces.
+    pub reluctant: Reluctant,
 }
 
 /// An intercepted connection with its three addresses.
@@ -82,6 +85,8 @@ pub struct Accepted {
     pub dialled: SocketAddr,
     /// The server's own address, behind any port forward: where the upstream leg goes.
     pub server: SocketAddr,
+    /// The upstream leg, dialled as the client. The server makes its greeting while the session finds its thread.
+    pub upstream: io::Result<Dialling>,
 }
 
 impl Gateway {
@@ -112,6 +117,7 @@ impl Gateway {
             watched: outbound::Watched::new(),
             tls: RwLock::default(),
             closed_book: ClosedBook::default(),
+            reluctant: Reluctant::default(),
         }
     }
 
@@ -169,67 +175,69 @@ impl Gateway {
         self.draining.send_replace(true);
     }
 
-    /// Decides whether an accepted connection becomes a session.
-    pub fn admit(&self, client: TcpStream, client_addr: SocketAddr) -> Admission {
-        let Ok(accepted) = identify(client, client_addr) else {
+    /// Decides whether an accepted connection, which does not block, becomes a session.
+    pub fn admit(&self, client: std::net::TcpStream) -> Admission {
+        let Ok(addresses) = Addresses::of(&client) else {
             return Admission::Gone;
         };
         let config = self.config();
-        let Some(protocol) = config.protocol(accepted.server.port()) else {
+        let Some(protocol) = config.protocol(addresses.server.port()) else {
             // Nobody was steered here: somebody dialled the listener itself.
             self.observer.metrics.anomaly_without_flow("listener_dialled");
-            tracing::warn!(client = %client_addr, "connection to the redirect listener itself was reset");
-            net::abort(accepted.client);
+            tracing::warn!(client = %addresses.client, "connection to the redirect listener itself was reset");
             return Admission::Gone;
         };
-        if protocol == Protocol::Smtp && self.mail_connection(&config, accepted.client_addr.ip()) {
+        if protocol == Protocol::Smtp && self.mail_connection(&config, addresses.client.ip()) {
             self.observer.metrics.session_refused(protocol, "sends_too_much");
             if config.outbound.action == OutboundAction::Cut {
-                net::abort(accepted.client);
                 return Admission::Gone;
             }
-            return Admission::Refused(accepted.client, Refusal::SendsTooMuch);
+            return Admission::Refused(client, Refusal::SendsTooMuch);
         }
         let Ok(permit) = Arc::clone(&self.sessions).try_acquire_owned() else {
             self.observer.metrics.session_refused(protocol, "max_sessions");
-            return Admission::Refused(accepted.client, Refusal::Busy(protocol));
+            return Admission::Refused(client, Refusal::Busy(protocol));
         };
         let flow = self.observer.flows.open(FlowOpen {
             protocol,
-            client: accepted.client_addr,
-            server: accepted.dialled,
-            real_server: accepted.server,
-            direction: config.direction(accepted.client_addr.ip(), accepted.server.ip()),
+            client: addresses.client,
+            server: addresses.dialled,
+            real_server: addresses.server,
+            direction: config.direction(addresses.client.ip(), addresses.server.ip()),
         });
-        Admission::Session(Session { accepted, flow, _permit: permit })
+        let mark = config.gateway.marks.upstream;
+        let upstream = net::dial_upstream(addresses.client, addresses.server, mark);
+        Admission::Session(Session { client, addresses, upstream, flow, _permit: permit })
     }
 
-    /// Dials the server as the client: the upstream leg of a session.
+    /// Waits for the upstream leg of a session to `server`.
     ///
     /// # Errors
-    /// As [`net::connect_upstream`].
-    pub async fn connect_upstream(&self, accepted: &Accepted) -> io::Result<TcpStream> {
-        self.dial(accepted.client_addr, accepted.server).await
-    }
-
-    /// The same by the addresses of client and server, as where the first connection has to be given up.
-    ///
-    /// # Errors
-    /// As [`net::connect_upstream`].
-    pub async fn dial(&self, client: SocketAddr, server: SocketAddr) -> io::Result<TcpStream> {
+    /// As [`net::dial_upstream`] and [`Dialling::connected`].
+    pub async fn connected(
+        &self,
+        upstream: io::Result<Dialling>,
+        server: SocketAddr,
+    ) -> io::Result<TcpStream> {
         let config = self.config();
-        net::connect_upstream(
-            client,
-            server,
-            config.gateway.marks.upstream,
-            config.gateway.connect_timeout,
-        )
-        .await
-        .inspect_err(|_| {
+        let connected = match upstream {
+            Ok(upstream) => upstream.connected(config.gateway.connect_timeout).await,
+            Err(error) => Err(error),
+        };
+        connected.inspect_err(|_| {
             if let Some(protocol) = config.protocol(server.port()) {
                 self.observer.metrics.session_refused(protocol, "unreachable");
             }
         })
+    }
+
+    /// Dials the server as the client once more, where the first connection has to be given up.
+    ///
+    /// # Errors
+    /// As [`Self::connected`].
+    pub async fn redial(&self, client: SocketAddr, server: SocketAddr) -> io::Result<TcpStream> {
+        let mark = self.config().gateway.marks.upstream;
+        self.connected(net::dial_upstream(client, server, mark), server).await
     }
 }
 
@@ -239,7 +247,7 @@ pub enum Admission {
     /// It ended before it began, or was reset.
     Gone,
     /// Not now: tell it by [`Refusal::tell`].
-    Refused(TcpStream, Refusal),
+    Refused(std::net::TcpStream, Refusal),
     /// It is to be served.
     Session(Session),
 }
@@ -255,7 +263,9 @@ pub enum Refusal {
 
 impl Refusal {
     /// Tells the client, and closes.
-    pub async fn tell(self, client: TcpStream) {
+    pub async fn tell(self, client: std::net::TcpStream) {
+        // Without descriptors it is reset.
+        let Ok(client) = TcpStream::from_std(client) else { return };
         match self {
             Self::Busy(protocol) => {
                 refuse(client, protocol, "too many sessions, try again later").await;
@@ -271,36 +281,47 @@ const SENDS_TOO_MUCH: &str = "421 4.7.0 Too much mail from this host, try again 
 /// A session that is to be served.
 #[derive(Debug)]
 pub struct Session {
-    accepted: Accepted,
+    client: std::net::TcpStream,
+    addresses: Addresses,
+    upstream: io::Result<Dialling>,
     /// Its place in the flow table.
     pub flow: FlowHandle,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Session {
-    /// Serves it to its end.
-    pub async fn serve(mut self, gateway: Arc<Gateway>) {
-        // It was accepted on another runtime than it is served on: moved, so that its readiness wakes
-        // this thread alone. A leg that cannot be moved is reset.
-        let moved = self.accepted.client.into_std().and_then(TcpStream::from_std);
-        let Ok(client) = moved else { return };
-        self.accepted.client = client;
+    /// Serves it to its end, on the runtime that this is called in.
+    pub async fn serve(self, gateway: Arc<Gateway>) {
+        // A leg without a descriptor for its events is reset.
+        let Ok(client) = TcpStream::from_std(self.client) else { return };
+        let Addresses { client: client_addr, dialled, server } = self.addresses;
+        let accepted = Accepted { client, client_addr, dialled, server, upstream: self.upstream };
         match self.flow.opened().protocol {
-            Protocol::Ftp => ftp::run(&gateway, self.accepted, self.flow).await,
-            Protocol::Smtp => smtp::run(&gateway, self.accepted, self.flow).await,
+            Protocol::Ftp => ftp::run(&gateway, accepted, self.flow).await,
+            Protocol::Smtp => smtp::run(&gateway, accepted, self.flow).await,
             // No port is one of mailboxes: nobody was steered here.
-            Protocol::Mailbox => net::abort(self.accepted.client),
+            Protocol::Mailbox => net::abort(accepted.client),
         }
     }
 }
 
-/// Finds the three addresses of a connection.
-fn identify(client: TcpStream, client_addr: SocketAddr) -> io::Result<Accepted> {
-    close::prepare_leg(&client)?;
-    let server = client.local_addr()?;
-    // Without conntrack there is no NAT either, and both are the same.
-    let dialled = net::original_destination(&client).unwrap_or(server);
-    Ok(Accepted { client, client_addr, dialled, server })
+/// The three addresses of a connection, as in [`Accepted`].
+#[derive(Clone, Copy, Debug)]
+struct Addresses {
+    client: SocketAddr,
+    dialled: SocketAddr,
+    server: SocketAddr,
+}
+
+impl Addresses {
+    /// Finds them, and prepares the leg: what is dropped from here on is reset.
+    fn of(client: &std::net::TcpStream) -> io::Result<Self> {
+        close::prepare_leg(client)?;
+        let server = client.local_addr()?;
+        // Without conntrack there is no NAT either, and both are the same.
+        let dialled = net::original_destination(client, server).unwrap_or(server);
+        Ok(Self { client: client.peer_addr()?, dialled, server })
+    }
 }
 
 /// Turns a client away with 421 (RFC 959 5.4, RFC 5321 3.8), and closes.

@@ -1,7 +1,8 @@
 //! The gateway's process: started by the supervisor, ended by it or by the end of its channel.
 
 use super::{
-    Admission, Gateway,
+    Gateway,
+    accept::Acceptors,
     outbound::{ORDERS_WAITING, Order},
     services::{self, ReloadRequest},
     translation::Asked,
@@ -28,20 +29,17 @@ use crate::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::{FromRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio::sync::mpsc;
 
 /// How often the gateway shows that its workers make progress.
 const BEAT: Duration = Duration::from_millis(250);
-
-/// Accepting pauses this long when descriptors or memory have run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Reload requests that may wait for the supervisor.
 const RELOADS_WAITING: usize = 16;
@@ -109,7 +107,7 @@ fn start(descriptor: OwnedFd) -> ExitCode {
     };
     logging::init(&config.log);
     raise_descriptor_limit();
-    // One thread more than sessions have: accepting, the operator's requests, metrics.
+    // One thread more than sessions have: the operator's requests, metrics, notices.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("services")
@@ -227,19 +225,22 @@ async fn serve(
         .await
         .map_err(|error| Failure::new(exit::SOFTWARE, "supervisor", error))?;
     mailboxes.configure(&gateway.config()).await;
-    let mut sessions = JoinSet::new();
+    let mut acceptors = Acceptors::start(listeners, &gateway, pool)
+        .map_err(|error| Failure::new(exit::OSERR, "no threads", error))?;
     let stop = tokio::select! {
-        () = accept(&gateway, &listeners, &mut sessions, pool) => false,
+        () = acceptors.ended() => {
+            return Err(Failure::new(exit::SOFTWARE, "accept", "a thread has ended"));
+        }
         stop = converse(channel, &gateway, &mailboxes, reloads, orders) => stop,
     };
-    drop(listeners);
+    acceptors.stop();
     if stop {
-        tracing::info!(sessions = sessions.len(), "draining");
+        tracing::info!(sessions = gateway.observer.flows.len(), "draining");
         gateway.drain();
         // The supervisor sets the deadline, and kills us at its end; sessions reset then.
         let ended = async {
             mailboxes.stop().await;
-            while sessions.join_next().await.is_some() {}
+            acceptors.sessions_ended().await;
         };
         tokio::select! {
             () = ended => {}
@@ -286,54 +287,6 @@ fn listen(config: &Config) -> Result<Vec<TcpListener>, Failure> {
             }
         })
         .collect()
-}
-
-/// Accepts for ever.
-async fn accept(
-    gateway: &Arc<Gateway>,
-    listeners: &[TcpListener],
-    sessions: &mut JoinSet<()>,
-    pool: &Pool,
-) {
-    loop {
-        let accepted = match listeners {
-            [v4, v6, ..] => tokio::select! {
-                accepted = v4.accept() => accepted,
-                accepted = v6.accept() => accepted,
-                Some(_) = sessions.join_next() => continue,
-            },
-            [only] => tokio::select! {
-                accepted = only.accept() => accepted,
-                Some(_) = sessions.join_next() => continue,
-            },
-            // Of mailboxes alone nobody asks for anything.
-            [] => std::future::pending().await,
-        };
-        match accepted {
-            Ok((client, address)) => match gateway.admit(client, address) {
-                Admission::Gone => {}
-                Admission::Refused(client, refusal) => {
-                    sessions.spawn(refusal.tell(client));
-                }
-                Admission::Session(session) => {
-                    let Some(place) = pool.place() else { return };
-                    let (flow, handle) = (session.flow.share(), place.handle.clone());
-                    let serving = session.serve(Arc::clone(gateway));
-                    let serving = async move {
-                        serving.await;
-                        drop(place);
-                    };
-                    flow.set_abort(sessions.spawn_on(serving, &handle));
-                }
-            },
-            Err(error) => {
-                // EMFILE and ENOMEM do not pass by themselves: leave the CPU to what could end them.
-                gateway.observer.metrics.anomaly_without_flow("accept_failed");
-                tracing::error!("accept: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
 }
 
 /// Answers the supervisor and passes operators' reloads on; true when it wants the gateway to

@@ -4,7 +4,7 @@
 //! process dies at any moment; only [`close_gracefully`] takes that away.
 
 use socket2::{SockRef, TcpKeepalive};
-use std::{io, time::Duration};
+use std::{io, os::fd::AsFd, time::Duration};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 /// How long a closing leg waits for the peer's own end of stream before it is reset.
@@ -27,9 +27,10 @@ const DISCARD_BUFFER: usize = 4096;
 ///
 /// # Errors
 /// What setsockopt(2) returns; the connection is then unusable.
-pub fn prepare_leg(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.set_zero_linger()
+pub fn prepare_leg(stream: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_linger(Some(Duration::ZERO))
 }
 
 /// Makes the kernel ask a silent peer whether it still lives (RFC 1122 section 4.2.3.6).

@@ -11,5 +11,5 @@ pub mod transparent;
 pub use close::{abort, close_gracefully, keep_alive};
 pub use seqpacket::Seqpacket;
 pub use transparent::{
-    DataListener, connect_from, connect_upstream, original_destination, tproxy_listener,
+    DataListener, Dialling, connect_from, dial_upstream, original_destination, tproxy_listener,
 };

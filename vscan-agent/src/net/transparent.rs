@@ -12,13 +12,14 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
+    os::fd::AsFd,
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 
 /// Connections that may wait to be accepted on the tproxy listener. A gateway sees bursts: the
 /// kernel's own ceiling (`net.core.somaxconn`) applies.
@@ -31,14 +32,14 @@ const DATA_BACKLOG: i32 = 8;
 /// client's on an upstream leg. Collisions are rare; this many in a row mean that ports have run out.
 const PORT_ATTEMPTS: u32 = 32;
 
-/// Listens for redirected connections.
+/// Listens for redirected connections; accept(2) waits for them.
 ///
 /// `address` must be a loopback address: a wildcard listener would capture forwarded traffic to its
 /// port of any host.
 ///
 /// # Errors
 /// `EPERM` without CAP_NET_RAW, `EADDRINUSE` when the port is busy.
-pub fn tproxy_listener(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn tproxy_listener(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = transparent_socket(address.ip())?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -46,46 +47,73 @@ pub fn tproxy_listener(address: SocketAddr) -> io::Result<TcpListener> {
     }
     socket.bind(&address.into())?;
     socket.listen(TPROXY_BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    socket.set_nonblocking(false)?;
+    Ok(socket.into())
 }
 
-/// What the client dialled, before any DNAT (`SO_ORIGINAL_DST`), from conntrack.
+/// What the client dialled, before any DNAT (`SO_ORIGINAL_DST`), from conntrack; `local` is the leg's own address.
 ///
 /// # Errors
 /// `ENOENT` where conntrack does not know the connection.
-pub fn original_destination(client_leg: &TcpStream) -> io::Result<SocketAddr> {
+pub fn original_destination(client_leg: &impl AsFd, local: SocketAddr) -> io::Result<SocketAddr> {
     let socket = SockRef::from(client_leg);
-    let address = match client_leg.local_addr()? {
+    let address = match local {
         SocketAddr::V4(_) => socket.original_dst_v4()?,
         SocketAddr::V6(_) => socket.original_dst_v6()?,
     };
     address.as_socket().ok_or_else(|| io::Error::other("SO_ORIGINAL_DST is not an IP address"))
 }
 
-/// Dials `server` from `client`'s address, with another port than the client's.
+/// An upstream leg whose connection is under way.
+#[derive(Debug)]
+pub struct Dialling(Socket);
+
+impl Dialling {
+    /// Waits until it is there.
+    ///
+    /// # Errors
+    /// What connect(2) comes to, `TimedOut` after `timeout`.
+    pub async fn connected(self, timeout: Duration) -> io::Result<TcpStream> {
+        let stream = TcpStream::from_std(self.0.into())?;
+        let connected = async {
+            stream.writable().await?;
+            stream.take_error()?.map_or(Ok(()), Err)
+        };
+        tokio::time::timeout(timeout, connected)
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer"))??;
+        prepare_leg(&stream)?;
+        Ok(stream)
+    }
+}
+
+/// Dials `server` from `client`'s address, with another port than the client's. It does not wait for anything.
 ///
 /// With equal ports both legs would share one conntrack entry, and masquerade would skip the second.
 ///
 /// # Errors
-/// What connect(2) returns, `TimedOut` after `timeout`, `EPERM` without CAP_NET_RAW.
-pub async fn connect_upstream(
-    client: SocketAddr,
-    server: SocketAddr,
-    mark: u32,
-    timeout: Duration,
-) -> io::Result<TcpStream> {
-    let mut attempts = 0;
-    loop {
-        let socket = transparent_socket(client.ip())?;
-        socket.set_mark(mark)?;
-        socket.bind(&SocketAddr::new(client.ip(), 0).into())?;
-        let bound = socket.local_addr()?.as_socket().map(|local| local.port());
-        attempts += 1;
-        if bound == Some(client.port()) && attempts < PORT_ATTEMPTS {
+/// What connect(2) returns at once, `EADDRINUSE` and `EADDRNOTAVAIL` when ports have run out, `EPERM` without CAP_NET_RAW.
+pub fn dial_upstream(client: SocketAddr, server: SocketAddr, mark: u32) -> io::Result<Dialling> {
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    for _ in 0..PORT_ATTEMPTS {
+        let from = SocketAddr::new(client.ip(), local_port());
+        if from.port() == client.port() {
             continue;
         }
-        return connect(socket, server, timeout).await;
+        match dial_from(from, server, mark) {
+            // A listener has it, or the server's last connection from there is not over.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
+                ) =>
+            {
+                last = error;
+            }
+            dialling => return dialling,
+        }
     }
+    Err(last)
 }
 
 /// Dials `to` from exactly `from` (an active FTP data channel: the server's address and port 20).
@@ -101,34 +129,28 @@ pub async fn connect_from(
     mark: u32,
     timeout: Duration,
 ) -> io::Result<TcpStream> {
-    match connect_bound(from, to, mark, timeout).await {
+    let dialling = match dial_from(from, to, mark) {
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && from.port() != 0 => {
-            connect_bound(SocketAddr::new(from.ip(), 0), to, mark, timeout).await
+            dial_from(SocketAddr::new(from.ip(), 0), to, mark)
         }
         result => result,
-    }
+    };
+    dialling?.connected(timeout).await
 }
 
-async fn connect_bound(
-    from: SocketAddr,
-    to: SocketAddr,
-    mark: u32,
-    timeout: Duration,
-) -> io::Result<TcpStream> {
+fn dial_from(from: SocketAddr, to: SocketAddr, mark: u32) -> io::Result<Dialling> {
     let socket = transparent_socket(from.ip())?;
     socket.set_reuse_address(true)?;
     socket.set_mark(mark)?;
     socket.bind(&from.into())?;
-    connect(socket, to, timeout).await
+    dial(socket, to)
 }
 
-async fn connect(socket: Socket, to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-    let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
-    let stream = tokio::time::timeout(timeout, connecting)
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer"))??;
-    prepare_leg(&stream)?;
-    Ok(stream)
+fn dial(socket: Socket, to: SocketAddr) -> io::Result<Dialling> {
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        Ok(()) | Err(_) => Ok(Dialling(socket)),
+    }
 }
 
 /// A listener for one FTP data channel, on one port of one or two addresses.
@@ -160,7 +182,7 @@ impl DataListener {
     }
 
     fn bind_once(addresses: &[IpAddr]) -> io::Result<Self> {
-        let port = data_port();
+        let port = local_port();
         let mut listeners: Vec<TcpListener> = Vec::with_capacity(1);
         for (index, address) in addresses.iter().enumerate() {
             if addresses[..index].contains(address) {
@@ -205,12 +227,13 @@ impl DataListener {
     }
 }
 
-/// A port of the local range for a data channel, none that can be guessed from the last.
+/// A port of the local range, none that can be guessed from the last. To be bound with `SO_REUSEADDR`.
 ///
-/// Not left to the kernel: asked for any port, it passes over all that are in TIME_WAIT, one by one.
-/// A gateway closes its data channels first, so that these are thousands, and bind(2) took a
-/// millisecond. Asked for a certain port, with `SO_REUSEADDR`, it takes one of those too.
-fn data_port() -> u16 {
+/// Not left to the kernel: asked for any port, it passes over all that are in TIME_WAIT, one by one. A gateway closes its
+/// data channels first, and upstream legs where the client does, so that these are thousands: bind(2) took a millisecond,
+/// and for one client no more than 28,000 legs a minute were to be had, to whichever servers. Asked for a certain port, it
+/// takes one of those too; and connect(2) takes it even for the same server, if both use timestamps (RFC 6191).
+fn local_port() -> u16 {
     static STATE: OnceLock<(RandomState, RangeInclusive<u16>)> = OnceLock::new();
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let (state, range) = STATE.get_or_init(|| (RandomState::new(), local_port_range()));

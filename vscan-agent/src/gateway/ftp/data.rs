@@ -371,8 +371,10 @@ impl<'a> Data<'a> {
             let to = SocketAddr::new(place.server.ip(), port);
             let gateway = &place.config.gateway;
             let mark = gateway.marks.upstream;
-            let connected =
-                net::connect_upstream(place.client, to, mark, gateway.connect_timeout).await;
+            let connected = match net::dial_upstream(place.client, to, mark) {
+                Ok(dialling) => dialling.connected(gateway.connect_timeout).await,
+                Err(error) => Err(error),
+            };
             made(place, connected)
         }))
     }

@@ -55,21 +55,21 @@ struct Place<'a> {
 pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
     let config = gateway.config();
     // The data mark of a Telnet Synch must stay in its place.
-    if SockRef::from(&conn.client).set_out_of_band_inline(true).is_err() {
+    let Accepted { client, client_addr, dialled, server, upstream } = conn;
+    if SockRef::from(&client).set_out_of_band_inline(true).is_err() {
         return;
     }
     // Boxed: what happens once must not make every idle session larger.
-    let upstream = match Box::pin(gateway.connect_upstream(&conn)).await {
+    let upstream = match Box::pin(gateway.connected(upstream, server)).await {
         Ok(upstream) => upstream,
         Err(error) => {
             flow.set_state("refused");
             let why = format!("The server cannot be reached: {}", error.kind());
-            return Box::pin(refuse(conn.client, Protocol::Ftp, &why)).await;
+            return Box::pin(refuse(client, Protocol::Ftp, &why)).await;
         }
     };
-    let prepared = net::keep_alive(&conn.client).and_then(|()| net::keep_alive(&upstream));
+    let prepared = net::keep_alive(&client).and_then(|()| net::keep_alive(&upstream));
     let Ok(local) = prepared.and_then(|()| upstream.local_addr()) else { return };
-    let Accepted { client, client_addr, dialled, server } = conn;
     let tls = gateway.tls();
     let place = Place {
         gateway,

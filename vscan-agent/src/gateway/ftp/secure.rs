@@ -120,7 +120,7 @@ async fn handshakes(place: Place<'_>, mut client: TcpStream, upstream: TcpStream
     }
     let tls = place.tls;
     let server = place.server.ip();
-    if place.gateway.closed_book.has(place.client.ip(), place.server) && may_pass(place) {
+    if place.gateway.closed_book.has(&(place.client.ip(), place.server)) && may_pass(place) {
         let what = "the client has a certificate for this server, which cannot be handed on";
         place.flow.anomaly("tls_client_certificate", what);
         return Change::Passes { client, upstream, received: hello.bytes };
@@ -132,7 +132,7 @@ async fn handshakes(place: Place<'_>, mut client: TcpStream, upstream: TcpStream
     let mut expected = None;
     let made = tokio::join!(
         biased;
-        TlsWire::connect(upstream, &way),
+        TlsWire::connect(upstream, &way, b""),
         async { expected = tls.expect(place.config, server, &hello) },
     );
     let upstream = match made.0 {
@@ -191,7 +191,7 @@ async fn handshakes(place: Place<'_>, mut client: TcpStream, upstream: TcpStream
 /// The server insists on a certificate of the client's.
 fn insists(place: Place<'_>) {
     if may_pass(place) {
-        place.gateway.closed_book.note(place.client.ip(), place.server);
+        place.gateway.closed_book.note((place.client.ip(), place.server));
         let what = "the server wants a certificate of the client's, who passes from now on";
         place.flow.anomaly("tls_client_certificate", what);
     } else {
@@ -209,7 +209,7 @@ fn may_pass(place: Place<'_>) -> bool {
 
 /// Another connection to the server, as far as its client has come: TLS is to begin.
 async fn dial_anew(place: Place<'_>) -> io::Result<TcpStream> {
-    let mut upstream = place.gateway.dial(place.client, place.server).await?;
+    let mut upstream = place.gateway.redial(place.client, place.server).await?;
     if !place.config.ftp.is_implicit(place.server.port()) {
         answer(&mut upstream, b"220").await?;
         upstream.write_all(b"AUTH TLS\r\n").await?;
@@ -265,7 +265,7 @@ pub(super) async fn data(
     let wire = async {
         match leg {
             Leg::Client => TlsWire::accept(tcp, Arc::clone(&security.client), Vec::new()).await,
-            Leg::Upstream => TlsWire::connect(tcp, &security.upstream).await,
+            Leg::Upstream => TlsWire::connect(tcp, &security.upstream, b"").await,
         }
     };
     let made = match timeout(place.config.tls.handshake_timeout, Box::pin(wire)).await {

@@ -111,8 +111,14 @@ impl Peers {
             tokio::try_join!(TcpStream::connect(address), listener.accept()).unwrap();
         let (leg, client_addr) = accepted;
         crate::net::close::prepare_leg(&leg).unwrap();
-        let accepted =
-            Accepted { client: leg, client_addr, dialled: self.server, server: self.server };
+        let mark = self.gateway.config().gateway.marks.upstream;
+        let accepted = Accepted {
+            client: leg,
+            client_addr,
+            dialled: self.server,
+            server: self.server,
+            upstream: crate::net::dial_upstream(client_addr, self.server, mark),
+        };
         let flow = self.gateway.observer.flows.open(FlowOpen {
             protocol: Protocol::Ftp,
             client: client_addr,
