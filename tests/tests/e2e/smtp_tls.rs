@@ -353,8 +353,11 @@ fn bad_input_around_the_handshake() -> Result<()> {
         server.send("250-mx\r\n250 STARTTLS\r\n")?;
         client.reply()?;
         client.send(command)?;
-        ensure!(server.line()? == "STARTTLS\r\n");
-        server.send(answer)?;
+        // What is injected is met before the server hears anything.
+        if number > 0 {
+            ensure!(server.line()? == "STARTTLS\r\n");
+            server.send(answer)?;
+        }
         match number {
             0 | 1 => {}
             2 => {

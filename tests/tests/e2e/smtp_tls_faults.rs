@@ -37,8 +37,8 @@ fn begun(lab: &Lab, port: u16) -> Result<Peer> {
     Ok(peer)
 }
 
-/// The same with a server of the test's own.
-fn both_begun(lab: &Lab, listener: &std::net::TcpListener) -> Result<(Peer, Peer)> {
+/// The same with a server of the test's own, which has yet to answer.
+fn asked(lab: &Lab, listener: &std::net::TcpListener) -> Result<(Peer, Peer)> {
     let mut client = Peer::connect(lab.client(), lab.dial(Family::V4, OWN))?;
     let (mut server, _) = raw::accept(listener)?;
     server.send("220 own\r\n")?;
@@ -48,7 +48,13 @@ fn both_begun(lab: &Lab, listener: &std::net::TcpListener) -> Result<(Peer, Peer
     server.send("250-own\r\n250 STARTTLS\r\n")?;
     client.reply()?;
     client.send("STARTTLS\r\n")?;
-    server.line()?;
+    ensure!(server.line()? == "STARTTLS\r\n");
+    Ok((client, server))
+}
+
+/// The same; it has agreed.
+fn both_begun(lab: &Lab, listener: &std::net::TcpListener) -> Result<(Peer, Peer)> {
+    let (mut client, mut server) = asked(lab, listener)?;
     server.send("220 go\r\n")?;
     client.expect("220")?;
     Ok((client, server))
@@ -194,5 +200,77 @@ fn peers_that_vanish(steering: Steering) -> Result<()> {
     })?;
     wait::until("not delivered", LIMIT, || Ok((postfix.inbox()?.len() == 1).then_some(())))?;
     ensure!(vscan.processes().gateway == gateway, "the gateway did not live through it");
+    Ok(())
+}
+
+/// A server that refuses the TLS that it announces. Its client has a 220 by then, and learns of it in the handshake; the
+/// next ones hear it from the server.
+#[test]
+fn a_server_that_refuses_what_it_announces() -> Result<()> {
+    const REFUSAL: &str = "454 4.7.0 not today";
+    let lab = Lab::new(Topology::Plain)?;
+    let pki = Pki::new(&lab)?;
+    let vscan = Vscan::start(&lab, &settings(Steering::Nft, &pki))?;
+    let listener = raw::listen(lab.server(), OWN)?;
+    let (mut client, mut server) = asked(&lab, &listener)?;
+    client.expect("220")?;
+    server.send(format!("{REFUSAL}\r\n"))?;
+    let mut tls = pki.tls(client.stream().try_clone()?)?;
+    let error = say(&mut tls, b"EHLO c\r\n", "250").err().context("a handshake with nobody")?;
+    ensure!(format!("{error:#}").contains("HandshakeFailure"), "{error:#}");
+    vscan.wait_for_event("anomaly", |event| {
+        event["anomaly"]["event"] == "tls_server_failed" && event.to_string().contains(REFUSAL)
+    })?;
+    ensure!(server.drain()?.0.is_empty(), "the server heard more than STARTTLS");
+    let (mut client, mut server) = asked(&lab, &listener)?;
+    server.send(format!("{REFUSAL}\r\n"))?;
+    ensure!(client.reply()?.trim_end() == REFUSAL);
+    client.send("NOOP\r\n")?;
+    ensure!(server.line()? == "NOOP\r\n");
+    Ok(())
+}
+
+/// The same where it may be spoken to in the clear, on the same connection: the client is inside of TLS all the same.
+#[test]
+fn a_server_that_refuses_and_may_be_plain() -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let pki = Pki::new(&lab)?;
+    let settings = Settings::new(Steering::Nft)
+        .with("smtp", "ports = [25, 2526]\nstarttls = \"terminate\"")
+        .with("", &pki.outbound("upstream_tls = \"offered\""));
+    let vscan = Vscan::start(&lab, &settings)?;
+    let listener = raw::listen(lab.server(), OWN)?;
+    let server = std::thread::spawn(move || -> Result<Vec<String>> {
+        let (mut server, _) = raw::accept(&listener)?;
+        server.send("220 own\r\n")?;
+        let mut heard = Vec::new();
+        while heard.last().is_none_or(|line| line != "QUIT\r\n") {
+            let line = server.line()?;
+            let answer = match line.get(..4).unwrap_or_default() {
+                "ehlo" | "EHLO" if heard.is_empty() => "250-own\r\n250 STARTTLS\r\n",
+                "STAR" => "454 4.7.0 not today\r\n",
+                "DATA" => {
+                    server.send("354 go\r\n")?;
+                    while server.line()? != ".\r\n" {}
+                    "250 taken\r\n"
+                }
+                _ => "250 ok\r\n",
+            };
+            server.send(answer)?;
+            heard.push(line.to_uppercase());
+        }
+        Ok(heard)
+    });
+    let mail = wire(&fixtures::message("plain", "text\r\n"));
+    // The server has shown nothing that could be believed.
+    let client = pki.client(lab.client(), lab.dial(Family::V4, OWN));
+    let told = client.with("ca", serde_json::Value::Null).send(&[&mail])?;
+    ensure!(told["replies"][0].as_str().is_some_and(|it| it.starts_with("250 taken")), "{told}");
+    let heard = server.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    ensure!(heard[1] == "STARTTLS\r\n" && heard[2].starts_with("EHLO"), "{heard:?}");
+    vscan.wait_for_event("anomaly", |event| {
+        event["anomaly"]["event"] == "tls_server_failed"
+            && event.to_string().contains("spoken to in the clear")
+    })?;
     Ok(())
 }

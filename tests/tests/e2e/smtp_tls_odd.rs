@@ -316,3 +316,32 @@ fn opensmtpd_relays() -> Result<()> {
     ensure!(flow["uninspected"].is_null(), "{flow}");
     Ok(())
 }
+
+/// A server is greeted by vscan while its client makes its handshake, and hears that greeting once; a client that calls
+/// itself by another name inside is heard too.
+#[test]
+fn a_greeting_is_heard_once() -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let pki = Pki::new(&lab)?;
+    let postfix = pki.postfix(lab.server(), "")?;
+    let _vscan = Vscan::start(&lab, &settings(Steering::Bpf).with("", &pki.outbound("")))?;
+    for (inside, heard) in [("outside.example", "ehlo=2 "), ("inside.example", "ehlo=3 ")] {
+        let mut peer = Peer::connect(lab.client(), lab.dial(Family::V4, 25))?;
+        peer.expect("220")?;
+        peer.ask("EHLO outside.example", "250")?;
+        peer.ask("STARTTLS", "220")?;
+        let tcp = peer.stream().try_clone()?;
+        let mut tls = pki.tls(tcp)?;
+        std::io::Write::write_all(&mut tls, format!("EHLO {inside}\r\nQUIT\r\n").as_bytes())?;
+        let mut said = String::new();
+        // Postfix goes without close_notify.
+        let _ = std::io::Read::read_to_string(&mut tls, &mut said);
+        ensure!(said.matches("250-PIPELINING").count() == 1, "{said}");
+        ensure!(!said.contains("STARTTLS") && said.contains("\n221 "), "{said}");
+        wait::until("what Postfix has heard", LIMIT, || {
+            Ok(postfix.log().contains(heard).then_some(()))
+        })
+        .with_context(|| postfix.log())?;
+    }
+    Ok(())
+}

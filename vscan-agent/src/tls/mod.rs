@@ -6,8 +6,8 @@
 //! and SMTP is their drivers' business.
 
 mod authority;
+mod book;
 mod clients;
-mod closed;
 mod facts;
 mod hello;
 mod identity;
@@ -21,7 +21,7 @@ mod wire;
 pub(crate) mod tests;
 
 pub use authority::MintError;
-pub use closed::ClosedBook;
+pub use book::{ClosedBook, Reluctant};
 pub use hello::{Hello, HelloError};
 pub use identity::Shown;
 pub use material::{Material, MaterialError};

@@ -88,7 +88,7 @@ async fn pair(lab: &Lab, name: &str) -> (Wire, Wire) {
     let upstream = lab.tls.upstream(&lab.config, INSIDE, Some(name)).unwrap();
     let shown = lab.tls.shown(&lab.config, INSIDE, &hello(Some(name)), None).unwrap();
     let (client, server) = tokio::try_join!(
-        TlsWire::connect(client, &upstream),
+        TlsWire::connect(client, &upstream, b""),
         TlsWire::accept(server, shown.config(false).unwrap(), Vec::new())
     )
     .unwrap();
@@ -196,10 +196,12 @@ async fn records_split_at_every_byte() {
         let shown = lab.tls.shown(&lab.config, INSIDE, &hello, None).unwrap();
         TlsWire::accept(server, shown.config(false).unwrap(), hello.bytes).await
     };
-    let (client, server) = tokio::try_join!(TlsWire::connect(client, &upstream), serving).unwrap();
+    let words = b"EHLO words\r\n";
+    let connecting = TlsWire::connect(client, &upstream, words);
+    let (client, server) = tokio::try_join!(connecting, serving).unwrap();
     let (mut client, mut server) = (Wire::Tls(client), Wire::Tls(server));
     let sent: Vec<u8> = (0..40_000_u32).map(|n| (n % 251) as u8).collect();
-    let mut got = vec![0; sent.len()];
+    let mut got = vec![0; words.len() + sent.len()];
     let (written, read) = tokio::join!(
         async {
             client.write_all(&sent).await?;
@@ -209,7 +211,7 @@ async fn records_split_at_every_byte() {
     );
     written.unwrap();
     read.unwrap();
-    assert!(got == sent);
+    assert!(got == [&words[..], &sent].concat());
 }
 
 #[tokio::test]
@@ -259,7 +261,7 @@ async fn a_server_with_another_certificate_is_refused_or_only_noted() {
         let upstream = lab.tls.upstream(&lab.config, INSIDE, Some("mx.example")).unwrap();
         let shown = other.tls.shown(&other.config, INSIDE, &hello(Some("mx.example")), None);
         let (client, server) = tokio::join!(
-            TlsWire::connect(client, &upstream),
+            TlsWire::connect(client, &upstream, b""),
             TlsWire::accept(server, shown.unwrap().config(false).unwrap(), Vec::new())
         );
         assert_eq!(client.is_ok(), accepted);
@@ -311,7 +313,7 @@ async fn made_certificates_are_kept_and_believed_as_the_server_is() {
         let (client, server) = connected().await;
         let upstream = lab.tls.upstream(&lab.config, OUTSIDE, Some("foreign.example")).unwrap();
         let (client, _) = tokio::join!(
-            TlsWire::connect(client, &upstream),
+            TlsWire::connect(client, &upstream, b""),
             TlsWire::accept(server, shown.config(false).unwrap(), Vec::new())
         );
         assert_eq!((client.is_ok(), upstream.is_trusted()), (trusted, trusted));
@@ -329,7 +331,7 @@ async fn sessions_resume_with_the_same_certificate_only() {
     for (shown, resumed) in [(&mine, false), (&mine, true), (&made, false)] {
         let (client, server) = connected().await;
         let (client, server) = tokio::try_join!(
-            TlsWire::connect(client, &upstream),
+            TlsWire::connect(client, &upstream, b""),
             TlsWire::accept(server, shown.config(false).unwrap(), Vec::new())
         )
         .unwrap();
@@ -349,7 +351,7 @@ async fn a_server_that_asks_for_a_certificate_is_noticed() {
         let upstream = lab.tls.upstream(&lab.config, INSIDE, Some("mx.example")).unwrap();
         let shown = lab.tls.shown(&lab.config, INSIDE, &hello(None), None).unwrap();
         let (_, server) = tokio::try_join!(
-            TlsWire::connect(client, &upstream),
+            TlsWire::connect(client, &upstream, b""),
             TlsWire::accept(server, shown.config(asks).unwrap(), Vec::new())
         )
         .unwrap();
@@ -449,7 +451,7 @@ async fn with_expected(lab: &Lab, expected_trust: bool, trusted: bool) -> (bool,
         let answer = Expected::or_another(expected, &shown, false, hello.bytes).unwrap();
         answer.give(server).await
     };
-    let (client, server) = tokio::join!(TlsWire::connect(client, &upstream), serving);
+    let (client, server) = tokio::join!(TlsWire::connect(client, &upstream, b""), serving);
     (client.is_ok(), server.is_ok() && upstream.is_trusted())
 }
 

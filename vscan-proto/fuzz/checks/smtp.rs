@@ -115,8 +115,8 @@ pub(crate) fn reply(data: &[u8]) {
 pub(crate) fn session(data: &[u8]) {
     let mut now = Instant::now();
     let starttls = match data.len() % 4 {
-        0 => StartTls::Open { always: true },
-        1 => StartTls::Open { always: false },
+        0 => StartTls::Open { always: true, at_once: data.len() % 8 < 4 },
+        1 => StartTls::Open { always: false, at_once: data.len() % 8 < 4 },
         _ => StartTls::Pass,
     };
     let config = Config { starttls, hold_max: 4096, lmtp: true, ..Config::default() };
@@ -230,12 +230,14 @@ impl Bench {
                     }
                 }
                 Output::Discard => self.stored = 0,
-                Output::Secure { .. } if self.early.is_empty() => {
-                    let secured = Secured { trusted: self.stored == 0 };
+                Output::Secure(_) if self.early.is_empty() => {
+                    let hello = self.session.hello();
+                    let secured =
+                        Secured { trusted: self.stored == 0, greeted: hello.len() % 2 == 1 };
                     self.session.handle_secured(self.now, secured);
                     assert!(self.session.envelope().is_none(), "a transaction from before TLS");
                 }
-                Output::Secure { .. } => self.session.handle_injection(),
+                Output::Secure(_) => self.session.handle_injection(),
                 Output::Sender(_)
                 | Output::Denied { .. }
                 | Output::Anomaly(_)

@@ -10,5 +10,5 @@ pub mod session;
 
 pub use session::{
     Anomaly, BareNewline, Config, Envelope, Finished, Form, Message, Outcome, Output, Permit,
-    Ruling, Secured, Session, StartTls, Taken,
+    Ruling, Secured, Server, Session, StartTls, Taken,
 };

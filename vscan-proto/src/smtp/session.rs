@@ -107,6 +107,9 @@ pub enum StartTls {
     Open {
         /// Announced also where the server does not; then it is opened on the client's leg alone.
         always: bool,
+        /// The client has its 220 from vscan while the server is asked, where that has announced it: its first message is
+        /// here when the server's 220 is.
+        at_once: bool,
     },
     /// Announced as the server does, but answered 454 (RFC 3207 section 4): the client decides
     /// whether it goes on without TLS.
@@ -115,11 +118,25 @@ pub enum StartTls {
     Strip,
 }
 
+/// How far the server is as the handshakes begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Server {
+    /// It has agreed.
+    Agreed,
+    /// It was sent STARTTLS. Its answer is the driver's to read: it may be a refusal.
+    Asked,
+    /// It does not take part.
+    Absent,
+}
+
 /// What the driver has made of STARTTLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Secured {
     /// The server's certificate is believed.
     pub trusted: bool,
+    /// The server was sent [`Session::hello`] inside of TLS already, before the client's handshake was over: nearly every
+    /// client says the same once more (RFC 3207 section 4.2), and finds the answer here.
+    pub greeted: bool,
 }
 
 /// What becomes of a message with CR or LF outside of CRLF.
@@ -166,13 +183,10 @@ pub enum Output {
     Finished(Finished),
     /// Something odd was seen.
     Anomaly(Anomaly),
-    /// Both peers have agreed to STARTTLS, or with `alone` the client by itself: make the handshakes, then call
-    /// [`Session::handle_secured`], or drop the session. Write what is to be written before, and read nothing meanwhile.
-    /// What the client has said behind STARTTLS already was not encrypted: see [`Session::handle_injection`].
-    Secure {
-        /// The server does not take part.
-        alone: bool,
-    },
+    /// The client has its 220 to STARTTLS: make the handshakes, then call [`Session::handle_secured`], or drop the session.
+    /// Write what is to be written before, and read nothing meanwhile. What the client has said behind STARTTLS already
+    /// was not encrypted: see [`Session::handle_injection`].
+    Secure(Server),
     /// From here on relay bytes blindly, both ways, to the end. The last output.
     Blind,
     /// Shut the sending side of the upstream leg: the client has nothing more to say.
@@ -346,10 +360,9 @@ pub struct Session {
     /// The server's transaction.
     transaction: Option<Transaction>,
     actions: VecDeque<Output>,
-    /// The server's answer to the RSET behind a refused message, until the next command. If that is
-    /// RSET too, as many clients have it, this answers it: a second one would be one too many for
-    /// servers that count them (Exim's `smtp_accept_max_nonmail`).
-    rset_reply: Option<Vec<u8>>,
+    /// What the server has answered to a command of vscan's that clients often give next, until their next one. Boxed: most
+    /// sessions have none most of the time.
+    ahead: Option<Box<Ahead>>,
     /// Anomalies that are reported once only, by bit.
     noted: u32,
     access: Access,
@@ -361,7 +374,7 @@ pub struct Session {
     secured: Option<Secured>,
     /// The client gets its 220 to STARTTLS from vscan, behind the replies that are outstanding.
     securing_alone: bool,
-    /// The client's EHLO line, where the server may have to be dialled anew.
+    /// The client's last EHLO line before STARTTLS: the server may be greeted with it by vscan.
     hello: Box<[u8]>,
     /// The server has accepted LHLO: a message has as many final replies as recipients.
     per_recipient: bool,
@@ -482,14 +495,26 @@ enum Pending {
     Ours,
     /// RSET by vscan, behind a refused message.
     OurRset,
+    /// EHLO ahead of the client's, behind the handshake with the server.
+    OurEhlo,
     /// To the client, by vscan.
     Answer(Vec<u8>),
+}
+
+/// The server's reply to a command that vscan has given ahead of the client.
+#[derive(Debug)]
+enum Ahead {
+    /// To the RSET behind a refused message. The client's is answered with it: a second one would be one too many for
+    /// servers that count them (Exim's `smtp_accept_max_nonmail`).
+    Rset(Vec<u8>),
+    /// To the EHLO behind the handshake with the server, with its code.
+    Ehlo(u16, Vec<u8>),
 }
 
 impl Pending {
     /// Whether the client knows nothing of it.
     fn is_ours(&self) -> bool {
-        matches!(self, Self::Ours | Self::OurRset)
+        matches!(self, Self::Ours | Self::OurRset | Self::OurEhlo)
     }
 }
 
@@ -514,7 +539,7 @@ impl Session {
             held_reply: Vec::new(),
             transaction: None,
             actions: VecDeque::new(),
-            rset_reply: None,
+            ahead: None,
             offer: Offer::default(),
             per_recipient: false,
             noted: 0,

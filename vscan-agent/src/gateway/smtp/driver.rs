@@ -28,7 +28,8 @@ use std::{
 use tokio::{io::AsyncWrite, time::Sleep};
 use vscan_proto::smtp::data::Unstuffer;
 use vscan_proto::smtp::{
-    self, Anomaly, Finished, Form, Message, Outcome as Fate, Output, Ruling, Secured, Session,
+    self, Anomaly, Finished, Form, Message, Outcome as Fate, Output, Ruling, Secured, Server,
+    Session,
 };
 use vscan_scan::{report::Verdict, wire::ObjectKind};
 
@@ -56,8 +57,8 @@ pub(super) enum End {
     Reset,
     /// Not yet: from here on they are relayed blindly.
     Blind,
-    /// Not yet: TLS is to be opened, with `alone` on the client's leg only. The session goes on with the new legs.
-    Secure { alone: bool },
+    /// Not yet: TLS is to be opened, the server being so far. The session goes on with the new legs.
+    Secure(Server),
 }
 
 /// A session that runs.
@@ -78,7 +79,7 @@ pub(super) struct Driver<'a> {
     shutdown_upstream: bool,
     end: Option<End>,
     /// TLS is to be opened when all is written; as [`End::Secure`].
-    secure: Option<bool>,
+    secure: Option<Server>,
     timer: Pin<Box<Sleep>>,
     /// When the timer fires; what is due may be later.
     armed: Instant,
@@ -222,11 +223,11 @@ impl<'a> Driver<'a> {
             {
                 return Poll::Ready(end);
             }
-            if let Some(alone) = self.secure
+            if let Some(server) = self.secure
                 && self.client.out.is_empty()
                 && self.upstream.out.is_empty()
             {
-                return Poll::Ready(End::Secure { alone });
+                return Poll::Ready(End::Secure(server));
             }
             // What comes behind the machine's last word is the blind relay's to read, or the handshake's.
             let reads = self.end != Some(End::Blind) && self.secure.is_none();
@@ -263,8 +264,8 @@ impl<'a> Driver<'a> {
                     }
                     self.flow.anomaly(anomaly.name(), anomaly);
                 }
-                Output::Secure { alone } => {
-                    self.secure = Some(alone);
+                Output::Secure(server) => {
+                    self.secure = Some(server);
                     self.close_due = Some(Instant::now() + CLOSE_TIMEOUT);
                 }
                 Output::Blind => self.end_by(End::Blind),

@@ -22,7 +22,7 @@ use driver::{Driver, End};
 use secure::{Opened, Place, Way};
 use std::{future::poll_fn, io, sync::Arc, time::Duration};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
-use vscan_proto::smtp::{BareNewline, Config, Permit, Secured, StartTls};
+use vscan_proto::smtp::{BareNewline, Config, Permit, Secured, Server, StartTls};
 
 /// From the client's final dot to its final reply: RFC 5321 4.5.3.2.6 gives a client 10 minutes to wait, and the
 /// reply has to reach it.
@@ -36,15 +36,16 @@ const RULING_TIMEOUT: Duration = Duration::from_secs(300);
 pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
     let config = gateway.config();
     // Boxed, as all that an idle session does not need: its future has room for the driver alone.
-    let upstream = match Box::pin(gateway.connect_upstream(&conn)).await {
+    let Accepted { client, server, upstream, .. } = conn;
+    let upstream = match Box::pin(gateway.connected(upstream, server)).await {
         Ok(upstream) => upstream,
-        Err(error) => return Box::pin(unreachable(conn.client, &flow, error)).await,
+        Err(error) => return Box::pin(unreachable(client, &flow, error)).await,
     };
     let speaks = Speaks {
-        lmtp: config.smtp.speaks_lmtp(conn.server.port()),
-        tls: config.smtp.begins_with_tls(conn.server.port()),
+        lmtp: config.smtp.speaks_lmtp(server.port()),
+        tls: config.smtp.begins_with_tls(server.port()),
     };
-    serve(gateway, &config, &flow, speaks, conn.client, upstream).await;
+    serve(gateway, &config, &flow, speaks, client, upstream).await;
 }
 
 /// What a server speaks, by its port.
@@ -79,11 +80,11 @@ async fn serve(
     let mut driver = Driver::new(gateway, config, flow, machine, legs.0, legs.1);
     loop {
         let end = poll_fn(|cx| driver.poll(cx)).await;
-        let End::Secure { alone } = end else {
+        let End::Secure(server) = end else {
             let (client, upstream) = driver.into_legs();
             return Box::pin(finish(end, client, upstream, config, flow)).await;
         };
-        driver = match Box::pin(secure(gateway, config, flow, driver, alone)).await {
+        driver = match Box::pin(secure(gateway, config, flow, driver, server)).await {
             Some(inside) => inside,
             None => return,
         };
@@ -128,7 +129,7 @@ async fn secure<'a>(
     config: &'a config::Config,
     flow: &'a FlowHandle,
     driver: Driver<'a>,
-    alone: bool,
+    server: Server,
 ) -> Option<Driver<'a>> {
     flow.set_state("handshake");
     let hello = driver.hello().to_vec();
@@ -137,7 +138,11 @@ async fn secure<'a>(
     let tls = gateway.tls();
     let ruled = rules(config, flow).is_some();
     let place = Place { gateway, config, tls: &tls, flow, ruled };
-    let way = if alone { Way::Alone } else { Way::StartTls(&hello) };
+    let way = match server {
+        Server::Absent => Way::Alone,
+        Server::Agreed => Way::StartTls { hello: &hello, asked: false },
+        Server::Asked => Way::StartTls { hello: &hello, asked: true },
+    };
     match place.open(way, client, upstream).await {
         Opened::Inside { client, upstream, secured } => {
             Some(paused.resume(client, upstream, secured))
@@ -158,22 +163,24 @@ fn starttls(
     flow: &FlowHandle,
     ruled: bool,
 ) -> StartTls {
-    let server = flow.opened().real_server.ip();
-    let inside = config.is_inside(server);
+    let server = flow.opened().real_server;
+    let inside = config.is_inside(server.ip());
+    let at_once = !gateway.reluctant.has(&server);
     match secure::about(config, flow).decide(config) {
         Decision::Is(TlsAction::Pass) if !ruled => StartTls::Pass,
         // Behind TLS no rule could be kept.
         Decision::Is(TlsAction::Pass | TlsAction::Refuse) => StartTls::Refuse,
         Decision::Is(TlsAction::Strip) => StartTls::Strip,
-        Decision::ByName => StartTls::Open { always: false },
+        Decision::ByName => StartTls::Open { always: false, at_once },
         Decision::Is(TlsAction::Terminate) if !gateway.tls().can_show(inside) => {
             flow.anomaly("tls_no_certificate", "there is no certificate for this server");
             StartTls::Refuse
         }
         Decision::Is(TlsAction::Terminate) => {
-            let (upstream, _) = config.tls.upstream_of(server, None);
+            let (upstream, _) = config.tls.upstream_of(server.ip(), None);
             // A server of others is not made to look as if it had TLS.
-            StartTls::Open { always: inside && upstream.tls == UpstreamTls::Offered }
+            let always = inside && upstream.tls == UpstreamTls::Offered;
+            StartTls::Open { always, at_once }
         }
     }
 }
@@ -223,7 +230,7 @@ async fn finish(
             upstream.abort();
             let _ = client.close_gracefully().await;
         }
-        End::Reset | End::Secure { .. } => {
+        End::Reset | End::Secure(_) => {
             client.abort();
             upstream.abort();
         }

@@ -17,7 +17,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use vscan_proto::smtp::{Secured, reply::ReplyLine};
+use vscan_proto::smtp::{Anomaly, Secured, reply::ReplyLine};
 
 /// The longest answer of a server that is dialled anew, in bytes. An EHLO answer has some hundred.
 const ANSWER_MAX: usize = 16 << 10;
@@ -32,7 +32,11 @@ pub(super) enum Way<'a> {
     /// With the connection.
     Implicit,
     /// By STARTTLS, behind this EHLO line.
-    StartTls(&'a [u8]),
+    StartTls {
+        hello: &'a [u8],
+        /// The server's answer is to come; the client has its own.
+        asked: bool,
+    },
     /// By STARTTLS that the server does not have.
     Alone,
 }
@@ -90,21 +94,55 @@ impl Place<'_> {
         }
     }
 
-    async fn handshakes(self, way: Way<'_>, mut client: TcpStream, upstream: TcpStream) -> Step {
-        let hello = match Hello::read(&mut client, Vec::new()).await {
-            Ok(hello) => hello,
-            Err(HelloError::NotTls) => {
+    async fn handshakes(
+        self,
+        way: Way<'_>,
+        mut client: TcpStream,
+        mut upstream: TcpStream,
+    ) -> Step {
+        let begun = tokio::try_join!(
+            async { Hello::read(&mut client, Vec::new()).await.map_err(NotBegun::Client) },
+            agreement(way, &mut upstream),
+        );
+        let (hello, refusal) = match begun {
+            Ok(begun) => begun,
+            Err(NotBegun::Client(HelloError::NotTls)) => {
                 self.flow.anomaly("smtp_not_tls", "what followed STARTTLS is no TLS, reset");
                 return self.over(client, upstream);
             }
-            Err(error) => {
+            Err(NotBegun::Client(error)) => {
                 self.flow.tls_failed(Side::Client, &error);
                 net::abort(upstream);
                 give_up(client).await;
                 return Step::Over;
             }
+            Err(NotBegun::Behind) => {
+                let anomaly = Anomaly::PlaintextBehindStartTls;
+                self.flow.anomaly(anomaly.name(), anomaly);
+                return self.over(client, upstream);
+            }
+            Err(NotBegun::Server(error)) => {
+                self.flow.tls_failed(Side::Server, error);
+                return self.over(client, upstream);
+            }
         };
         let name = hello.server_name.clone();
+        let (from, server) = (self.flow.opened().client, self.flow.opened().real_server);
+        let way = match refusal {
+            None => way,
+            Some(why) => {
+                self.gateway.reluctant.note(server);
+                if !self.tls.may_be_plain(self.config, server.ip(), name.as_deref()) {
+                    self.flow.tls_failed(Side::Server, why);
+                    net::abort(upstream);
+                    alert(&mut client, HANDSHAKE_FAILURE).await;
+                    give_up(client).await;
+                    return Step::Over;
+                }
+                self.flow.tls_failed(Side::Server, format!("{why}; it is spoken to in the clear"));
+                Way::Alone
+            }
+        };
         let about = about(self.config, self.flow);
         let by_name = about.decide(self.config) == Decision::ByName;
         let action = about.named(self.config, name.as_slice());
@@ -118,8 +156,7 @@ impl Place<'_> {
                 return self.refuse(client, upstream, "tls_refused", "refused by a rule").await;
             }
         }
-        let (from, server) = (self.flow.opened().client, self.flow.opened().real_server);
-        if self.gateway.closed_book.has(from.ip(), server) {
+        if self.gateway.closed_book.has(&(from.ip(), server)) {
             let what = "the client has a certificate for this server, which cannot be handed on";
             self.flow.anomaly("tls_client_certificate", what);
             return self.pass(way, client, upstream, &hello).await;
@@ -133,19 +170,25 @@ impl Place<'_> {
             }
         };
         let mut expected = None;
+        // What nearly every client says next: its answer is here then. A server whose names are still to decide may not
+        // be the one that the session goes on with.
+        let greeting: &[u8] = match way {
+            Way::StartTls { hello, .. } if !later => hello,
+            Way::StartTls { .. } | Way::Implicit | Way::Alone => b"",
+        };
         let upstream = if way == Way::Alone {
             Wire::Plain(upstream)
         } else {
             let made = tokio::join!(
                 biased;
-                self.with_server(way, upstream, &theirs, name.as_deref()),
+                self.with_server(way, upstream, &theirs, name.as_deref(), greeting),
                 async { expected = self.tls.expect(self.config, server.ip(), &hello) },
             );
             match made.0 {
                 Ok(upstream) => upstream,
                 // A server that insists on a certificate: only its client can have one.
                 Err(_) if theirs.asked_for_certificate() && theirs.refusal().is_none() => {
-                    self.gateway.closed_book.note(from.ip(), server);
+                    self.gateway.closed_book.note((from.ip(), server));
                     let what = "the server wants a certificate of the client's";
                     self.flow.anomaly("tls_client_certificate", what);
                     return self.pass_anew(way, client, &hello).await;
@@ -175,23 +218,25 @@ impl Place<'_> {
                 }
             }
         }
-        self.with_client(client, upstream, hello, theirs, expected).await
+        let greeted = !greeting.is_empty() && matches!(upstream, Wire::Tls(_));
+        self.with_client(client, upstream, hello, theirs, expected, greeted).await
     }
 
-    /// The handshake with the server; without one if it has to be, and may be.
+    /// The handshake with the server, and the greeting behind it; without either if it has to be, and may be.
     async fn with_server(
         self,
         way: Way<'_>,
         upstream: TcpStream,
         theirs: &Upstream,
         name: Option<&str>,
+        greeting: &[u8],
     ) -> io::Result<Wire> {
-        let error = match TlsWire::connect(upstream, theirs).await {
+        let error = match TlsWire::connect(upstream, theirs, greeting).await {
             Ok(wire) => return Ok(Wire::Tls(wire)),
             Err(error) => error,
         };
         let server = self.flow.opened().real_server;
-        let plain = matches!(way, Way::StartTls(_))
+        let plain = matches!(way, Way::StartTls { .. })
             && !theirs.asked_for_certificate()
             && self.tls.may_be_plain(self.config, server.ip(), name);
         if !plain {
@@ -210,6 +255,7 @@ impl Place<'_> {
         hello: Hello,
         theirs: Upstream,
         expected: Option<Expected>,
+        greeted: bool,
     ) -> Step {
         let (from, server) = (self.flow.opened().client, self.flow.opened().real_server);
         let seen = matches!(upstream, Wire::Tls(_)).then_some(&theirs);
@@ -249,7 +295,7 @@ impl Place<'_> {
         };
         self.flow.set_tls(record);
         if client.has_peer_certificate() {
-            self.gateway.closed_book.note(from.ip(), server);
+            self.gateway.closed_book.note((from.ip(), server));
             self.flow.anomaly(
                 "tls_client_certificate",
                 "the client has a certificate for the server, which cannot be handed on: it is passed from now on",
@@ -263,7 +309,8 @@ impl Place<'_> {
             }
             return Step::Over;
         }
-        Step::Inside(Wire::Tls(client), upstream, Secured { trusted: theirs.is_trusted() })
+        let secured = Secured { trusted: theirs.is_trusted(), greeted };
+        Step::Inside(Wire::Tls(client), upstream, secured)
     }
 
     /// The session goes on unread.
@@ -306,7 +353,7 @@ impl Place<'_> {
 
     async fn redial(self) -> io::Result<TcpStream> {
         let opened = self.flow.opened();
-        self.gateway.dial(opened.client, opened.real_server).await
+        self.gateway.redial(opened.client, opened.real_server).await
     }
 
     async fn refuse(
@@ -344,23 +391,23 @@ async fn alert(client: &mut TcpStream, description: u8) {
 
 /// Brings a server that was dialled anew to where its client is.
 async fn greet(upstream: &mut TcpStream, way: Way<'_>) -> io::Result<()> {
-    let Way::StartTls(hello) = way else { return Ok(()) };
+    let Way::StartTls { hello, .. } = way else { return Ok(()) };
     answer(upstream, 220).await?;
     if !hello.is_empty() {
         upstream.write_all(hello).await?;
         answer(upstream, 250).await?;
     }
     upstream.write_all(b"STARTTLS\r\n").await?;
-    answer(upstream, 220).await
+    Ok(answer(upstream, 220).await?)
 }
 
 /// Reads a reply, which must have this code, and nothing behind it.
-async fn answer(upstream: &mut TcpStream, code: u16) -> io::Result<()> {
+async fn answer(upstream: &mut TcpStream, code: u16) -> Result<(), AnswerError> {
     let mut reply = Vec::new();
     let mut start = 0;
     while reply.len() < ANSWER_MAX {
         if upstream.read_buf(&mut reply).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         while let Some(end) = memchr::memchr(b'\n', &reply[start..]).map(|at| start + at + 1) {
             let line = reply[start..end].trim_ascii_end();
@@ -368,9 +415,52 @@ async fn answer(upstream: &mut TcpStream, code: u16) -> io::Result<()> {
             match ReplyLine::parse(line) {
                 Some(line) if line.code == code && line.more => {}
                 Some(line) if line.code == code && end == reply.len() => return Ok(()),
-                _ => return Err(io::Error::other("the server has another answer this time")),
+                Some(line) if line.code == code => return Err(AnswerError::Behind),
+                _ => return Err(AnswerError::Another(line.escape_ascii().to_string())),
             }
         }
     }
-    Err(io::Error::other("the server talks too much"))
+    Err(io::Error::other("the server talks too much").into())
+}
+
+/// Why a reply is not the one that is wanted.
+#[derive(Debug, thiserror::Error)]
+enum AnswerError {
+    #[error(transparent)]
+    Lost(#[from] io::Error),
+    /// By its first line that differs.
+    #[error("the server answers: {0}")]
+    Another(String),
+    #[error("the server goes on speaking behind its answer")]
+    Behind,
+}
+
+impl From<AnswerError> for io::Error {
+    fn from(error: AnswerError) -> Self {
+        match error {
+            AnswerError::Lost(error) => error,
+            AnswerError::Another(_) | AnswerError::Behind => Self::other(error),
+        }
+    }
+}
+
+/// Why handshakes cannot begin.
+enum NotBegun {
+    Client(HelloError),
+    Server(io::Error),
+    /// The server has said something behind its 220, in the clear.
+    Behind,
+}
+
+/// The server's answer to STARTTLS, if it is still to come: its words if it refuses.
+async fn agreement(way: Way<'_>, upstream: &mut TcpStream) -> Result<Option<String>, NotBegun> {
+    if !matches!(way, Way::StartTls { asked: true, .. }) {
+        return Ok(None);
+    }
+    match answer(upstream, 220).await {
+        Ok(()) => Ok(None),
+        Err(error @ AnswerError::Another(_)) => Ok(Some(error.to_string())),
+        Err(AnswerError::Behind) => Err(NotBegun::Behind),
+        Err(AnswerError::Lost(error)) => Err(NotBegun::Server(error)),
+    }
 }

@@ -103,13 +103,18 @@ pub struct Settled {
 }
 
 impl TlsWire {
-    /// The server's leg: a handshake as its client.
+    /// The server's leg: a handshake as its client, and `words` behind it, if there are any. They go out with the last
+    /// message of the handshake where that is the client's (RFC 8446 section 2).
     ///
     /// # Errors
     /// The handshake failed, of which the server was told, or the connection did. It may take for ever.
-    pub async fn connect(tcp: TcpStream, upstream: &Upstream) -> io::Result<Box<Self>> {
+    pub async fn connect(
+        tcp: TcpStream,
+        upstream: &Upstream,
+        words: &[u8],
+    ) -> io::Result<Box<Self>> {
         let connection = upstream.connection().map_err(io::Error::other)?;
-        Begun::new(Side::Client(Box::new(connection)), Vec::new()).finish(tcp).await
+        Begun::new(Side::Client(Box::new(connection)), Vec::new()).finish(tcp, words).await
     }
 
     /// The client's leg: a handshake as its server. `received` was read before, as by [`crate::tls::Hello`].
@@ -124,11 +129,18 @@ impl TlsWire {
         Answer::new(config, received)?.give(tcp).await
     }
 
-    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// `words` are empty once they are in `outgoing`.
+    fn poll_handshake(&mut self, cx: &mut Context<'_>, words: &mut &[u8]) -> Poll<io::Result<()>> {
         for _ in 0..HANDSHAKE_READS_MAX {
             if !self.is_handshaking() && self.ends_with_tickets() {
                 self.patient = self.outgoing.len();
                 return Poll::Ready(Ok(()));
+            }
+            if !self.is_handshaking() && !words.is_empty() {
+                let mut sealed = vec![0; words.len() + RECORD_OVERHEAD];
+                let length = self.seal(Sealing::Bytes(words), &mut sealed)?;
+                self.outgoing.extend_from_slice(&sealed[..length]);
+                *words = &[];
             }
             let written = self.poll_outgoing(cx)?;
             if !self.is_handshaking() {
@@ -472,8 +484,9 @@ impl Begun {
         Self { side, incoming, outgoing, ended, outcome }
     }
 
-    /// The handshake.
-    async fn finish(self, tcp: TcpStream) -> io::Result<Box<TlsWire>> {
+    /// The handshake, and `words` of at most a record behind it.
+    async fn finish(self, tcp: TcpStream, mut words: &[u8]) -> io::Result<Box<TlsWire>> {
+        debug_assert!(words.len() <= RECORD_MAX);
         let Self { side, incoming, outgoing, ended, outcome } = self;
         let mut wire = Box::new(TlsWire {
             tcp,
@@ -488,7 +501,7 @@ impl Begun {
             closed: false,
         });
         let outcome = match outcome {
-            Ok(()) => poll_fn(|cx| wire.poll_handshake(cx)).await,
+            Ok(()) => poll_fn(|cx| wire.poll_handshake(cx, &mut words)).await,
             Err(error) => Err(error),
         };
         if outcome.is_err() {
@@ -524,7 +537,7 @@ impl Answer {
     /// # Errors
     /// As [`TlsWire::accept`].
     pub async fn give(self, tcp: TcpStream) -> io::Result<Box<TlsWire>> {
-        self.0.finish(tcp).await
+        self.0.finish(tcp, &[]).await
     }
 }
 

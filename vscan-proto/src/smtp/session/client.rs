@@ -7,7 +7,8 @@ use crate::smtp::command::{Command, Verb};
 use crate::smtp::reply::compose;
 
 use super::{
-    Anomaly, Asked, Leg, Message, Output, PATH_MAX, Pending, Session, StartTls, State, Taken,
+    Ahead, Anomaly, Asked, Leg, Message, Output, PATH_MAX, Pending, Server, Session, StartTls,
+    State, Taken,
 };
 
 /// The longest command line but AUTH in bytes. RFC 5321 section 4.5.3.1.4 says 512, extensions add
@@ -19,6 +20,9 @@ const PENDING_MAX: usize = 256;
 
 /// Lines that are refused by vscan itself before it hangs up: a client that sends garbage.
 const ERRORS_MAX: u8 = 20;
+
+/// The text of a 220 to STARTTLS that is vscan's own.
+const READY: &str = "Ready to start TLS";
 
 /// Recipients of an LMTP message, each of which has a reply of its own: bounds what a message is
 /// answered. Four times what RFC 5321 section 4.5.3.1.8 asks of a server.
@@ -200,14 +204,8 @@ impl Session {
             return;
         }
         match command.verb {
-            Verb::Ehlo => {
-                self.remember(line);
-                self.forward(line, Pending::Ehlo { lmtp: false }, State::Commands);
-            }
-            Verb::Lhlo if self.config.lmtp => {
-                self.remember(line);
-                self.forward(line, Pending::Ehlo { lmtp: true }, State::Commands);
-            }
+            Verb::Ehlo => self.ehlo(line, false),
+            Verb::Lhlo if self.config.lmtp => self.ehlo(line, true),
             Verb::Helo => self.forward(line, Pending::Helo, State::Commands),
             Verb::Mail => match command.size() {
                 Some(size) if size > self.config.hold_max => {
@@ -228,9 +226,9 @@ impl Session {
                 let recipient = recipient.unwrap_or_default().to_vec();
                 self.forward(line, Pending::Rcpt { recipient }, State::Commands);
             }
-            Verb::Rset => match self.rset_reply.take() {
-                Some(reply) => self.answer(reply),
-                None => self.forward(line, Pending::Rset, State::Commands),
+            Verb::Rset => match self.ahead.take().map(|ahead| *ahead) {
+                Some(Ahead::Rset(reply)) => self.answer(reply),
+                Some(Ahead::Ehlo(..)) | None => self.forward(line, Pending::Rset, State::Commands),
             },
             Verb::Plain | Verb::Quit => self.forward(line, Pending::Plain, State::Commands),
             Verb::Data if command.argument.is_empty() => {
@@ -248,11 +246,16 @@ impl Session {
                 self.answer(compose(503, "5.5.1", "TLS is in use already"));
             }
             Verb::StartTls => match self.config.starttls {
-                StartTls::Open { always: true } if self.greeted && !self.offer.starttls => {
-                    self.answer(compose(220, "2.0.0", "Ready to start TLS"));
+                StartTls::Open { always: true, .. } if self.greeted && !self.offer.starttls => {
+                    self.answer(compose(220, "2.0.0", READY));
                     self.state = State::Barrier;
                     self.securing_alone = true;
                     self.secure_alone();
+                }
+                StartTls::Open { at_once: true, .. } if self.may_secure_at_once() => {
+                    self.to_upstream.extend_from_slice(line.raw());
+                    self.to_client.extend_from_slice(&compose(220, "2.0.0", READY));
+                    self.secure(Server::Asked);
                 }
                 StartTls::Pass | StartTls::Open { .. } => {
                     self.forward(line, Pending::StartTls, State::Barrier)
@@ -267,6 +270,18 @@ impl Session {
         }
     }
 
+    /// EHLO, or LHLO.
+    fn ehlo(&mut self, line: &Line, lmtp: bool) {
+        if let Some(Ahead::Ehlo(code, text)) = self.ahead.take().map(|ahead| *ahead)
+            && line.raw()[..] == self.hello[..]
+        {
+            self.pending.push_back(Pending::Ehlo { lmtp });
+            return self.replied(code, text);
+        }
+        self.remember(line);
+        self.forward(line, Pending::Ehlo { lmtp }, State::Commands);
+    }
+
     fn has_too_many_recipients(&self) -> bool {
         let transaction = self.transaction.as_ref();
         self.per_recipient && transaction.is_some_and(|it| it.accepted >= LMTP_RECIPIENTS_MAX)
@@ -279,7 +294,7 @@ impl Session {
 
     /// Gives a command to the server, as it came.
     pub(super) fn relay(&mut self, line: &Line, pending: Pending) {
-        self.rset_reply = None;
+        self.ahead = None;
         self.to_upstream.extend_from_slice(line.raw());
         self.pending.push_back(pending);
     }

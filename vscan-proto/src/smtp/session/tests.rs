@@ -27,6 +27,8 @@ enum Step {
     NoRoom,
     /// The driver has made the handshakes; whether the server is believed.
     Handshakes(bool),
+    /// The same with a server that is believed, to which it has said EHLO.
+    Greeted,
     Drain,
     /// Seconds pass.
     Wait(u64),
@@ -101,7 +103,12 @@ impl Bench {
             NoRoom => self.session.handle_spool_failed(),
             Handshakes(trusted) => {
                 self.log.push("= TLS".into());
-                self.session.handle_secured(self.now, Secured { trusted: *trusted });
+                let secured = Secured { trusted: *trusted, greeted: false };
+                self.session.handle_secured(self.now, secured);
+            }
+            Greeted => {
+                self.log.push("= TLS".into());
+                self.session.handle_secured(self.now, Secured { trusted: true, greeted: true });
             }
             Wait(seconds) => {
                 let until = self.now + Duration::from_secs(*seconds);

@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::line::Line;
 use crate::smtp::reply::Offer;
 
-use super::{Anomaly, Leg, Output, Pending, Secured, Session, StartTls, State};
+use super::{Anomaly, Leg, Output, Pending, Secured, Server, Session, StartTls, State};
 
 /// ContentType handshake, RFC 8446 section 5.1.
 const HANDSHAKE: u8 = 22;
@@ -34,10 +34,7 @@ impl Session {
     pub(super) fn start_tls(&mut self) {
         self.state = match (self.client, self.config.starttls) {
             (Leg::Ended | Leg::Lost, _) => State::Commands,
-            (Leg::Open, StartTls::Open { .. }) => {
-                self.actions.push_back(Output::Secure { alone: false });
-                State::Securing
-            }
+            (Leg::Open, StartTls::Open { .. }) => return self.secure(Server::Agreed),
             (Leg::Open, StartTls::Pass | StartTls::Refuse | StartTls::Strip) => {
                 State::Tls(Opening::default())
             }
@@ -48,12 +45,22 @@ impl Session {
     pub(super) fn secure_alone(&mut self) {
         if self.securing_alone && self.pending.iter().all(Pending::is_ours) {
             self.securing_alone = false;
-            self.actions.push_back(Output::Secure { alone: true });
-            self.state = State::Securing;
+            self.secure(Server::Absent);
         }
     }
 
-    /// The EHLO or LHLO line, in case that the server has to be dialled anew.
+    /// Whether the client can have its 220 before the server's: that has announced it, and owes nothing else.
+    pub(super) fn may_secure_at_once(&self) -> bool {
+        self.offer.starttls && self.pending.is_empty() && self.upstream_lines.is_empty()
+    }
+
+    /// The client has its 220.
+    pub(super) fn secure(&mut self, server: Server) {
+        self.actions.push_back(Output::Secure(server));
+        self.state = State::Securing;
+    }
+
+    /// The EHLO or LHLO line, with which the server may be greeted by vscan.
     pub(super) fn remember(&mut self, line: &Line) {
         if matches!(self.config.starttls, StartTls::Open { .. }) && self.secured.is_none() {
             self.hello = line.raw()[..].into();
@@ -73,16 +80,20 @@ impl Session {
     }
 
     /// The handshakes are made: the dialogue begins anew, and nothing is left of what was said before (RFC 3207 section
-    /// 4.2).
+    /// 4.2), but for the line that the server was greeted with.
     pub fn handle_secured(&mut self, now: Instant, secured: Secured) {
         if !matches!(self.state, State::Securing) {
             return;
         }
         self.state = State::Commands;
         self.secured = Some(secured);
-        self.hello = Box::default();
+        if secured.greeted {
+            self.pending.push_back(Pending::OurEhlo);
+        } else {
+            self.hello = Box::default();
+        }
         self.transaction = None;
-        self.rset_reply = None;
+        self.ahead = None;
         self.offer = Offer::default();
         self.greeted = false;
         self.per_recipient = false;

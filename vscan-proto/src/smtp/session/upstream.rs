@@ -6,7 +6,7 @@ use crate::line::Line;
 use crate::smtp::data::END;
 use crate::smtp::reply::{EhloFilter, Offer, ReplyLine, compose};
 
-use super::{Anomaly, Leg, Output, Pending, Session, StartTls, State, Transaction};
+use super::{Ahead, Anomaly, Leg, Output, Pending, Session, StartTls, State, Transaction};
 
 /// The longest reply that is not relayed line by line, in bytes: an EHLO answer, a final reply.
 const HELD_REPLY_MAX: usize = 16 << 10;
@@ -126,9 +126,14 @@ impl Session {
         }
         if let Some(ReplyLine { code, more: false }) = parsed {
             let text = std::mem::take(&mut self.held_reply);
-            self.reply(code, text);
-            self.after_reply();
+            self.replied(code, text);
         }
+    }
+
+    /// Acts on a complete reply, and on what waited for it; `text` is empty if the client has it already.
+    pub(super) fn replied(&mut self, code: u16, text: Vec<u8>) {
+        self.reply(code, text);
+        self.after_reply();
     }
 
     /// Whether the reply that is being read is looked at before the client gets it.
@@ -141,7 +146,8 @@ impl Session {
                 | Pending::Offer
                 | Pending::Final
                 | Pending::Ours
-                | Pending::OurRset,
+                | Pending::OurRset
+                | Pending::OurEhlo,
             ) => true,
             Some(
                 Pending::Greeting
@@ -158,7 +164,6 @@ impl Session {
         }
     }
 
-    /// Acts on a complete reply; `text` is empty if the client has it already.
     fn reply(&mut self, code: u16, text: Vec<u8>) {
         let positive = (200..300).contains(&code);
         match self.pending.pop_front() {
@@ -167,7 +172,7 @@ impl Session {
             Some(Pending::Ehlo { lmtp }) if positive => {
                 let filter = EhloFilter {
                     hide_tls: self.config.starttls == StartTls::Strip || self.secured.is_some(),
-                    add_tls: self.config.starttls == StartTls::Open { always: true }
+                    add_tls: matches!(self.config.starttls, StartTls::Open { always: true, .. })
                         && self.secured.is_none(),
                     two_sessions: self.secured.is_some(),
                     hide_require_tls: self.secured.is_some_and(|it| !it.trusted),
@@ -225,12 +230,15 @@ impl Session {
             }
             Some(Pending::Offer) => self.offer_reply(code, &text),
             Some(Pending::Final) => self.final_reply(code, text),
-            Some(Pending::Ours | Pending::OurRset) if code == 421 => self.unsolicited(code, text),
+            Some(Pending::Ours | Pending::OurRset | Pending::OurEhlo) if code == 421 => {
+                self.unsolicited(code, text);
+            }
             // What was pipelined behind it may have begun the next transaction.
             Some(Pending::OurRset) => {
                 let idle = self.pending.iter().all(|it| matches!(it, Pending::Answer(_)));
-                self.rset_reply = (positive && idle).then_some(text);
+                self.ahead = (positive && idle).then(|| Box::new(Ahead::Rset(text)));
             }
+            Some(Pending::OurEhlo) => self.ahead = Some(Box::new(Ahead::Ehlo(code, text))),
             Some(Pending::Ours) => {}
             None => self.unsolicited(code, text),
         }

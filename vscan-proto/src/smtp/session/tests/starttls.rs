@@ -3,7 +3,7 @@
 use super::*;
 
 fn open(always: bool) -> Config {
-    Config { starttls: StartTls::Open { always }, ..Config::default() }
+    Config { starttls: StartTls::Open { always, at_once: false }, ..Config::default() }
 }
 
 /// Up to the handshakes.
@@ -26,7 +26,7 @@ const BEGUN: &str = "
     < 250 STARTTLS
     > STARTTLS
     < 220 go
-    ! Secure { alone: false }
+    ! Secure(Agreed)
 ";
 
 #[test]
@@ -137,7 +137,7 @@ fn the_client_alone_where_it_is_told_so() {
         > NOOP
         < 250 noop
         < 220 2.0.0 Ready to start TLS
-        ! Secure { alone: true }
+        ! Secure(Absent)
         = TLS
         > EHLO c
         < 250-mx
@@ -154,10 +154,7 @@ fn plaintext_of_the_server_behind_its_220_resets() {
     steps.pop();
     steps.push(s("220 go\r\n250 injected\r\n"));
     steps.iter().for_each(|step| bench.step(step));
-    assert_eq!(
-        bench.actions,
-        ["Secure { alone: false }", "smtp_plaintext_behind_starttls", "Reset"]
-    );
+    assert_eq!(bench.actions, ["Secure(Agreed)", "smtp_plaintext_behind_starttls", "Reset"]);
 }
 
 #[test]
@@ -171,10 +168,7 @@ fn plaintext_of_the_client_behind_starttls_resets() {
     assert!(!bench.session.wants_client());
     bench.session.handle_injection();
     bench.drain();
-    assert_eq!(
-        bench.actions,
-        ["Secure { alone: false }", "smtp_commands_behind_starttls", "Reset"]
-    );
+    assert_eq!(bench.actions, ["Secure(Agreed)", "smtp_commands_behind_starttls", "Reset"]);
 }
 
 #[test]
@@ -189,7 +183,7 @@ fn the_last_ehlo_is_remembered_until_tls_begins() {
 #[test]
 fn tls_since_the_first_byte() {
     check_with(
-        Config { secured: Some(Secured { trusted: false }), ..open(true) },
+        Config { secured: Some(Secured { trusted: false, greeted: false }), ..open(true) },
         &[
             s("220 mx\r\n"),
             c("EHLO c\r\n"),
@@ -210,4 +204,130 @@ fn a_draining_session_ends_inside() {
         &[begun(), vec![Drain, Handshakes(true)]].concat(),
         &then(BEGUN, "= TLS\n< 421 4.3.2 Service shutting down\n! Close"),
     );
+}
+
+/// The server's answer inside of TLS, and the client's that is made of it.
+const INSIDE: &str = "250-mx\r\n250-STARTTLS\r\n250 SIZE 1000\r\n";
+
+#[test]
+fn a_server_that_is_greeted_already_is_not_greeted_again() {
+    let inside = "= TLS
+        < 250-mx
+        < 250 SIZE 1000
+        > MAIL FROM:<a@b>";
+    let (ehlo, mail) = (c("EHLO out\r\n"), c("MAIL FROM:<a@b>\r\n"));
+    // Whoever is faster.
+    for steps in
+        [[Greeted, s(INSIDE), ehlo.clone(), mail.clone()], [Greeted, ehlo, s(INSIDE), mail]]
+    {
+        check_with(open(false), &[begun(), steps.to_vec()].concat(), &then(BEGUN, inside));
+    }
+}
+
+#[test]
+fn an_ehlo_that_is_another_one_is_for_the_server() {
+    let steps = [
+        Greeted,
+        c("EHLO other\r\n"),
+        s(INSIDE),
+        s("250-mx\r\n250 DSN\r\n"),
+        // The answer of before serves for nobody any more.
+        c("EHLO out\r\n"),
+        s("250 mx\r\n"),
+    ];
+    let inside = "= TLS
+        > EHLO other
+        < 250-mx
+        < 250 DSN
+        > EHLO out
+        < 250 mx";
+    check_with(open(false), &[begun(), steps.to_vec()].concat(), &then(BEGUN, inside));
+}
+
+#[test]
+fn a_client_that_does_not_greet_again_hears_nothing_of_it() {
+    let steps = [Greeted, c("NOOP\r\n"), s(INSIDE), s("250 noop\r\n")];
+    let inside = "= TLS\n> NOOP\n< 250 noop";
+    check_with(open(false), &[begun(), steps.to_vec()].concat(), &then(BEGUN, inside));
+}
+
+#[test]
+fn a_greeting_that_is_refused_is_refused_to_who_makes_it() {
+    let refused = [Greeted, s("550 not you\r\n"), c("EHLO out\r\n"), c("EHLO again\r\n")];
+    let inside = "= TLS\n< 550 not you\n> EHLO again";
+    check_with(open(false), &[begun(), refused.to_vec()].concat(), &then(BEGUN, inside));
+    let leaves = [Greeted, s("421 overloaded\r\n"), UpstreamEof];
+    let inside = "= TLS\n< 421 overloaded\n! Close";
+    check_with(open(false), &[begun(), leaves.to_vec()].concat(), &then(BEGUN, inside));
+}
+
+#[test]
+fn a_draining_session_waits_for_the_answer_to_what_it_said() {
+    let steps = [Drain, Greeted, s(INSIDE)];
+    let inside = "= TLS\n< 421 4.3.2 Service shutting down\n! Close";
+    check_with(open(false), &[begun(), steps.to_vec()].concat(), &then(BEGUN, inside));
+}
+
+fn at_once() -> Config {
+    Config { starttls: StartTls::Open { always: false, at_once: true }, ..Config::default() }
+}
+
+#[test]
+fn the_client_need_not_wait_for_a_server_that_has_announced_it() {
+    let greeted = [s("220 mx\r\n"), c("EHLO c\r\n"), s("250-mx\r\n250 STARTTLS\r\n")];
+    let steps = [&greeted[..], &[c("STARTTLS\r\n"), Handshakes(true), c("NOOP\r\n")]].concat();
+    let log = "< 220 mx
+        > EHLO c
+        < 250-mx
+        < 250 STARTTLS
+        < 220 2.0.0 Ready to start TLS
+        > STARTTLS
+        ! Secure(Asked)
+        = TLS
+        > NOOP";
+    check_with(at_once(), &steps, log);
+}
+
+#[test]
+fn a_server_that_owes_an_answer_is_waited_for() {
+    let steps = [
+        s("220 mx\r\n"),
+        c("EHLO c\r\n"),
+        s("250-mx\r\n250 STARTTLS\r\n"),
+        c("NOOP\r\nSTARTTLS\r\n"),
+        s("250 noop\r\n220 go\r\n"),
+    ];
+    let log = "< 220 mx
+        > EHLO c
+        < 250-mx
+        < 250 STARTTLS
+        > NOOP
+        > STARTTLS
+        < 250 noop
+        < 220 go
+        ! Secure(Agreed)";
+    check_with(at_once(), &steps, log);
+    // And one that has not announced it, or has something on its lips.
+    for answer in ["250 mx\r\n", "250-mx\r\n250 STARTTLS\r\n25"] {
+        let steps = [s("220 mx\r\n"), c("EHLO c\r\n"), s(answer), c("STARTTLS\r\n"), s("0 x\r\n")];
+        let mut bench = Bench::new(at_once());
+        steps[..4].iter().for_each(|step| bench.step(step));
+        assert_eq!(bench.log.last().unwrap(), "> STARTTLS", "{answer}: {:?}", bench.log);
+    }
+}
+
+#[test]
+fn what_is_said_behind_starttls_is_no_less_an_injection() {
+    let mut bench = Bench::new(at_once());
+    let steps = [
+        s("220 mx\r\n"),
+        c("EHLO c\r\n"),
+        s("250-mx\r\n250 STARTTLS\r\n"),
+        c("STARTTLS\r\nMAIL FROM:<evil@x>\r\n"),
+    ];
+    steps.iter().for_each(|step| bench.step(step));
+    assert_eq!(bench.held, b"MAIL FROM:<evil@x>\r\n", "not read as a command");
+    bench.session.handle_injection();
+    bench.drain();
+    assert_eq!(bench.actions, ["Secure(Asked)", "smtp_commands_behind_starttls", "Reset"]);
 }
