@@ -230,7 +230,8 @@ fn a_server_that_refuses_what_it_announces() -> Result<()> {
     Ok(())
 }
 
-/// The same where it may be spoken to in the clear, on the same connection: the client is inside of TLS all the same.
+/// The same where it may be spoken to in the clear, on a new connection, on which nothing was said before: the client is inside
+/// of TLS all the same, and so is the next one.
 #[test]
 fn a_server_that_refuses_and_may_be_plain() -> Result<()> {
     let lab = Lab::new(Topology::Plain)?;
@@ -248,7 +249,13 @@ fn a_server_that_refuses_and_may_be_plain() -> Result<()> {
             let line = server.line()?;
             let answer = match line.get(..4).unwrap_or_default() {
                 "ehlo" | "EHLO" if heard.is_empty() => "250-own\r\n250 STARTTLS\r\n",
-                "STAR" => "454 4.7.0 not today\r\n",
+                "STAR" => {
+                    // The rest of it would answer the next command, were it heard.
+                    server.send("454-4.7.0 not\r\n")?;
+                    ensure!(server.drain()?.0.is_empty());
+                    (server, _) = raw::accept(&listener)?;
+                    "220 own again\r\n"
+                }
                 "DATA" => {
                     server.send("354 go\r\n")?;
                     while server.line()? != ".\r\n" {}

@@ -82,21 +82,22 @@ impl Dialling {
         tokio::time::timeout(timeout, connected)
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer"))??;
-        prepare_leg(&stream)?;
         Ok(stream)
     }
 }
 
 /// Dials `server` from `client`'s address, with another port than the client's. It does not wait for anything.
 ///
-/// With equal ports both legs would share one conntrack entry, and masquerade would skip the second.
+/// With equal ports both legs would share one conntrack entry, and masquerade would skip the second. The same holds for the
+/// ports of the client's other connections to that server, which are mostly of the other kind: see [`Kind`].
 ///
 /// # Errors
 /// What connect(2) returns at once, `EADDRINUSE` and `EADDRNOTAVAIL` when ports have run out, `EPERM` without CAP_NET_RAW.
 pub fn dial_upstream(client: SocketAddr, server: SocketAddr, mark: u32) -> io::Result<Dialling> {
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
-    for _ in 0..PORT_ATTEMPTS {
-        let from = SocketAddr::new(client.ip(), local_port());
+    for attempt in 0..PORT_ATTEMPTS {
+        let kind = if attempt < PORT_ATTEMPTS / 2 { Kind::Bound } else { Kind::Any };
+        let from = SocketAddr::new(client.ip(), local_port(kind));
         if from.port() == client.port() {
             continue;
         }
@@ -147,6 +148,7 @@ fn dial_from(from: SocketAddr, to: SocketAddr, mark: u32) -> io::Result<Dialling
 }
 
 fn dial(socket: Socket, to: SocketAddr) -> io::Result<Dialling> {
+    prepare_leg(&socket)?;
     match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         Ok(()) | Err(_) => Ok(Dialling(socket)),
@@ -182,7 +184,7 @@ impl DataListener {
     }
 
     fn bind_once(addresses: &[IpAddr]) -> io::Result<Self> {
-        let port = local_port();
+        let port = local_port(Kind::Any);
         let mut listeners: Vec<TcpListener> = Vec::with_capacity(1);
         for (index, address) in addresses.iter().enumerate() {
             if addresses[..index].contains(address) {
@@ -233,13 +235,25 @@ impl DataListener {
 /// data channels first, and upstream legs where the client does, so that these are thousands: bind(2) took a millisecond,
 /// and for one client no more than 28,000 legs a minute were to be had, to whichever servers. Asked for a certain port, it
 /// takes one of those too; and connect(2) takes it even for the same server, if both use timestamps (RFC 6191).
-fn local_port() -> u16 {
+fn local_port(kind: Kind) -> u16 {
     static STATE: OnceLock<(RandomState, RangeInclusive<u16>)> = OnceLock::new();
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let (state, range) = STATE.get_or_init(|| (RandomState::new(), local_port_range()));
     let span = u64::from(range.end() - range.start()) + 1;
-    let offset = state.hash_one(COUNT.fetch_add(1, Ordering::Relaxed)) % span;
+    let mut offset = state.hash_one(COUNT.fetch_add(1, Ordering::Relaxed)) % span;
+    if kind == Kind::Bound && offset % 2 == 0 && offset + 1 < span {
+        offset += 1;
+    }
     range.start() + u16::try_from(offset).unwrap_or(0)
+}
+
+/// Which ports of the range. Linux gives every second one to connect(2), from the first on, and the ones between to bind(2),
+/// until either runs out (`__inet_hash_connect`, `inet_csk_find_open_port`): those of clients are of the former kind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Those that connect(2) leaves alone.
+    Bound,
+    Any,
 }
 
 /// `net.ipv4.ip_local_port_range`, ip(7); the kernel's default where it cannot be read.

@@ -54,8 +54,8 @@ struct Place<'a> {
 /// Serves one FTP session to its end.
 pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
     let config = gateway.config();
-    // The data mark of a Telnet Synch must stay in its place.
     let Accepted { client, client_addr, dialled, server, upstream } = conn;
+    // The data mark of a Telnet Synch must stay in its place.
     if SockRef::from(&client).set_out_of_band_inline(true).is_err() {
         return;
     }

@@ -184,7 +184,7 @@ impl<'a> Driver<'a> {
         (self.client.stream, self.upstream.stream)
     }
 
-    /// The client's EHLO line, where the server may have to be dialled anew.
+    /// The client's EHLO line, with which the server may be greeted by vscan.
     pub(super) fn hello(&self) -> &[u8] {
         self.machine.hello()
     }

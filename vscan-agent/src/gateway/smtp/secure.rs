@@ -1,6 +1,6 @@
 //! Opens TLS: the handshakes with server and client, in this order, and what is done where they do not come about.
 //!
-//! The client's first message is read before anything else: it says which server the client asks for, so that rules
+//! The client's first message is read before the server's handshake: it says which server the client asks for, so that rules
 //! can go by it, and the server is asked for the same. The client gets its answer when the server's handshake is made;
 //! so it never ends up inside of TLS with nobody behind.
 
@@ -12,14 +12,17 @@ use crate::{
     observe::{FlowHandle, Side, TlsRecord},
     tls::{About, Decision, Expected, Hello, HelloError, Tls, TlsWire, Upstream, Wire, give_up},
 };
-use std::io;
+use std::{
+    io,
+    sync::atomic::{AtomicBool, Ordering},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 use vscan_proto::smtp::{Anomaly, Secured, reply::ReplyLine};
 
-/// The longest answer of a server that is dialled anew, in bytes. An EHLO answer has some hundred.
+/// The longest answer of a server that is dialled anew or was asked for TLS, in bytes. An EHLO answer has some hundred.
 const ANSWER_MAX: usize = 16 << 10;
 
 /// AlertDescription access_denied and handshake_failure, RFC 8446 section 6.2.
@@ -76,7 +79,8 @@ impl Place<'_> {
     /// Opens it, or relays the session blindly to its end, or ends it.
     pub(super) async fn open(self, way: Way<'_>, client: TcpStream, upstream: TcpStream) -> Opened {
         let limit = self.config.tls.handshake_timeout;
-        let step = Box::pin(self.handshakes(way, client, upstream));
+        let due = AtomicBool::new(matches!(way, Way::StartTls { asked: true, .. }));
+        let step = Box::pin(self.handshakes(way, client, upstream, &due));
         match tokio::time::timeout(limit, step).await {
             Ok(Step::Inside(client, upstream, secured)) => {
                 Opened::Inside { client, upstream, secured }
@@ -88,6 +92,10 @@ impl Place<'_> {
             }
             Ok(Step::Over) => Opened::Over,
             Err(_) => {
+                if due.load(Ordering::Relaxed) {
+                    // The next one waits for it as long as for any answer.
+                    self.gateway.reluctant.note(self.flow.opened().real_server);
+                }
                 self.flow.anomaly("tls_handshake_timeout", format!("no handshake in {limit:?}"));
                 Opened::Over
             }
@@ -99,10 +107,12 @@ impl Place<'_> {
         way: Way<'_>,
         mut client: TcpStream,
         mut upstream: TcpStream,
+        due: &AtomicBool,
     ) -> Step {
+        let (from, server) = (self.flow.opened().client, self.flow.opened().real_server);
         let begun = tokio::try_join!(
             async { Hello::read(&mut client, Vec::new()).await.map_err(NotBegun::Client) },
-            agreement(way, &mut upstream),
+            self.agreement(due, &mut upstream),
         );
         let (hello, refusal) = match begun {
             Ok(begun) => begun,
@@ -122,30 +132,31 @@ impl Place<'_> {
                 return self.over(client, upstream);
             }
             Err(NotBegun::Server(error)) => {
+                self.gateway.reluctant.note(server);
                 self.flow.tls_failed(Side::Server, error);
                 return self.over(client, upstream);
             }
         };
         let name = hello.server_name.clone();
-        let (from, server) = (self.flow.opened().client, self.flow.opened().real_server);
-        let way = match refusal {
-            None => way,
-            Some(why) => {
-                self.gateway.reluctant.note(server);
-                if !self.tls.may_be_plain(self.config, server.ip(), name.as_deref()) {
-                    self.flow.tls_failed(Side::Server, why);
-                    net::abort(upstream);
-                    alert(&mut client, HANDSHAKE_FAILURE).await;
-                    give_up(client).await;
-                    return Step::Over;
-                }
-                self.flow.tls_failed(Side::Server, format!("{why}; it is spoken to in the clear"));
-                Way::Alone
-            }
-        };
         let about = about(self.config, self.flow);
         let by_name = about.decide(self.config) == Decision::ByName;
         let action = about.named(self.config, name.as_slice());
+        let closed = self.gateway.closed_book.has(&(from.ip(), server));
+        let (way, upstream) = match refusal {
+            None => (way, upstream),
+            Some(why) => {
+                net::abort(upstream);
+                let opened = action == TlsAction::Terminate && !closed;
+                match self.refused_by_server(&why, opened, name.as_deref()).await {
+                    Some(upstream) => (Way::Alone, upstream),
+                    None => {
+                        alert(&mut client, HANDSHAKE_FAILURE).await;
+                        give_up(client).await;
+                        return Step::Over;
+                    }
+                }
+            }
+        };
         // Without a name the server's own decide, which its certificate has.
         let later = by_name && name.is_none() && way != Way::Alone;
         match action {
@@ -156,7 +167,7 @@ impl Place<'_> {
                 return self.refuse(client, upstream, "tls_refused", "refused by a rule").await;
             }
         }
-        if self.gateway.closed_book.has(&(from.ip(), server)) {
+        if closed {
             let what = "the client has a certificate for this server, which cannot be handed on";
             self.flow.anomaly("tls_client_certificate", what);
             return self.pass(way, client, upstream, &hello).await;
@@ -220,6 +231,51 @@ impl Place<'_> {
         }
         let greeted = !greeting.is_empty() && matches!(upstream, Wire::Tls(_));
         self.with_client(client, upstream, hello, theirs, expected, greeted).await
+    }
+
+    /// The server's answer to STARTTLS, if it is still to come: its words if it refuses.
+    async fn agreement(
+        self,
+        due: &AtomicBool,
+        upstream: &mut TcpStream,
+    ) -> Result<Option<String>, NotBegun> {
+        if !due.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let answer = answer(upstream, 220).await;
+        due.store(false, Ordering::Relaxed);
+        match answer {
+            Ok(count) => {
+                self.flow.add_bytes(0, count as u64);
+                Ok(None)
+            }
+            Err(error @ AnswerError::Another(_)) => Ok(Some(error.to_string())),
+            Err(AnswerError::Behind) => Err(NotBegun::Behind),
+            Err(AnswerError::Lost(error)) => Err(NotBegun::Server(error)),
+        }
+    }
+
+    /// The server has refused the TLS that it announces. A new connection to it in the clear, if the session is opened and
+    /// that may be: nothing that was said on the old one, before TLS, may count inside.
+    async fn refused_by_server(
+        self,
+        why: &str,
+        opened: bool,
+        name: Option<&str>,
+    ) -> Option<TcpStream> {
+        let server = self.flow.opened().real_server;
+        if !(opened && self.tls.may_be_plain(self.config, server.ip(), name)) {
+            self.gateway.reluctant.note(server);
+            self.flow.tls_failed(Side::Server, why);
+            return None;
+        }
+        self.flow.tls_failed(Side::Server, format!("{why}; it is spoken to in the clear"));
+        let upstream = async {
+            let mut upstream = self.redial().await?;
+            answer(&mut upstream, 220).await?;
+            Ok::<_, io::Error>(upstream)
+        };
+        upstream.await.inspect_err(|error| self.flow.tls_failed(Side::Server, error)).ok()
     }
 
     /// The handshake with the server, and the greeting behind it; without either if it has to be, and may be.
@@ -398,11 +454,12 @@ async fn greet(upstream: &mut TcpStream, way: Way<'_>) -> io::Result<()> {
         answer(upstream, 250).await?;
     }
     upstream.write_all(b"STARTTLS\r\n").await?;
-    Ok(answer(upstream, 220).await?)
+    answer(upstream, 220).await?;
+    Ok(())
 }
 
-/// Reads a reply, which must have this code, and nothing behind it.
-async fn answer(upstream: &mut TcpStream, code: u16) -> Result<(), AnswerError> {
+/// Reads a reply, which must have this code, and nothing behind it. Its length in bytes.
+async fn answer(upstream: &mut TcpStream, code: u16) -> Result<usize, AnswerError> {
     let mut reply = Vec::new();
     let mut start = 0;
     while reply.len() < ANSWER_MAX {
@@ -414,7 +471,7 @@ async fn answer(upstream: &mut TcpStream, code: u16) -> Result<(), AnswerError> 
             start = end;
             match ReplyLine::parse(line) {
                 Some(line) if line.code == code && line.more => {}
-                Some(line) if line.code == code && end == reply.len() => return Ok(()),
+                Some(line) if line.code == code && end == reply.len() => return Ok(end),
                 Some(line) if line.code == code => return Err(AnswerError::Behind),
                 _ => return Err(AnswerError::Another(line.escape_ascii().to_string())),
             }
@@ -450,17 +507,4 @@ enum NotBegun {
     Server(io::Error),
     /// The server has said something behind its 220, in the clear.
     Behind,
-}
-
-/// The server's answer to STARTTLS, if it is still to come: its words if it refuses.
-async fn agreement(way: Way<'_>, upstream: &mut TcpStream) -> Result<Option<String>, NotBegun> {
-    if !matches!(way, Way::StartTls { asked: true, .. }) {
-        return Ok(None);
-    }
-    match answer(upstream, 220).await {
-        Ok(()) => Ok(None),
-        Err(error @ AnswerError::Another(_)) => Ok(Some(error.to_string())),
-        Err(AnswerError::Behind) => Err(NotBegun::Behind),
-        Err(AnswerError::Lost(error)) => Err(NotBegun::Server(error)),
-    }
 }

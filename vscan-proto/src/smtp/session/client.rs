@@ -252,7 +252,7 @@ impl Session {
                     self.securing_alone = true;
                     self.secure_alone();
                 }
-                StartTls::Open { at_once: true, .. } if self.may_secure_at_once() => {
+                StartTls::Open { at_once: true, .. } if self.may_secure_at_once(line) => {
                     self.to_upstream.extend_from_slice(line.raw());
                     self.to_client.extend_from_slice(&compose(220, "2.0.0", READY));
                     self.secure(Server::Asked);

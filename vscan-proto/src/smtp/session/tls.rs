@@ -49,9 +49,14 @@ impl Session {
         }
     }
 
-    /// Whether the client can have its 220 before the server's: that has announced it, and owes nothing else.
-    pub(super) fn may_secure_at_once(&self) -> bool {
-        self.offer.starttls && self.pending.is_empty() && self.upstream_lines.is_empty()
+    /// Whether the client can have its 220 before the server's: that has announced just this, is in no transaction, and owes
+    /// nothing else.
+    pub(super) fn may_secure_at_once(&self, line: &Line) -> bool {
+        self.offer.starttls
+            && line.content().eq_ignore_ascii_case(b"STARTTLS")
+            && self.transaction.is_none()
+            && self.pending.is_empty()
+            && self.upstream_lines.is_empty()
     }
 
     /// The client has its 220.
