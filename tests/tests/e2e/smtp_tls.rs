@@ -490,7 +490,9 @@ fn certificates_are_reloaded_and_looked_at() -> Result<()> {
     works()?;
     ensure!(expiry(&vscan)? < before - 86_400.0 * 200.0, "the metric tells of the old one");
     let output = vscan.cli(&["check"])?;
-    ensure!(output.out.contains("expires in 2 days"), "{}{}", output.out, output.err);
+    // Three days from when it was made, which may be this second.
+    let soon = ["expires in 2 days", "expires in 3 days"];
+    ensure!(soon.iter().any(|it| output.out.contains(it)), "{}{}", output.out, output.err);
     Ok(())
 }
 
