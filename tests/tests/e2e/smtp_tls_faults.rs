@@ -281,3 +281,19 @@ fn a_server_that_refuses_and_may_be_plain() -> Result<()> {
     })?;
     Ok(())
 }
+
+/// A server that takes longer for its answer to STARTTLS than handshakes may take: its next client waits for it.
+#[test]
+fn a_server_that_is_slow_to_agree() -> Result<()> {
+    let lab = Lab::new(Topology::Plain)?;
+    let pki = Pki::new(&lab)?;
+    let vscan = Vscan::start(&lab, &settings(Steering::Bpf, &pki))?;
+    let listener = raw::listen(lab.server(), OWN)?;
+    let (mut client, _server) = asked(&lab, &listener)?;
+    client.expect("220")?;
+    vscan.wait_for_event("anomaly", |it| it["anomaly"]["event"] == "tls_handshake_timeout")?;
+    let (mut client, mut server) = asked(&lab, &listener)?;
+    server.send("220 at last\r\n")?;
+    ensure!(client.reply()?.trim_end() == "220 at last", "vscan's own answer");
+    Ok(())
+}

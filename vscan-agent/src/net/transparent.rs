@@ -89,7 +89,7 @@ impl Dialling {
 /// Dials `server` from `client`'s address, with another port than the client's. It does not wait for anything.
 ///
 /// With equal ports both legs would share one conntrack entry, and masquerade would skip the second. The same holds for the
-/// ports of the client's other connections to that server, which are mostly of the other kind: see [`Kind`].
+/// ports of the client's other connections to that server, which are mostly of the other kind (`Kind`).
 ///
 /// # Errors
 /// What connect(2) returns at once, `EADDRINUSE` and `EADDRNOTAVAIL` when ports have run out, `EPERM` without CAP_NET_RAW.
