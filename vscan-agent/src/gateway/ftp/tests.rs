@@ -201,7 +201,7 @@ async fn an_urgent_abor_stops_a_download() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_not_there_means_421() {
     let mut peers = Peers::start(Behaviour::default()).await;
-    peers.stop_server();
+    peers.stop_server().await;
     let mut client = Client::new(peers.connect().await);
     let reply = client.line().await.unwrap();
     assert!(reply.starts_with("421 The server cannot be reached"), "{reply}");

@@ -152,8 +152,11 @@ impl Peers {
         self.disk.lock().unwrap().heard.clone()
     }
 
-    pub(super) fn stop_server(&self) {
+    /// Nobody listens there any more when this returns.
+    pub(super) async fn stop_server(&mut self) {
         self.serving.abort();
+        let stopped = (&mut self.serving).await;
+        assert!(stopped.is_err_and(|error| error.is_cancelled()));
     }
 
     /// Waits until all sessions are over.
