@@ -361,8 +361,8 @@ fn ports_do_not_run_out(steering: Steering) -> Result<()> {
     let lab = Lab::new(Topology::Plain)?;
     lab.gateway.sh("echo '50000 50007' > /proc/sys/net/ipv4/ip_local_port_range")?;
     let _vscan = Vscan::start(&lab, &Settings::new(steering))?;
+    let listener = raw::listen(lab.server(), 25)?;
     for family in FAMILIES {
-        let listener = raw::listen(lab.server(), 25)?;
         for number in 0..24 {
             let mut client = Peer::connect(lab.client(), lab.dial(family, 25))?;
             let (mut server, _) = raw::accept(&listener)?;
