@@ -220,11 +220,8 @@ impl Gateway {
         server: SocketAddr,
     ) -> io::Result<TcpStream> {
         let config = self.config();
-        let connected = match upstream {
-            Ok(upstream) => upstream.connected(config.gateway.connect_timeout).await,
-            Err(error) => Err(error),
-        };
-        connected.inspect_err(|_| {
+        let connected = async { upstream?.connected(config.gateway.connect_timeout).await };
+        connected.await.inspect_err(|_| {
             if let Some(protocol) = config.protocol(server.port()) {
                 self.observer.metrics.session_refused(protocol, "unreachable");
             }

@@ -144,10 +144,6 @@ fn dial_from(from: SocketAddr, to: SocketAddr, mark: u32) -> io::Result<Dialling
     socket.set_reuse_address(true)?;
     socket.set_mark(mark)?;
     socket.bind(&from.into())?;
-    dial(socket, to)
-}
-
-fn dial(socket: Socket, to: SocketAddr) -> io::Result<Dialling> {
     prepare_leg(&socket)?;
     match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),

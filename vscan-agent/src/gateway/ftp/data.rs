@@ -371,11 +371,10 @@ impl<'a> Data<'a> {
             let to = SocketAddr::new(place.server.ip(), port);
             let gateway = &place.config.gateway;
             let mark = gateway.marks.upstream;
-            let connected = match net::dial_upstream(place.client, to, mark) {
-                Ok(dialling) => dialling.connected(gateway.connect_timeout).await,
-                Err(error) => Err(error),
-            };
-            made(place, connected)
+            let timeout = gateway.connect_timeout;
+            let connected =
+                async { net::dial_upstream(place.client, to, mark)?.connected(timeout).await };
+            made(place, connected.await)
         }))
     }
 
