@@ -24,7 +24,9 @@ pub struct Metrics {
     sessions: IntGaugeVec,
     sessions_total: IntCounterVec,
     sessions_refused: IntCounterVec,
-    bytes: IntCounterVec,
+    /// By protocol, as in [`Protocol::ALL`], those from clients and those from servers. They are counted with every read: no
+    /// label is looked for.
+    bytes: Vec<[IntCounter; 2]>,
     objects: IntCounterVec,
     object_bytes: IntCounterVec,
     unread: IntCounterVec,
@@ -132,6 +134,17 @@ impl Metrics {
         let m = Maker(Registry::new());
         let build = m.gauges("vscan_build_info", "The version that runs; always 1.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let bytes = m.counters(
+            "vscan_bytes_total",
+            "Bytes that sessions and their data channels received, by sender.",
+            &["protocol", "sender"],
+        );
+        let bytes = Protocol::ALL
+            .iter()
+            .map(|p| {
+                ["client", "server"].map(|sender| bytes.with_label_values(&[p.as_str(), sender]))
+            })
+            .collect();
         let metrics = Self {
             sessions: m.gauges("vscan_sessions", "Sessions that are open now.", &["protocol"]),
             sessions_total: m.counters(
@@ -144,11 +157,7 @@ impl Metrics {
                 "Sessions that were refused, by reason.",
                 &["protocol", "reason"],
             ),
-            bytes: m.counters(
-                "vscan_bytes_total",
-                "Bytes that sessions and their data channels received, by sender.",
-                &["protocol", "sender"],
-            ),
+            bytes,
             objects: m.counters(
                 "vscan_objects_total",
                 "Files and messages that were judged.",
@@ -328,9 +337,6 @@ impl Metrics {
             for reason in ["max_sessions", "unreachable"] {
                 self.sessions_refused.with_label_values(&[p, reason]);
             }
-            for sender in ["client", "server"] {
-                self.bytes.with_label_values(&[p, sender]);
-            }
             for direction in Direction::ALL {
                 let d = direction.as_str();
                 self.object_bytes.with_label_values(&[p, d]);
@@ -403,12 +409,13 @@ impl Metrics {
     }
 
     pub(super) fn bytes(&self, protocol: Protocol, from_client: u64, from_server: u64) {
-        let p = protocol.as_str();
+        let place = Protocol::ALL.iter().position(|one| *one == protocol).unwrap_or(0);
+        let [clients, servers] = &self.bytes[place];
         if from_client > 0 {
-            self.bytes.with_label_values(&[p, "client"]).inc_by(from_client);
+            clients.inc_by(from_client);
         }
         if from_server > 0 {
-            self.bytes.with_label_values(&[p, "server"]).inc_by(from_server);
+            servers.inc_by(from_server);
         }
     }
 
