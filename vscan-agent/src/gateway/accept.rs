@@ -6,12 +6,12 @@
 use super::{Admission, Gateway, workers::Pool};
 use rustix::{
     io::Errno,
-    net::{Shutdown, SocketFlags, accept_with, shutdown},
+    net::{Shutdown, SocketAddrAny, SocketFlags, acceptfrom_with, shutdown},
 };
 use std::{
     convert::Infallible,
     io,
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
@@ -108,8 +108,8 @@ impl Acceptors {
 impl Acceptor {
     fn run(&self, listener: &TcpListener) {
         loop {
-            match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                Ok(client) => self.admit(client.into()),
+            match acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok((client, from)) => self.admit(client.into(), from),
                 // It does not listen any more.
                 Err(Errno::INVAL) => return,
                 // The client was faster.
@@ -123,8 +123,10 @@ impl Acceptor {
         }
     }
 
-    fn admit(&self, client: TcpStream) {
-        let session = match self.gateway.admit(client) {
+    fn admit(&self, client: TcpStream, from: Option<SocketAddrAny>) {
+        // It has no other kind.
+        let Some(from) = from.and_then(|from| SocketAddr::try_from(from).ok()) else { return };
+        let session = match self.gateway.admit(client, from) {
             Admission::Gone => return,
             Admission::Refused(client, refusal) => {
                 let alive = self.session.clone();
@@ -140,10 +142,9 @@ impl Acceptor {
         let Some(place) = self.pool.place() else { return };
         let (flow, handle, alive) =
             (session.flow.share(), place.handle.clone(), self.session.clone());
-        let serving = session.serve(Arc::clone(&self.gateway));
+        let serving = session.serve(Arc::clone(&self.gateway), place);
         let task = handle.spawn(async move {
             serving.await;
-            drop(place);
             drop(alive);
         });
         flow.set_abort(task.abort_handle());

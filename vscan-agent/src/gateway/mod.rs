@@ -19,13 +19,13 @@ mod workers;
 
 use crate::{
     config::{Config, OutboundAction, Protocol},
-    net::{self, Dialling, close},
+    net::{self, Dialling},
     notify::Notifier,
     observe::{FlowHandle, FlowOpen, Observer},
     quarantine,
     scanner::Scanner,
     spool::Spool,
-    tls::{ClosedBook, Reluctant, Tls},
+    tls::{ClosedBook, Reluctant, Tls, Wire},
 };
 use inspect::ErrorLedger;
 use std::{
@@ -38,6 +38,7 @@ use tokio::{
     net::TcpStream,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
 };
+use workers::Place;
 
 pub use inspect::{About, Inspection, Outcome, Stored};
 pub use translation::Translation;
@@ -175,9 +176,9 @@ impl Gateway {
         self.draining.send_replace(true);
     }
 
-    /// Decides whether an accepted connection, which does not block, becomes a session.
-    pub fn admit(&self, client: std::net::TcpStream) -> Admission {
-        let Ok(addresses) = Addresses::of(&client) else {
+    /// Decides whether a connection, which does not block and was accepted `from` a client, becomes a session.
+    pub fn admit(&self, client: std::net::TcpStream, from: SocketAddr) -> Admission {
+        let Ok(addresses) = Addresses::of(&client, from) else {
             return Admission::Gone;
         };
         let config = self.config();
@@ -287,18 +288,42 @@ pub struct Session {
 }
 
 impl Session {
-    /// Serves it to its end, on the runtime that this is called in.
-    pub async fn serve(self, gateway: Arc<Gateway>) {
+    /// Serves it to its end, on the runtime that this is called in, where it has its `place`.
+    async fn serve(self, gateway: Arc<Gateway>, place: Place) {
         // A leg without a descriptor for its events is reset.
         let Ok(client) = TcpStream::from_std(self.client) else { return };
         let Addresses { client: client_addr, dialled, server } = self.addresses;
         let accepted = Accepted { client, client_addr, dialled, server, upstream: self.upstream };
-        match self.flow.opened().protocol {
-            Protocol::Ftp => ftp::run(&gateway, accepted, self.flow).await,
-            Protocol::Smtp => smtp::run(&gateway, accepted, self.flow).await,
+        let closing = match self.flow.opened().protocol {
+            Protocol::Ftp => ftp::run(&gateway, accepted, &self.flow).await,
+            Protocol::Smtp => smtp::run(&gateway, accepted, &self.flow).await,
             // No port is one of mailboxes: nobody was steered here.
-            Protocol::Mailbox => net::abort(accepted.client),
+            Protocol::Mailbox => {
+                net::abort(accepted.client);
+                None
+            }
+        };
+        // Its thread has nothing more to do for it, but to wait: the next one may have its place.
+        drop(place);
+        if let Some(closing) = closing {
+            self.flow.set_state("closing");
+            Box::pin(closing.closed()).await;
         }
+    }
+}
+
+/// The legs of a session that has ended in order.
+#[derive(Debug)]
+#[must_use]
+pub struct Closing {
+    client: Wire,
+    upstream: Wire,
+}
+
+impl Closing {
+    /// Closes them behind what was written. Each waits for its peer; that one of them is gone already changes nothing.
+    pub async fn closed(self) {
+        let _ = tokio::join!(self.client.close_gracefully(), self.upstream.close_gracefully());
     }
 }
 
@@ -311,13 +336,11 @@ struct Addresses {
 }
 
 impl Addresses {
-    /// Finds them, and prepares the leg: what is dropped from here on is reset.
-    fn of(client: &std::net::TcpStream) -> io::Result<Self> {
-        close::prepare_leg(client)?;
+    fn of(client: &std::net::TcpStream, from: SocketAddr) -> io::Result<Self> {
         let server = client.local_addr()?;
         // Without conntrack there is no NAT either, and both are the same.
         let dialled = net::original_destination(client, server).unwrap_or(server);
-        Ok(Self { client: client.peer_addr()?, dialled, server })
+        Ok(Self { client: from, dialled, server })
     }
 }
 

@@ -75,10 +75,18 @@ pub async fn close_gracefully(mut stream: TcpStream) -> io::Result<()> {
 pub async fn close_ended(stream: TcpStream) -> io::Result<()> {
     let drained = tokio::time::timeout(CLOSE_TIMEOUT, drain(&stream)).await;
     match drained {
-        Ok(Ok(())) => SockRef::from(&stream).set_linger(None),
+        Ok(Ok(())) => close_done(&stream),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "peer does not close")),
     }
+}
+
+/// The last step of [`close_gracefully`]: both FIN are there, and it does not end with a reset.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn close_done(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_linger(None)
 }
 
 async fn drain(stream: &TcpStream) -> io::Result<()> {

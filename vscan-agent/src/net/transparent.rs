@@ -35,7 +35,7 @@ const PORT_ATTEMPTS: u32 = 32;
 /// Listens for redirected connections; accept(2) waits for them.
 ///
 /// `address` must be a loopback address: a wildcard listener would capture forwarded traffic to its
-/// port of any host.
+/// port of any host. Connections are prepared as legs before they are accepted.
 ///
 /// # Errors
 /// `EPERM` without CAP_NET_RAW, `EADDRINUSE` when the port is busy.
@@ -46,6 +46,8 @@ pub fn tproxy_listener(address: SocketAddr) -> io::Result<std::net::TcpListener>
         socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
+    // What is accepted has it from here.
+    prepare_leg(&socket)?;
     socket.listen(TPROXY_BACKLOG)?;
     socket.set_nonblocking(false)?;
     Ok(socket.into())

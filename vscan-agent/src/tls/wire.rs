@@ -70,6 +70,9 @@ impl Wire {
                 tokio::time::timeout(net::close::CLOSE_TIMEOUT, end)
                     .await
                     .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+                if tls.has_met_fin() {
+                    return net::close::close_done(&tls.tcp);
+                }
                 net::close::close_ended(tls.tcp).await
             }
         }

@@ -20,7 +20,7 @@ mod transfer;
 #[cfg(test)]
 mod tests;
 
-use super::{Accepted, Gateway, refuse};
+use super::{Accepted, Closing, Gateway, refuse};
 use crate::{
     access::Rules,
     config::{Config, Protocol, TlsAction},
@@ -51,13 +51,13 @@ struct Place<'a> {
     tls: &'a crate::tls::Tls,
 }
 
-/// Serves one FTP session to its end.
-pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
+/// Serves one FTP session until all is said.
+pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: &FlowHandle) -> Option<Closing> {
     let config = gateway.config();
     let Accepted { client, client_addr, dialled, server, upstream } = conn;
     // The data mark of a Telnet Synch must stay in its place.
     if SockRef::from(&client).set_out_of_band_inline(true).is_err() {
-        return;
+        return None;
     }
     // Boxed: what happens once must not make every idle session larger.
     let upstream = match Box::pin(gateway.connected(upstream, server)).await {
@@ -65,16 +65,17 @@ pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
         Err(error) => {
             flow.set_state("refused");
             let why = format!("The server cannot be reached: {}", error.kind());
-            return Box::pin(refuse(client, Protocol::Ftp, &why)).await;
+            Box::pin(refuse(client, Protocol::Ftp, &why)).await;
+            return None;
         }
     };
     let prepared = net::keep_alive(&client).and_then(|()| net::keep_alive(&upstream));
-    let Ok(local) = prepared.and_then(|()| upstream.local_addr()) else { return };
+    let local = prepared.and_then(|()| upstream.local_addr()).ok()?;
     let tls = gateway.tls();
     let place = Place {
         gateway,
         config: &config,
-        flow: &flow,
+        flow,
         client: client_addr,
         dialled,
         server,
@@ -83,10 +84,7 @@ pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
     };
     let settings = settings(place);
     let (client, upstream, protected) = if config.ftp.is_implicit(server.port()) {
-        match Box::pin(implicit(place, &settings, client, upstream)).await {
-            Some(begun) => begun,
-            None => return,
-        }
+        Box::pin(implicit(place, &settings, client, upstream)).await?
     } else {
         (Wire::Plain(client), Wire::Plain(upstream), Protected::default())
     };
@@ -95,11 +93,7 @@ pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
     let (client, upstream, received) = control.into_legs();
     match (ended, client, upstream) {
         (Ended::Closed, Some(client), Some(upstream)) => {
-            // Each leg waits for its peer; that one of them is gone already changes nothing.
-            let _ = Box::pin(async {
-                tokio::join!(client.close_gracefully(), upstream.close_gracefully())
-            })
-            .await;
+            return Some(Closing { client, upstream });
         }
         (
             Ended::Blind | Ended::BlindBehind,
@@ -111,6 +105,7 @@ pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
             secure::reset(upstream);
         }
     }
+    None
 }
 
 /// A connection that begins with TLS (port 990): both handshakes, unless it is not opened or refused. None: it is over.

@@ -9,7 +9,7 @@ mod deliver;
 mod driver;
 mod secure;
 
-use super::{Accepted, Gateway};
+use super::{Accepted, Closing, Gateway};
 use crate::{
     access::Rules,
     config,
@@ -32,20 +32,23 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(570);
 /// its answer before the client loses patience.
 const RULING_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Serves one SMTP session to its end.
-pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: FlowHandle) {
+/// Serves one SMTP session until all is said.
+pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: &FlowHandle) -> Option<Closing> {
     let config = gateway.config();
     // Boxed, as all that an idle session does not need: its future has room for the driver alone.
     let Accepted { client, server, upstream, .. } = conn;
     let upstream = match Box::pin(gateway.connected(upstream, server)).await {
         Ok(upstream) => upstream,
-        Err(error) => return Box::pin(unreachable(client, &flow, error)).await,
+        Err(error) => {
+            Box::pin(unreachable(client, flow, error)).await;
+            return None;
+        }
     };
     let speaks = Speaks {
         lmtp: config.smtp.speaks_lmtp(server.port()),
         tls: config.smtp.begins_with_tls(server.port()),
     };
-    serve(gateway, &config, &flow, speaks, client, upstream).await;
+    serve(gateway, &config, flow, speaks, client, upstream).await
 }
 
 /// What a server speaks, by its port.
@@ -64,17 +67,13 @@ async fn serve(
     speaks: Speaks,
     client: TcpStream,
     upstream: TcpStream,
-) {
+) -> Option<Closing> {
     let mut legs = (Wire::Plain(client), Wire::Plain(upstream));
     let mut secured = None;
     if speaks.tls {
-        match Box::pin(implicit(gateway, config, flow, legs)).await {
-            Some((client, upstream, now)) => {
-                legs = (client, upstream);
-                secured = Some(now);
-            }
-            None => return,
-        }
+        let (client, upstream, now) = Box::pin(implicit(gateway, config, flow, legs)).await?;
+        legs = (client, upstream);
+        secured = Some(now);
     }
     let machine = machine(gateway, config, flow, speaks.lmtp, secured);
     let mut driver = Driver::new(gateway, config, flow, machine, legs.0, legs.1);
@@ -84,10 +83,7 @@ async fn serve(
             let (client, upstream) = driver.into_legs();
             return Box::pin(finish(end, client, upstream, config, flow)).await;
         };
-        driver = match Box::pin(secure(gateway, config, flow, driver, server)).await {
-            Some(inside) => inside,
-            None => return,
-        };
+        driver = Box::pin(secure(gateway, config, flow, driver, server)).await?;
     }
 }
 
@@ -218,13 +214,10 @@ async fn finish(
     upstream: Wire,
     config: &config::Config,
     flow: &FlowHandle,
-) {
+) -> Option<Closing> {
     // A leg that does not end in order is reset; there is nobody left to tell.
     match end {
-        End::Close => {
-            flow.set_state("closing");
-            let _ = tokio::join!(client.close_gracefully(), upstream.close_gracefully());
-        }
+        End::Close => return Some(Closing { client, upstream }),
         End::CloseClient => {
             flow.set_state("closing");
             upstream.abort();
@@ -241,6 +234,7 @@ async fn finish(
             }
         }
     }
+    None
 }
 
 /// Tells the client that there is no server, and why.

@@ -73,7 +73,11 @@ impl Rig {
                 let config = gateway.config();
                 let lmtp = config.smtp.speaks_lmtp(24);
                 let speaks = Speaks { lmtp, ..Speaks::default() };
-                serve(&gateway, &config, &flow, speaks, client_leg, upstream).await;
+                if let Some(closing) =
+                    serve(&gateway, &config, &flow, speaks, client_leg, upstream).await
+                {
+                    closing.closed().await;
+                }
             }
         });
         Self { gateway, client, server, session, shown, _directory: directory }
@@ -619,6 +623,6 @@ async fn an_idle_session_is_small() {
         server: address,
         upstream: Err(io::ErrorKind::ConnectionRefused.into()),
     };
-    let future = run(&gateway, conn, flow);
+    let future = run(&gateway, conn, &flow);
     assert!(size_of_val(&future) <= 1536, "{} bytes", size_of_val(&future));
 }

@@ -65,6 +65,8 @@ pub struct TlsWire {
     ended: Ended,
     /// close_notify was sent.
     closed: bool,
+    /// And FIN.
+    shut: bool,
 }
 
 enum Side {
@@ -273,10 +275,11 @@ impl TlsWire {
 
     /// Reads to the end and throws away what comes, but for tickets; a peer that goes on and on is not heard out.
     pub(super) async fn hear_out(&mut self) {
-        let mut buffer = [0; RECORD_MAX];
         let mut discarded = 0;
         while discarded <= net::close::DISCARD_MAX {
-            match poll_fn(|cx| self.poll_read(cx, &mut buffer)).await {
+            // Not of the future, which every session has.
+            let read = poll_fn(|cx| self.poll_read(cx, &mut [0; RECORD_MAX]));
+            match read.await {
                 Ok(count) if count > 0 => discarded += count,
                 Ok(_) | Err(_) => return,
             }
@@ -440,8 +443,18 @@ impl TlsWire {
             };
             self.outgoing.extend_from_slice(&notice[written..]);
         }
+        if self.shut {
+            return Poll::Ready(Ok(()));
+        }
         ready!(self.poll_close_notify(cx))?;
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.tcp).poll_shutdown(cx))?;
+        self.shut = true;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether the peer's FIN is here.
+    pub(super) fn has_met_fin(&self) -> bool {
+        self.ended == Ended::Cut
     }
 
     /// Writes close_notify behind all that was written. Only the sending side is closed by it (RFC 8446 section 6.1).
@@ -499,6 +512,7 @@ impl Begun {
             patient: 0,
             ended,
             closed: false,
+            shut: false,
         });
         let outcome = match outcome {
             Ok(()) => poll_fn(|cx| wire.poll_handshake(cx, &mut words)).await,

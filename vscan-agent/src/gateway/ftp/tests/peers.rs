@@ -128,7 +128,9 @@ impl Peers {
         });
         let gateway = Arc::clone(&self.gateway);
         self.sessions.push(tokio::spawn(async move {
-            super::super::run(&gateway, accepted, flow).await;
+            if let Some(closing) = super::super::run(&gateway, accepted, &flow).await {
+                closing.closed().await;
+            }
         }));
         client
     }
