@@ -74,6 +74,7 @@ fn gateway(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Gateway {
         tproxy_port: t.get(r, "tproxy_port", d.tproxy_port),
         max_sessions: t.get(r, "max_sessions", d.max_sessions),
         workers: t.get(r, "workers", d.workers),
+        busy_poll: busy_poll(r, &mut t, d.busy_poll),
         drain: t.get(r, "drain", d.drain),
         connect_timeout: positive(r, &mut t, "connect_timeout", d.connect_timeout),
         idle_timeout: positive(r, &mut t, "idle_timeout", d.idle_timeout),
@@ -81,6 +82,21 @@ fn gateway(r: &mut Reader<'_>, root: &mut Table<'_, '_>) -> Gateway {
     marks.finish(r);
     t.finish(r);
     gateway
+}
+
+/// The longest time that a thread may look out for an event, and take a core's time from a host that has other guests.
+const BUSY_POLL_MAX: Duration = Duration::from_millis(10);
+
+fn busy_poll(r: &mut Reader<'_>, t: &mut Table<'_, '_>, otherwise: Duration) -> Duration {
+    let time = t.get(r, "busy_poll", otherwise);
+    if time > BUSY_POLL_MAX {
+        let most = format!("`{}` must be at most {BUSY_POLL_MAX:?}", t.name("busy_poll"));
+        r.report(
+            t.span_of("busy_poll"),
+            Wrong::new(most).help("a hundred microseconds are enough"),
+        );
+    }
+    time
 }
 
 /// A list that must not be empty.

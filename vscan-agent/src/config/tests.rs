@@ -146,6 +146,7 @@ table = 200
 tproxy_port = 4000
 max_sessions = 100
 workers = 2
+busy_poll = "250us"
 drain = "1m 30s"
 connect_timeout = "500ms"
 idle_timeout = "1h"
@@ -217,6 +218,7 @@ format = "json"
     assert_eq!(c.gateway.publish[1].net, "fd00::5/128".parse().unwrap());
     assert_eq!(c.gateway.publish[1].port.map(|p| p.get()), Some(25));
     assert_eq!(c.gateway.publish[3].port, None);
+    assert_eq!(c.gateway.busy_poll, Duration::from_micros(250));
     assert_eq!(c.gateway.drain, Duration::from_secs(90));
     assert_eq!(c.gateway.rate_limit.map(|r| r.burst.get()), Some(50));
     assert_eq!(c.gateway.marks.related, 0x300);
@@ -342,6 +344,7 @@ fn what_contradicts_is_said() {
         ("rate_limit = { burst = 5 }\n", "`gateway.rate_limit.per_second` is missing"),
         ("rate_limit = 5\n", "`gateway.rate_limit` must be a table"),
         ("connect_timeout = \"0s\"\n", "must be more than 0"),
+        ("busy_poll = \"1s\"\n", "`gateway.busy_poll` must be at most 10ms"),
         ("drain = 30\n", "a duration needs a unit"),
         ("exempt = \"10.0.0.0/8\"\n", "must be an array"),
         ("publish = [\"192.168.0.1:70000\"]\n", "\"70000\" is not a port"),

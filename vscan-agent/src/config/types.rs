@@ -92,6 +92,8 @@ pub struct Gateway {
     pub max_sessions: NonZeroUsize,
     /// Threads that move bytes.
     pub workers: NonZeroUsize,
+    /// How long each of them looks out for its next event before it sleeps; zero: it does not.
+    pub busy_poll: Duration,
     /// How long sessions may go on after a stop was asked for.
     pub drain: Duration,
     /// How long connecting to a server may take.
@@ -454,6 +456,7 @@ impl Default for Gateway {
             tproxy_port: port(12321),
             max_sessions: count(8192),
             workers: cores(),
+            busy_poll: Duration::from_micros(100),
             drain: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(20),
             // longer than the five minutes that RFC 5321 4.5.3.2.7 asks of servers and the usual 15 of FTP servers

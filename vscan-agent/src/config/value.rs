@@ -159,7 +159,7 @@ impl Scalar for Duration {
         let whole = text(value, "30s")?;
         let wrong = || {
             Wrong::new(format!("{whole:?} is not a duration"))
-                .help("write numbers with ms, s, m, h, d or w, as in \"90s\" or \"1h 30m\"")
+                .help("write numbers with us, ms, s, m, h, d or w, as in \"90s\" or \"1h 30m\"")
         };
         let mut total = Duration::ZERO;
         let mut rest = whole.trim();
@@ -171,17 +171,18 @@ impl Scalar for Duration {
             let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
             rest = rest[digits..].trim_start();
             let letters = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
-            let millis: u64 = match &rest[..letters] {
-                "ms" => 1,
-                "s" => 1_000,
-                "m" | "min" => 60_000,
-                "h" => 3_600_000,
-                "d" => 86_400_000,
-                "w" => 604_800_000,
+            let micros: u64 = match &rest[..letters] {
+                "us" => 1,
+                "ms" => 1_000,
+                "s" => 1_000_000,
+                "m" | "min" => 60_000_000,
+                "h" => 3_600_000_000,
+                "d" => 86_400_000_000,
+                "w" => 604_800_000_000,
                 _ => return Err(wrong()),
             };
-            let part = number.checked_mul(millis).ok_or_else(wrong)?;
-            total = total.checked_add(Duration::from_millis(part)).ok_or_else(wrong)?;
+            let part = number.checked_mul(micros).ok_or_else(wrong)?;
+            total = total.checked_add(Duration::from_micros(part)).ok_or_else(wrong)?;
             rest = rest[letters..].trim_start();
         }
         // ten years: more is a slip of the keyboard, and would overflow deadlines

@@ -124,7 +124,7 @@ impl Acceptor {
     }
 
     fn admit(&self, client: TcpStream, from: Option<SocketAddrAny>) {
-        // It has no other kind.
+        // The listener is one for internet addresses.
         let Some(from) = from.and_then(|from| SocketAddr::try_from(from).ok()) else { return };
         let session = match self.gateway.admit(client, from) {
             Admission::Gone => return,
@@ -142,9 +142,11 @@ impl Acceptor {
         let Some(place) = self.pool.place() else { return };
         let (flow, handle, alive) =
             (session.flow.share(), place.handle.clone(), self.session.clone());
-        let serving = session.serve(Arc::clone(&self.gateway), place);
+        let lookout = Arc::clone(&place.lookout);
+        // Boxed, or the task would have room for it twice: for what is moved and where it is moved to.
+        let serving = Box::pin(session.serve(Arc::clone(&self.gateway), place));
         let task = handle.spawn(async move {
-            serving.await;
+            lookout.watch(serving).await;
             drop(alive);
         });
         flow.set_abort(task.abort_handle());

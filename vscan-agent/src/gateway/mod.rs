@@ -6,6 +6,7 @@
 mod accept;
 pub mod ftp;
 pub mod inspect;
+mod lookout;
 mod outbound;
 pub mod process;
 mod scan;

@@ -118,7 +118,7 @@ fn start(descriptor: OwnedFd) -> ExitCode {
             Duty::Everything => config.gateway.workers.get(),
             Duty::Mailboxes => 1,
         };
-        Workers::start(count).map(|workers| (runtime, workers))
+        Workers::start(count, config.gateway.busy_poll).map(|workers| (runtime, workers))
     });
     match started {
         Ok((runtime, workers)) => {

@@ -4,6 +4,7 @@
 //! poll, another to take over the polling, and often a third to run the session: at a few thousand short
 //! messages a second, that cost more than the messages did.
 
+use super::lookout::Lookout;
 use std::{
     io,
     sync::{
@@ -35,13 +36,16 @@ pub(super) struct Pool(Arc<[Worker]>);
 struct Worker {
     handle: Handle,
     sessions: Arc<AtomicUsize>,
+    lookout: Arc<Lookout>,
 }
 
-/// A session's place on a thread, for as long as it lives.
+/// A session's place on a thread, until it only waits for its legs' ends.
 #[derive(Debug)]
 pub(super) struct Place {
     /// Where to spawn it.
     pub(super) handle: Handle,
+    /// What looks out for its events.
+    pub(super) lookout: Arc<Lookout>,
     sessions: Arc<AtomicUsize>,
 }
 
@@ -52,11 +56,11 @@ impl Drop for Place {
 }
 
 impl Workers {
-    /// Starts `count` threads.
+    /// Starts `count` threads, each of which looks out for an event for so long before it sleeps.
     ///
     /// # Errors
     /// There are no threads or descriptors left.
-    pub(super) fn start(count: usize) -> io::Result<Self> {
+    pub(super) fn start(count: usize, busy_poll: Duration) -> io::Result<Self> {
         let runtimes: Vec<Runtime> = (0..count)
             .map(|_| {
                 // Not a current-thread runtime: this one can go on with the other sessions while one
@@ -64,6 +68,8 @@ impl Workers {
                 Builder::new_multi_thread()
                     .worker_threads(1)
                     .thread_name("session")
+                    // Whoever looks out turns the runtime's wheel, which new sessions must not wait for.
+                    .global_queue_interval(1)
                     .enable_all()
                     .build()
             })
@@ -75,9 +81,12 @@ impl Workers {
                 }
             });
         }
-        let workers = runtimes
-            .iter()
-            .map(|runtime| Worker { handle: runtime.handle().clone(), sessions: Arc::default() });
+        let workers = runtimes.iter().map(|runtime| {
+            let lookout = Arc::new(Lookout::new(busy_poll));
+            let looking = Arc::clone(&lookout);
+            runtime.spawn(async move { looking.run().await });
+            Worker { handle: runtime.handle().clone(), sessions: Arc::default(), lookout }
+        });
         let pool = Pool(workers.collect());
         Ok(Self { runtimes, pool })
     }
@@ -98,7 +107,11 @@ impl Pool {
     pub(super) fn place(&self) -> Option<Place> {
         let worker = self.0.iter().min_by_key(|worker| worker.sessions.load(Ordering::Relaxed))?;
         worker.sessions.fetch_add(1, Ordering::Relaxed);
-        Some(Place { handle: worker.handle.clone(), sessions: Arc::clone(&worker.sessions) })
+        Some(Place {
+            handle: worker.handle.clone(),
+            lookout: Arc::clone(&worker.lookout),
+            sessions: Arc::clone(&worker.sessions),
+        })
     }
 
     /// Returns when every thread has run a task that was put behind those that it had to run:
@@ -124,7 +137,7 @@ mod tests {
 
     #[test]
     fn sessions_are_spread_and_places_given_back() {
-        let workers = Workers::start(3).unwrap();
+        let workers = Workers::start(3, Duration::ZERO).unwrap();
         let pool = workers.pool();
         let counts =
             || -> Vec<_> { pool.0.iter().map(|w| w.sessions.load(Ordering::Relaxed)).collect() };
@@ -139,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_hangs_makes_no_progress() {
-        let workers = Workers::start(2).unwrap();
+        let workers = Workers::start(2, Duration::ZERO).unwrap();
         let pool = workers.pool();
         let (release, hangs) = std::sync::mpsc::channel::<()>();
         let (started, has_started) = std::sync::mpsc::channel();

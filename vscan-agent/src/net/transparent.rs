@@ -278,3 +278,20 @@ fn transparent_socket(address: IpAddr) -> io::Result<Socket> {
     }
     Ok(socket)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_accepted_is_a_leg_already() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = tproxy_listener(address.parse().unwrap()).unwrap();
+            let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (leg, _) = listener.accept().unwrap();
+            let leg = SockRef::from(&leg);
+            assert_eq!(leg.linger().unwrap(), Some(Duration::ZERO), "it ends with a reset");
+            assert!(leg.tcp_nodelay().unwrap());
+        }
+    }
+}

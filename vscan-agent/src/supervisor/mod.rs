@@ -631,6 +631,7 @@ fn reloadable(old: &Config, new: &Config) -> Result<(), String> {
         ("[metrics] listen", old.metrics == new.metrics),
         ("[gateway] tproxy_port", old.gateway.tproxy_port == new.gateway.tproxy_port),
         ("[gateway] workers", old.gateway.workers == new.gateway.workers),
+        ("[gateway] busy_poll", old.gateway.busy_poll == new.gateway.busy_poll),
         ("[gateway] max_sessions", old.gateway.max_sessions == new.gateway.max_sessions),
         ("[gateway] marks", old.gateway.marks == new.gateway.marks),
         ("[gateway] table", old.gateway.table == new.gateway.table),
