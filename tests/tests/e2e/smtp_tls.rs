@@ -1,12 +1,10 @@
 //! Mail over TLS that is opened: real servers and clients, both ways, and everything that can go wrong.
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
 use std::time::Duration;
-use vscan_tests::agent::{Settings, Steering, Vscan};
-use vscan_tests::host::signal;
+use vscan_tests::agent::{self, Settings, Steering, Vscan};
 use vscan_tests::lab::{FAMILIES, Family, Lab, Topology};
 use vscan_tests::peers::{EximRelay, PostfixRelay};
 use vscan_tests::raw::{self, Peer};
@@ -497,12 +495,21 @@ fn certificates_are_reloaded_and_looked_at() -> Result<()> {
     })
 }
 
-/// Both processes are killed in mid-mail: the server never gets a whole one.
+/// The gateway is killed in mid-mail, then the supervisor, whose end is the gateway's: the server never gets a whole one.
 #[test]
 fn killed_in_mid_mail() -> Result<()> {
+    for supervisor in [false, true] {
+        killed(supervisor).with_context(|| format!("supervisor: {supervisor}"))?;
+    }
+    Ok(())
+}
+
+fn killed(supervisor: bool) -> Result<()> {
     let lab = Lab::new(Topology::Plain)?;
     let pki = Pki::new(&lab)?;
-    let vscan = Vscan::start(&lab, &outbound(Steering::Bpf, &pki, ""))?;
+    let settings = outbound(Steering::Bpf, &pki, "");
+    let mut vscan = Vscan::start(&lab, &settings)?;
+    let before = vscan.processes();
     let postfix = pki.postfix(lab.server(), "")?;
     let to = lab.dial(Family::V4, 25);
     let client = pki.client(lab.client(), to).with("linger", true);
@@ -511,12 +518,18 @@ fn killed_in_mid_mail() -> Result<()> {
         wait::until("no message under way", LIMIT, || {
             Ok(vscan.flows()?.iter().any(|flow| flow["state"] == "data").then_some(()))
         })?;
-        signal(vscan.processes().gateway, Signal::KILL);
+        agent::kill(if supervisor { before.supervisor } else { before.gateway })?;
         // What it prints is from before.
         let _ = sending.join();
         Ok(())
     })?;
-    vscan.wait_for_processes(&[])?;
+    if supervisor {
+        agent::wait_until_gone(before.gateway)?;
+        let config = vscan.config().to_owned();
+        vscan = Vscan::start_with(&lab, &settings, config)?;
+    } else {
+        vscan.wait_for_processes(&[before.gateway])?;
+    }
     wait::until("the agent does not come back", LIMIT, || {
         let told = pki.client(lab.client(), to).send(&[&text("after")])?;
         Ok(told["error"].is_null().then_some(()))
@@ -525,6 +538,7 @@ fn killed_in_mid_mail() -> Result<()> {
     let inbox = postfix.inbox()?;
     ensure!(inbox.len() == 1, "{} mails", inbox.len());
     ensure!(!inbox[0].windows(3).any(|it| it == b"cut"));
+    drop(vscan);
     Ok(())
 }
 
