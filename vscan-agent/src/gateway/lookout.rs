@@ -3,7 +3,8 @@
 //! Who sends to a thread that sleeps has to wake it, on another core: that takes 2 microseconds where idle cores poll, and 23 in
 //! a virtual machine that halts them. In a dialogue of two parties next door it is the better part of each answer's way. So
 //! a thread to which events have come sooner than it may wait looks out for the next one; across the Internet, where answers
-//! take longer, it does not begin. Whoever else wants the core has it meanwhile (sched_yield(2)).
+//! take longer, it does not begin. Whoever else wants the core has it meanwhile (sched_yield(2)); who computes there for so long
+//! that events would have to wait ends it for a while.
 
 use std::{
     future::{Future, poll_fn},
@@ -19,6 +20,15 @@ use tokio::sync::Notify;
 const LUCK_MAX: u32 = 32;
 const LUCK_ENOUGH: u32 = 4;
 
+/// Who has the core for longer than this, in nanoseconds, is no peer that says a word and sleeps again, but has things to compute: it keeps
+/// the core for a slice of time, some milliseconds, whenever it is offered.
+const CORE_LOST: u64 = 1_000_000;
+
+/// For how long looking out is barred when the core was lost, in nanoseconds: the shorter the first time, twice as long each time that
+/// it is lost again in the same time.
+const BAR_MIN: u64 = 50_000_000;
+const BAR_MAX: u64 = 3_200_000_000;
+
 /// One thread's. It is used there alone, but for moments in which the thread's work moves to another because a session waits for
 /// a disk: what is lost by that is a chance to look out.
 #[derive(Debug)]
@@ -30,6 +40,9 @@ pub(super) struct Lookout {
     /// Since when no session has had anything to do.
     quiet_since: AtomicU64,
     luck: AtomicU32,
+    /// Until when it is barred, and how long that is.
+    barred_until: AtomicU64,
+    bar: AtomicU64,
     /// A session has had something to do since this was looked at.
     busy: AtomicBool,
     looking: AtomicBool,
@@ -43,6 +56,8 @@ impl Lookout {
             start: Instant::now(),
             quiet_since: AtomicU64::new(0),
             luck: AtomicU32::new(0),
+            barred_until: AtomicU64::new(0),
+            bar: AtomicU64::new(0),
             busy: AtomicBool::new(false),
             looking: AtomicBool::new(false),
             begin: Notify::new(),
@@ -77,6 +92,11 @@ impl Lookout {
                     until = now + self.limit;
                 } else if now < until {
                     thread::yield_now();
+                    let then = self.now();
+                    if then - now > CORE_LOST {
+                        self.lost(then);
+                        break;
+                    }
                 } else {
                     break;
                 }
@@ -102,13 +122,24 @@ impl Lookout {
     fn quiet(&self, now: u64) {
         self.quiet_since.store(now, Ordering::Relaxed);
         self.busy.store(true, Ordering::Relaxed);
-        if self.pays() && !self.looking.load(Ordering::Relaxed) {
+        if self.pays(now) && !self.looking.load(Ordering::Relaxed) {
             self.begin.notify_one();
         }
     }
 
-    fn pays(&self) -> bool {
+    /// Somebody else had the core for too long.
+    fn lost(&self, now: u64) {
+        let (until, bar) =
+            (self.barred_until.load(Ordering::Relaxed), self.bar.load(Ordering::Relaxed));
+        let again = now < until.saturating_add(bar);
+        let bar = if again { (bar * 2).min(BAR_MAX) } else { BAR_MIN };
+        self.bar.store(bar, Ordering::Relaxed);
+        self.barred_until.store(now + bar, Ordering::Relaxed);
+    }
+
+    fn pays(&self, now: u64) -> bool {
         self.luck.load(Ordering::Relaxed) >= LUCK_ENOUGH
+            && now >= self.barred_until.load(Ordering::Relaxed)
     }
 }
 
@@ -128,13 +159,13 @@ mod tests {
             *now += 5_000;
             lookout.quiet(*now);
         }
-        lookout.pays()
+        lookout.pays(*now)
     }
 
     #[test]
     fn it_pays_where_answers_come_soon() {
         let (lookout, mut now) = (Lookout::new(LIMIT), 0);
-        assert!(!lookout.pays());
+        assert!(!lookout.pays(now));
         assert!(!after(&lookout, &mut now, &[40, 99, 0]), "too few to tell");
         assert!(after(&lookout, &mut now, &[20]));
         assert!(after(&lookout, &mut now, &[30; 40]));
@@ -143,6 +174,22 @@ mod tests {
         assert!(!after(&lookout, &mut now, &[100; 50]), "just too late");
         assert!(after(&lookout, &mut now, &[50; 40]), "it is noticed when that changes");
         assert!(!after(&lookout, &mut now, &[50, 20_000].repeat(40)), "as often as not");
+    }
+
+    #[test]
+    fn where_others_compute_it_is_barred() {
+        let (lookout, mut now) = (Lookout::new(LIMIT), 0);
+        assert!(after(&lookout, &mut now, &[50; 40]));
+        for bar in [50, 100, 200, 400, 800, 1600, 3200, 3200] {
+            lookout.lost(now);
+            now += bar * 1_000_000 - 100_000;
+            assert!(!after(&lookout, &mut now, &[10; 4]), "{bar} ms");
+            now += 100_000;
+            assert!(lookout.pays(now), "{bar} ms");
+        }
+        now += BAR_MAX + 1;
+        lookout.lost(now);
+        assert!(lookout.pays(now + BAR_MIN), "it begins from the beginning");
     }
 
     #[test]
@@ -178,6 +225,6 @@ mod tests {
         for _ in 0..100 {
             runtime.block_on(lookout.watch(Box::pin(async {})));
         }
-        assert!(!lookout.pays());
+        assert!(!lookout.pays(lookout.now()));
     }
 }
