@@ -18,7 +18,7 @@ macro_rules! words {
         pub enum $name { $($(#[$vmeta])* #[serde(rename = $word)] $variant),+ }
 
         impl $name {
-            /// All values.
+            /// All values, in the order of their numbers (`as usize`).
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
             /// The word that stands for it in configuration, events and metrics.

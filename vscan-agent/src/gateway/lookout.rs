@@ -24,8 +24,8 @@ const LUCK_ENOUGH: u32 = 4;
 /// the core for a slice of time, some milliseconds, whenever it is offered.
 const CORE_LOST: u64 = 1_000_000;
 
-/// For how long looking out is barred when the core was lost, in nanoseconds: the shorter the first time, twice as long each time that
-/// it is lost again in the same time.
+/// For how long looking out is barred when the core was lost, in nanoseconds: the shortest time first, then twice as long
+/// whenever it is lost again within as much time behind the bar's end.
 const BAR_MIN: u64 = 50_000_000;
 const BAR_MAX: u64 = 3_200_000_000;
 
@@ -43,8 +43,6 @@ pub(super) struct Lookout {
     /// Until when it is barred, and how long that is.
     barred_until: AtomicU64,
     bar: AtomicU64,
-    /// A session has had something to do since this was looked at.
-    busy: AtomicBool,
     looking: AtomicBool,
     begin: Notify,
 }
@@ -58,7 +56,6 @@ impl Lookout {
             luck: AtomicU32::new(0),
             barred_until: AtomicU64::new(0),
             bar: AtomicU64::new(0),
-            busy: AtomicBool::new(false),
             looking: AtomicBool::new(false),
             begin: Notify::new(),
         }
@@ -83,21 +80,17 @@ impl Lookout {
         loop {
             self.begin.notified().await;
             self.looking.store(true, Ordering::Relaxed);
-            let mut until = self.now() + self.limit;
             loop {
                 // The runtime asks the kernel what has come, and runs those whom it is for.
                 tokio::task::yield_now().await;
                 let now = self.now();
-                if self.busy.swap(false, Ordering::Relaxed) {
-                    until = now + self.limit;
-                } else if now < until {
-                    thread::yield_now();
-                    let then = self.now();
-                    if then - now > CORE_LOST {
-                        self.lost(then);
-                        break;
-                    }
-                } else {
+                if self.waited(now) >= self.limit {
+                    break;
+                }
+                thread::yield_now();
+                let then = self.now();
+                if then - now > CORE_LOST {
+                    self.lost(then);
                     break;
                 }
             }
@@ -109,19 +102,22 @@ impl Lookout {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
+    /// For how long no session has had anything to do.
+    fn waited(&self, now: u64) -> u64 {
+        now.saturating_sub(self.quiet_since.load(Ordering::Relaxed))
+    }
+
     /// A session has something to do.
     fn event(&self, now: u64) {
-        let waited = now.saturating_sub(self.quiet_since.load(Ordering::Relaxed));
+        let soon = self.waited(now) < self.limit;
         let luck = self.luck.load(Ordering::Relaxed);
-        let luck =
-            if waited < self.limit { (luck + 1).min(LUCK_MAX) } else { luck.saturating_sub(2) };
+        let luck = if soon { (luck + 1).min(LUCK_MAX) } else { luck.saturating_sub(2) };
         self.luck.store(luck, Ordering::Relaxed);
     }
 
     /// It has done it.
     fn quiet(&self, now: u64) {
         self.quiet_since.store(now, Ordering::Relaxed);
-        self.busy.store(true, Ordering::Relaxed);
         if self.pays(now) && !self.looking.load(Ordering::Relaxed) {
             self.begin.notify_one();
         }

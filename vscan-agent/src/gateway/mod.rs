@@ -76,21 +76,6 @@ pub struct Gateway {
     pub reluctant: Reluctant,
 }
 
-/// An intercepted connection with its three addresses.
-#[derive(Debug)]
-pub struct Accepted {
-    /// The client leg, prepared (no delay, resets when dropped).
-    pub client: TcpStream,
-    /// The client's address.
-    pub client_addr: SocketAddr,
-    /// What the client dialled (`SO_ORIGINAL_DST`): the address that it knows the server by.
-    pub dialled: SocketAddr,
-    /// The server's own address, behind any port forward: where the upstream leg goes.
-    pub server: SocketAddr,
-    /// The upstream leg, dialled as the client. The server makes its greeting while the session finds its thread.
-    pub upstream: io::Result<Dialling>,
-}
-
 impl Gateway {
     /// A gateway without a scanner or kernel state yet.
     pub fn new(
@@ -179,17 +164,17 @@ impl Gateway {
 
     /// Decides whether a connection, which does not block and was accepted `from` a client, becomes a session.
     pub fn admit(&self, client: std::net::TcpStream, from: SocketAddr) -> Admission {
-        let Ok(addresses) = Addresses::of(&client, from) else {
+        let Ok(server) = client.local_addr() else {
             return Admission::Gone;
         };
         let config = self.config();
-        let Some(protocol) = config.protocol(addresses.server.port()) else {
+        let Some(protocol) = config.protocol(server.port()) else {
             // Nobody was steered here: somebody dialled the listener itself.
             self.observer.metrics.anomaly_without_flow("listener_dialled");
-            tracing::warn!(client = %addresses.client, "connection to the redirect listener itself was reset");
+            tracing::warn!(client = %from, "connection to the redirect listener itself was reset");
             return Admission::Gone;
         };
-        if protocol == Protocol::Smtp && self.mail_connection(&config, addresses.client.ip()) {
+        if protocol == Protocol::Smtp && self.mail_connection(&config, from.ip()) {
             self.observer.metrics.session_refused(protocol, "sends_too_much");
             if config.outbound.action == OutboundAction::Cut {
                 return Admission::Gone;
@@ -202,14 +187,14 @@ impl Gateway {
         };
         let flow = self.observer.flows.open(FlowOpen {
             protocol,
-            client: addresses.client,
-            server: addresses.dialled,
-            real_server: addresses.server,
-            direction: config.direction(addresses.client.ip(), addresses.server.ip()),
+            client: from,
+            // Without conntrack there is no NAT either, and both are the same.
+            server: net::original_destination(&client, server).unwrap_or(server),
+            real_server: server,
+            direction: config.direction(from.ip(), server.ip()),
         });
-        let mark = config.gateway.marks.upstream;
-        let upstream = net::dial_upstream(addresses.client, addresses.server, mark);
-        Admission::Session(Session { client, addresses, upstream, flow, _permit: permit })
+        let upstream = net::dial_upstream(from, server, config.gateway.marks.upstream);
+        Admission::Session(Session { client, upstream, flow, _permit: permit })
     }
 
     /// Waits for the upstream leg of a session to `server`.
@@ -281,9 +266,9 @@ const SENDS_TOO_MUCH: &str = "421 4.7.0 Too much mail from this host, try again 
 #[derive(Debug)]
 pub struct Session {
     client: std::net::TcpStream,
-    addresses: Addresses,
+    /// Dialled as the client. The server makes its greeting while the session finds its thread.
     upstream: io::Result<Dialling>,
-    /// Its place in the flow table.
+    /// Its place in the flow table, and its addresses.
     pub flow: FlowHandle,
     _permit: OwnedSemaphorePermit,
 }
@@ -293,14 +278,12 @@ impl Session {
     async fn serve(self, gateway: Arc<Gateway>, place: Place) {
         // A leg without a descriptor for its events is reset.
         let Ok(client) = TcpStream::from_std(self.client) else { return };
-        let Addresses { client: client_addr, dialled, server } = self.addresses;
-        let accepted = Accepted { client, client_addr, dialled, server, upstream: self.upstream };
         let closing = match self.flow.opened().protocol {
-            Protocol::Ftp => ftp::run(&gateway, accepted, &self.flow).await,
-            Protocol::Smtp => smtp::run(&gateway, accepted, &self.flow).await,
+            Protocol::Ftp => ftp::run(&gateway, client, self.upstream, &self.flow).await,
+            Protocol::Smtp => smtp::run(&gateway, client, self.upstream, &self.flow).await,
             // No port is one of mailboxes: nobody was steered here.
             Protocol::Mailbox => {
-                net::abort(accepted.client);
+                net::abort(client);
                 None
             }
         };
@@ -325,23 +308,6 @@ impl Closing {
     /// Closes them behind what was written. Each waits for its peer; that one of them is gone already changes nothing.
     pub async fn closed(self) {
         let _ = tokio::join!(self.client.close_gracefully(), self.upstream.close_gracefully());
-    }
-}
-
-/// The three addresses of a connection, as in [`Accepted`].
-#[derive(Clone, Copy, Debug)]
-struct Addresses {
-    client: SocketAddr,
-    dialled: SocketAddr,
-    server: SocketAddr,
-}
-
-impl Addresses {
-    fn of(client: &std::net::TcpStream, from: SocketAddr) -> io::Result<Self> {
-        let server = client.local_addr()?;
-        // Without conntrack there is no NAT either, and both are the same.
-        let dialled = net::original_destination(client, server).unwrap_or(server);
-        Ok(Self { client: from, dialled, server })
     }
 }
 

@@ -96,27 +96,14 @@ impl Dialling {
 /// # Errors
 /// What connect(2) returns at once, `EADDRINUSE` and `EADDRNOTAVAIL` when ports have run out, `EPERM` without CAP_NET_RAW.
 pub fn dial_upstream(client: SocketAddr, server: SocketAddr, mark: u32) -> io::Result<Dialling> {
-    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
-    for attempt in 0..PORT_ATTEMPTS {
+    on_some_port(|attempt| {
         let kind = if attempt < PORT_ATTEMPTS / 2 { Kind::Bound } else { Kind::Any };
-        let from = SocketAddr::new(client.ip(), local_port(kind));
-        if from.port() == client.port() {
-            continue;
+        let port = local_port(kind);
+        if port == client.port() {
+            return Err(io::ErrorKind::AddrInUse.into());
         }
-        match dial_from(from, server, mark) {
-            // A listener has it, or the server's last connection from there is not over.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
-                ) =>
-            {
-                last = error;
-            }
-            dialling => return dialling,
-        }
-    }
-    Err(last)
+        dial_from(SocketAddr::new(client.ip(), port), server, mark)
+    })
 }
 
 /// Dials `to` from exactly `from` (an active FTP data channel: the server's address and port 20).
@@ -170,15 +157,7 @@ impl DataListener {
     /// # Errors
     /// `EADDRINUSE` when no common free port was found, `EPERM` without CAP_NET_RAW.
     pub fn bind(addresses: &[IpAddr]) -> io::Result<Self> {
-        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on");
-        for _ in 0..PORT_ATTEMPTS {
-            match Self::bind_once(addresses) {
-                Ok(listener) => return Ok(listener),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last)
+        on_some_port(|_| Self::bind_once(addresses))
     }
 
     fn bind_once(addresses: &[IpAddr]) -> io::Result<Self> {
@@ -225,6 +204,20 @@ impl DataListener {
         prepare_leg(&accepted.0)?;
         Ok(accepted)
     }
+}
+
+/// Tries ports, by the attempt's number, until one is free: a listener has it, or the server's last connection from there
+/// is not over.
+fn on_some_port<T>(mut attempt: impl FnMut(u32) -> io::Result<T>) -> io::Result<T> {
+    use io::ErrorKind::{AddrInUse, AddrNotAvailable};
+    let mut last = io::Error::from(AddrInUse);
+    for number in 0..PORT_ATTEMPTS {
+        match attempt(number) {
+            Err(error) if matches!(error.kind(), AddrInUse | AddrNotAvailable) => last = error,
+            done => return done,
+        }
+    }
+    Err(last)
 }
 
 /// A port of the local range, none that can be guessed from the last. To be bound with `SO_REUSEADDR`.

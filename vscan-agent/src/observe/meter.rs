@@ -269,10 +269,7 @@ impl Meter {
     }
 
     fn kind(&self, protocol: Protocol, direction: Direction) -> &Kind {
-        let place = |found: Option<usize>| found.unwrap_or(0);
-        let p = place(Protocol::ALL.iter().position(|one| *one == protocol));
-        let d = place(Direction::ALL.iter().position(|one| *one == direction));
-        &self.kinds[p * Direction::ALL.len() + d]
+        &self.kinds[protocol as usize * Direction::ALL.len() + direction as usize]
     }
 
     fn unread(&self, whose: &Whose, reason: Blind) -> &Counters {

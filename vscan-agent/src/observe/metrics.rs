@@ -409,8 +409,7 @@ impl Metrics {
     }
 
     pub(super) fn bytes(&self, protocol: Protocol, from_client: u64, from_server: u64) {
-        let place = Protocol::ALL.iter().position(|one| *one == protocol).unwrap_or(0);
-        let [clients, servers] = &self.bytes[place];
+        let [clients, servers] = &self.bytes[protocol as usize];
         if from_client > 0 {
             clients.inc_by(from_client);
         }

@@ -20,19 +20,19 @@ mod transfer;
 #[cfg(test)]
 mod tests;
 
-use super::{Accepted, Closing, Gateway, refuse};
+use super::{Closing, Gateway, refuse};
 use crate::{
     access::Rules,
     config::{Config, Protocol, TlsAction},
-    net,
-    observe::FlowHandle,
+    net::{self, Dialling},
+    observe::{FlowHandle, FlowOpen},
     tls::Wire,
 };
 use control::{Control, Ended};
 use data::Protected;
 pub use memory::Memory;
 use socket2::SockRef;
-use std::{net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 use tokio::net::TcpStream;
 use vscan_proto::ftp::{Permit, Settings, Sniff, Timing, Tls};
 
@@ -52,9 +52,14 @@ struct Place<'a> {
 }
 
 /// Serves one FTP session until all is said.
-pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: &FlowHandle) -> Option<Closing> {
+pub async fn run(
+    gateway: &Gateway,
+    client: TcpStream,
+    upstream: io::Result<Dialling>,
+    flow: &FlowHandle,
+) -> Option<Closing> {
     let config = gateway.config();
-    let Accepted { client, client_addr, dialled, server, upstream } = conn;
+    let &FlowOpen { client: client_addr, server: dialled, real_server: server, .. } = flow.opened();
     // The data mark of a Telnet Synch must stay in its place.
     if SockRef::from(&client).set_out_of_band_inline(true).is_err() {
         return None;

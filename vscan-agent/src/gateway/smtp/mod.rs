@@ -9,12 +9,12 @@ mod deliver;
 mod driver;
 mod secure;
 
-use super::{Accepted, Closing, Gateway};
+use super::{Closing, Gateway};
 use crate::{
     access::Rules,
     config,
     config::{TlsAction, UpstreamTls},
-    net,
+    net::{self, Dialling},
     observe::FlowHandle,
     tls::{Decision, Wire},
 };
@@ -33,10 +33,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(570);
 const RULING_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Serves one SMTP session until all is said.
-pub async fn run(gateway: &Arc<Gateway>, conn: Accepted, flow: &FlowHandle) -> Option<Closing> {
+pub async fn run(
+    gateway: &Gateway,
+    client: TcpStream,
+    upstream: io::Result<Dialling>,
+    flow: &FlowHandle,
+) -> Option<Closing> {
     let config = gateway.config();
+    let server = flow.opened().real_server;
     // Boxed, as all that an idle session does not need: its future has room for the driver alone.
-    let Accepted { client, server, upstream, .. } = conn;
     let upstream = match Box::pin(gateway.connected(upstream, server)).await {
         Ok(upstream) => upstream,
         Err(error) => {

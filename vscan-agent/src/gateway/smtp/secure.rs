@@ -269,13 +269,16 @@ impl Place<'_> {
             self.flow.tls_failed(Side::Server, why);
             return None;
         }
+        let upstream = self.in_the_clear(why).await;
+        upstream.inspect_err(|error| self.flow.tls_failed(Side::Server, error)).ok()
+    }
+
+    /// Another connection to a server with which TLS did not come about, up to its greeting.
+    async fn in_the_clear(self, why: &str) -> io::Result<TcpStream> {
         self.flow.tls_failed(Side::Server, format!("{why}; it is spoken to in the clear"));
-        let upstream = async {
-            let mut upstream = self.redial().await?;
-            answer(&mut upstream, 220).await?;
-            Ok::<_, io::Error>(upstream)
-        };
-        upstream.await.inspect_err(|error| self.flow.tls_failed(Side::Server, error)).ok()
+        let mut upstream = self.redial().await?;
+        answer(&mut upstream, 220).await?;
+        Ok(upstream)
     }
 
     /// The handshake with the server, and the greeting behind it; without either if it has to be, and may be.
@@ -298,10 +301,7 @@ impl Place<'_> {
         if !plain {
             return Err(error);
         }
-        self.flow.tls_failed(Side::Server, format!("{error}; it is spoken to in the clear"));
-        let mut upstream = self.redial().await?;
-        answer(&mut upstream, 220).await?;
-        Ok(Wire::Plain(upstream))
+        Ok(Wire::Plain(self.in_the_clear(&error.to_string()).await?))
     }
 
     async fn with_client(

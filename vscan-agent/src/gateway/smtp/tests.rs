@@ -616,13 +616,7 @@ async fn an_idle_session_is_small() {
         real_server: address,
         direction: Direction::Inbound,
     });
-    let conn = Accepted {
-        client: client_leg,
-        client_addr: address,
-        dialled: address,
-        server: address,
-        upstream: Err(io::ErrorKind::ConnectionRefused.into()),
-    };
-    let future = run(&gateway, conn, &flow);
+    let upstream = Err(io::ErrorKind::ConnectionRefused.into());
+    let future = run(&gateway, client_leg, upstream, &flow);
     assert!(size_of_val(&future) <= 1536, "{} bytes", size_of_val(&future));
 }

@@ -426,6 +426,9 @@ impl TlsWire {
 
     /// Writes close_notify and FIN behind all that was written.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.shut {
+            return Poll::Ready(Ok(()));
+        }
         if !self.closed && self.ended != Ended::Failed && self.outgoing.is_empty() {
             let mut notice = [0; RECORD_OVERHEAD];
             let length = self.seal(Sealing::CloseNotify, &mut notice)?;
@@ -442,9 +445,6 @@ impl TlsWire {
                 Err(error) => return Poll::Ready(Err(error)),
             };
             self.outgoing.extend_from_slice(&notice[written..]);
-        }
-        if self.shut {
-            return Poll::Ready(Ok(()));
         }
         ready!(self.poll_close_notify(cx))?;
         ready!(Pin::new(&mut self.tcp).poll_shutdown(cx))?;

@@ -2,7 +2,7 @@
 
 use crate::{
     config::{self, Config, Protocol},
-    gateway::{Accepted, Gateway},
+    gateway::Gateway,
     net::{Seqpacket, seqpacket},
     observe::{FlowOpen, Observer},
     quarantine,
@@ -112,13 +112,7 @@ impl Peers {
         let (leg, client_addr) = accepted;
         crate::net::close::prepare_leg(&leg).unwrap();
         let mark = self.gateway.config().gateway.marks.upstream;
-        let accepted = Accepted {
-            client: leg,
-            client_addr,
-            dialled: self.server,
-            server: self.server,
-            upstream: crate::net::dial_upstream(client_addr, self.server, mark),
-        };
+        let upstream = crate::net::dial_upstream(client_addr, self.server, mark);
         let flow = self.gateway.observer.flows.open(FlowOpen {
             protocol: Protocol::Ftp,
             client: client_addr,
@@ -128,7 +122,7 @@ impl Peers {
         });
         let gateway = Arc::clone(&self.gateway);
         self.sessions.push(tokio::spawn(async move {
-            if let Some(closing) = super::super::run(&gateway, accepted, &flow).await {
+            if let Some(closing) = super::super::run(&gateway, leg, upstream, &flow).await {
                 closing.closed().await;
             }
         }));
